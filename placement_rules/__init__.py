@@ -1,0 +1,28 @@
+"""Where in a model a regularizer attaches: recordings, layouts, rules.
+
+This package knows models and graphs, and nothing of what is done at the sites it finds.
+"""
+
+from ._errors import ExampleInputsError as ExampleInputsError
+from ._errors import LayoutError as LayoutError
+from ._errors import NoSiteError as NoSiteError
+from ._errors import PlacementError as PlacementError
+from ._errors import RecordingError as RecordingError
+from ._errors import RuleSyntaxError as RuleSyntaxError
+from ._layout import Layout as Layout
+from ._parse import parse as parse
+from ._record import record as record
+from ._recording import Recording as Recording
+from ._recording import Scope as Scope
+from ._rule import Rule as Rule
+from ._site import Site as Site
+from ._site import resolve as resolve
+from ._spot import Spot as Spot
+from .rules import VCReg1 as VCReg1
+from .rules import VCReg2 as VCReg2
+from .rules import VCReg3 as VCReg3
+from .rules import VCReg4 as VCReg4
+from .rules import blocks as blocks
+from .rules import downsample as downsample
+from .rules import head as head
+from .rules import residual as residual

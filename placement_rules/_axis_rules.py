@@ -1,0 +1,339 @@
+"""What each torch function does to axes: which it carries along, which it treats as channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, fx
+
+from ._operation import operation
+from ._reshape import reshape_links
+
+Axis = tuple[fx.Node, int]
+Link = tuple[Axis, Axis]
+
+_NORMALIZATIONS = {
+    "batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm", "local_response_norm",
+    "native_batch_norm", "native_layer_norm", "sync_batch_norm",
+}  # fmt: skip
+_MIXING = {  # what comes out is not where it came in
+    "einsum", "tensordot", "bilinear", "fft", "ifft", "rfft", "irfft", "rfft2", "irfft2", "fft2",
+    "ifft2", "lstm", "gru", "rnn_tanh", "rnn_relu", "grid_sample", "affine_grid", "gather",
+    "scatter", "index_select", "take_along_dim", "one_hot", "diag", "diagonal", "outer", "cdist",
+    "fold", "unfold", "pixel_shuffle", "pixel_unshuffle", "cov", "inverse", "kron", "repeat",
+    "tile", "repeat_interleave", "rot90", "arange", "linspace", "meshgrid", "bmm", "baddbmm", "mm",
+    "addmm", "dot", "matmul", "scaled_dot_product_attention", "linear", "embedding",
+    "multi_head_attention_forward", "deform_conv2d", "roi_align", "nms",
+}  # fmt: skip
+
+
+def axis_links(node: fx.Node) -> Iterator[Link]:
+    """Yield pairs of axes that a function leaves the same: (axis of the output, of an input)."""
+    if node.op != "call_function":
+        return
+    name = _name(node)
+    if name == "leaf_of":
+        yield from _tuple_element(node)
+    elif isinstance(node.meta.get("val"), Tensor):
+        if handler := _HANDLERS.get(name):
+            yield from handler(node)
+        elif name in _CONVOLUTIONS:
+            yield from _axes_in_order(node, node.args[0], [0])
+        elif "pool" in name:
+            kept = _ndim(node) - _spatial(name)
+            yield from _axes_in_order(node, _input(node), range(kept))
+        elif name in _REDUCTIONS:
+            yield from _reduction(node)
+        elif name not in _MIXING and not _is_foreign(node):
+            yield from _broadcast(node)
+
+
+def channel_evidence(node: fx.Node) -> Iterator[tuple[Axis, str]]:
+    """Yield axes that a function treats as channels, with the kind of the evidence."""
+    if node.op == "get_attr":
+        shape = _shape(node)
+        wide = [axis for axis, size in enumerate(shape) if size > 1]
+        if len(wide) == 1:  # a scale or bias per channel
+            yield (node, wide[0]), "CONVOLUTION"
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+        return
+    name, source = _name(node), _input(node)
+    if name in _CONVOLUTIONS:
+        axis = _ndim(node) - _spatial(name) - 1
+        yield (node, axis), "CONVOLUTION"
+        if source is not None:
+            yield (source, axis), "CONVOLUTION"
+    elif name in _NORMALIZATIONS:
+        axis = 1
+        if name in {"layer_norm", "native_layer_norm", "rms_norm"}:
+            normalized = _argument(node, 1, "normalized_shape")
+            if not isinstance(normalized, int) and len(normalized) != 1:
+                return  # over channels and locations together
+            axis = _ndim(node) - 1
+        yield (node, axis), "NORMALIZATION"
+    elif name == "linear":
+        yield (node, _ndim(node) - 1), "LINEAR"
+        if source is not None:
+            yield (source, _ndim(source) - 1), "LINEAR"
+    elif name == "embedding":
+        yield (node, _ndim(node) - 1), "LINEAR"
+    elif name in {"matmul", "mm", "addmm"}:
+        operands = [n for n in node.all_input_nodes if len(_shape(n)) > 1]
+        if len(operands) > 1 and operands[-1].op == "get_attr":
+            yield (node, _ndim(node) - 1), "LINEAR"
+            yield (operands[-2], _ndim(operands[-2]) - 1), "LINEAR"
+
+
+# Functions ---------------------------------------------------------------------------------
+
+
+def _broadcast(node: fx.Node) -> Iterator[Link]:
+    """Element by element: axes are aligned from the right."""
+    ndim, shape = _ndim(node), _shape(node)
+    sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    for source in sources[:1] if _name(node) == "setitem" else sources:
+        offset = ndim - _ndim(source)
+        for axis, size in enumerate(_shape(source)):
+            if offset + axis >= 0 and size == shape[offset + axis]:
+                yield (node, offset + axis), (source, axis)
+
+
+def _axes_in_order(node: fx.Node, source: Any, axes: Any) -> Iterator[Link]:
+    if isinstance(source, fx.Node):
+        for axis in axes:
+            if axis < min(_ndim(node), _ndim(source)):
+                yield (node, axis), (source, axis)
+
+
+def _permute(node: fx.Node) -> Iterator[Link]:
+    source = _input(node)
+    order = _numbers(node, "dims")
+    for axis, old in enumerate(order):
+        yield (node, axis), (source, old % len(order))
+
+
+def _transpose(node: fx.Node) -> Iterator[Link]:
+    source, ndim = _input(node), _ndim(node)
+    name = _name(node)
+    if name in {"mT", "mH", "adjoint"}:
+        first, second = ndim - 2, ndim - 1
+    elif name in {"T", "t", "H"}:
+        yield from (((node, axis), (source, ndim - 1 - axis)) for axis in range(ndim))
+        return
+    else:
+        first = _argument(node, 1, "dim0", "axis0") % ndim
+        second = _argument(node, 2, "dim1", "axis1") % ndim
+    swap = {first: second, second: first}
+    for axis in range(ndim):
+        yield (node, axis), (source, swap.get(axis, axis))
+
+
+def _movedim(node: fx.Node) -> Iterator[Link]:
+    source, ndim = _input(node), _ndim(node)
+    old, new = _argument(node, 1, "source"), _argument(node, 2, "destination")
+    pairs = [(old, new)] if isinstance(old, int) else list(zip(old, new, strict=True))
+    moved = {to % ndim: frm % ndim for frm, to in pairs}
+    rest = iter(axis for axis in range(ndim) if axis not in moved.values())
+    for axis in range(ndim):
+        yield (node, axis), (source, moved[axis] if axis in moved else next(rest))
+
+
+def _reshape(node: fx.Node) -> Iterator[Link]:
+    source = _input(node)
+    for here, there in reshape_links(_shape(node), _shape(source)):
+        yield (node, here), (source, there)
+
+
+def _squeeze(node: fx.Node) -> Iterator[Link]:
+    """Drop or add axes of size one; every other axis keeps its order."""
+    source = _input(node)
+    if _name(node) == "unsqueeze":
+        new = _argument(node, 1, "dim") % _ndim(node)
+        kept = [axis for axis in range(_ndim(node)) if axis != new]
+        yield from (((node, axis), (source, old)) for old, axis in enumerate(kept))
+    else:
+        yield from _reshape(node)
+
+
+def _reduction(node: fx.Node) -> Iterator[Link]:
+    source = _input(node)
+    if source is None:
+        return
+    if _ndim(source) == _ndim(node):
+        yield from _broadcast(node)
+        return
+    dims = _argument(node, 1, "dim", "axis")
+    if dims is None:
+        return
+    gone = {d % _ndim(source) for d in ([dims] if isinstance(dims, int) else dims)}
+    kept = [axis for axis in range(_ndim(source)) if axis not in gone]
+    yield from (((node, axis), (source, old)) for axis, old in enumerate(kept))
+
+
+def _cat(node: fx.Node) -> Iterator[Link]:
+    dim = (_argument(node, 1, "dim", "axis") or 0) % _ndim(node)
+    for source in node.all_input_nodes:
+        if _ndim(source) == _ndim(node):
+            for axis in range(_ndim(node)):
+                if axis != dim:
+                    yield (node, axis), (source, axis)
+
+
+def _stack(node: fx.Node) -> Iterator[Link]:
+    new = (_argument(node, 1, "dim", "axis") or 0) % _ndim(node)
+    kept = [axis for axis in range(_ndim(node)) if axis != new]
+    for source in node.all_input_nodes:
+        yield from (((node, axis), (source, old)) for old, axis in enumerate(kept))
+
+
+def _tuple_element(node: fx.Node) -> Iterator[Link]:
+    """One tensor of a function that returns several."""
+    whole = node.args[0]
+    if not isinstance(whole, fx.Node) or whole.op != "call_function":
+        return
+    source = _input(whole)
+    if source is None:
+        return
+    name = _name(whole)
+    if name == "unbind":
+        dim = (_argument(whole, 1, "dim") or 0) % _ndim(source)
+        kept = [axis for axis in range(_ndim(source)) if axis != dim]
+        yield from (((node, axis), (source, old)) for axis, old in enumerate(kept))
+    elif name == "multi_head_attention_forward":
+        if node.meta.get("leaf") == (0,):
+            yield from _axes_in_order(node, source, (0, 1))
+    elif name not in _MIXING and _ndim(source) == _ndim(node):
+        for axis, size in enumerate(_shape(node)):  # chunk, split, sort, topk, max, …
+            if size == _shape(source)[axis]:
+                yield (node, axis), (source, axis)
+
+
+def _matmul(node: fx.Node) -> Iterator[Link]:
+    left, right = [*node.all_input_nodes, None, None][:2]
+    if left is None or right is None or min(_ndim(left), _ndim(right)) < 2:
+        return
+    ndim = _ndim(node)
+    yield (node, ndim - 2), (left, _ndim(left) - 2)
+    yield (node, ndim - 1), (right, _ndim(right) - 1)
+    yield from _leading(node, left)
+    yield from _leading(node, right)
+
+
+def _linear(node: fx.Node) -> Iterator[Link]:
+    yield from _leading(node, _input(node), 1)
+
+
+def _attention(node: fx.Node) -> Iterator[Link]:
+    values = _argument(node, 2, "value")
+    yield from _leading(node, _input(node), 1)
+    if isinstance(values, fx.Node) and _ndim(values) == _ndim(node):
+        yield (node, _ndim(node) - 1), (values, _ndim(values) - 1)
+
+
+def _leading(node: fx.Node, source: fx.Node | None, last: int = 2) -> Iterator[Link]:
+    if source is not None and _ndim(source) == _ndim(node):
+        for axis in range(_ndim(node) - last):
+            if _shape(source)[axis] == _shape(node)[axis]:
+                yield (node, axis), (source, axis)
+
+
+def _embedding(node: fx.Node) -> Iterator[Link]:
+    yield from _axes_in_order(node, _input(node), range(_ndim(node) - 1))
+
+
+def _getitem(node: fx.Node) -> Iterator[Link]:
+    source = node.args[0]
+    index = node.args[1]
+    if not isinstance(source, fx.Node):
+        return
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(item, (fx.Node, list)) for item in items):
+        return  # indexing by a tensor
+    used = sum(item is not None and item is not Ellipsis for item in items)
+    if Ellipsis not in items:
+        items.append(Ellipsis)
+    place = items.index(Ellipsis)
+    items[place : place + 1] = [slice(None)] * (_ndim(source) - used)
+    new = old = 0
+    for item in items:
+        if isinstance(item, slice):
+            if _shape(source)[old] == _shape(node)[new]:
+                yield (node, new), (source, old)
+            new, old = new + 1, old + 1
+        elif item is None:
+            new += 1
+        else:
+            old += 1
+
+
+_CONVOLUTIONS = {
+    f"conv{kind}{n}d" for kind in ("", "_transpose", "_tbc") for n in (1, 2, 3)
+} | {"deform_conv2d"}  # fmt: skip
+_REDUCTIONS = {
+    "mean", "sum", "amax", "amin", "std", "var", "norm", "logsumexp", "prod", "median", "argmax",
+    "argmin", "vector_norm", "nansum", "nanmean", "any", "all",
+}  # fmt: skip
+_HANDLERS: dict[str, Callable[[fx.Node], Iterator[Link]]] = {
+    **dict.fromkeys(("permute",), _permute),
+    **dict.fromkeys(
+        ("transpose", "swapaxes", "swapdims", "mT", "mH", "adjoint", "T", "t", "H"), _transpose
+    ),
+    **dict.fromkeys(("movedim", "moveaxis"), _movedim),
+    **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel", "reshape_as"), _reshape),
+    **dict.fromkeys(("squeeze", "unsqueeze"), _squeeze),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    "stack": _stack,
+    "matmul": _matmul,
+    "bmm": _matmul,
+    "linear": _linear,
+    "scaled_dot_product_attention": _attention,
+    "embedding": _embedding,
+    "getitem": _getitem,
+}
+
+
+# Reading nodes -----------------------------------------------------------------------------
+
+
+def _name(node: fx.Node) -> str:
+    return operation(node.target) if callable(node.target) else str(node.target)
+
+
+def _is_foreign(node: fx.Node) -> bool:
+    """Whether the function is a custom operator, about whose axes nothing is known."""
+    qualified = str(getattr(node.target, "_qualified_op_name", ""))
+    return bool(qualified) and not qualified.startswith("aten::")
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    tensor = node.meta.get("val")
+    return tuple(tensor.shape) if isinstance(tensor, Tensor) else ()
+
+
+def _ndim(node: fx.Node) -> int:
+    return len(_shape(node))
+
+
+def _input(node: fx.Node) -> Any:
+    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("query"))
+    return first if isinstance(first, fx.Node) else None
+
+
+def _argument(node: fx.Node, index: int, *names: str) -> Any:
+    if len(node.args) > index:
+        return node.args[index]
+    return next((node.kwargs[name] for name in names if name in node.kwargs), None)
+
+
+def _numbers(node: fx.Node, name: str) -> list[int]:
+    """Read ``permute(0, 2, 1)`` as well as ``permute((0, 2, 1))`` and ``permute(dims=…)``."""
+    given: Any = node.kwargs.get(name, node.args[1:])
+    if len(given) == 1 and not isinstance(given[0], int):
+        given = given[0]
+    return [int(number) for number in given]
+
+
+def _spatial(name: str) -> int:
+    """How many of a layer's axes are spatial: 2 for ``conv2d``."""
+    return int(name.rstrip("d")[-1]) if name.rstrip("d")[-1].isdigit() else 2

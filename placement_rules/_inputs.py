@@ -1,0 +1,136 @@
+"""Example inputs worked out from a model: from its own configuration, or its first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_BATCH = 2
+_LENGTH = 16  # tokens, where the model fixes no number
+_FRAMES = 16
+_SIDES = (224, 256, 299, 32)  # pixels, where the model fixes no number
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one forward call, and what they were worked out from."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    origin: str = ""
+
+
+def candidate_inputs(model: nn.Module) -> Iterator[Inputs]:
+    """Yield inputs the model may accept, the most trustworthy first."""
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "model_type"):
+        yield from _from_transformers(model, config)
+        return
+    yield from _from_timm(model)
+    yield from _from_first_layer(model)
+
+
+def _from_timm(model: nn.Module) -> Iterator[Inputs]:
+    channels = 3
+    size = None
+    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    if "input_size" in cfg:
+        channels, *size = cfg["input_size"]
+    channels = _first_channels(model) or channels
+    patch_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if patch_size is not None:
+        yield _image(model, channels, _pair(patch_size), "patch_embed.img_size")
+    if size is not None:
+        yield _image(model, channels, size, "pretrained_cfg['input_size']")
+
+
+def _from_first_layer(model: nn.Module) -> Iterator[Inputs]:
+    """Read the first layer that fixes what goes in; torchvision's and home-made models."""
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            side = getattr(model, "image_size", None)
+            for size in [_pair(side)] if side is not None else [(s, s) for s in _SIDES]:
+                yield _image(model, module.in_channels, size, f"a {size[0]} × {size[1]} image")
+            return
+        if isinstance(module, nn.Conv3d):
+            shape = (_BATCH, module.in_channels, _FRAMES, 112, 112)
+            yield Inputs((_floats(model, shape),), {}, f"a clip of shape {shape}")
+            return
+        if isinstance(module, nn.Conv1d):
+            shape = (_BATCH, module.in_channels, 4096)
+            yield Inputs((_floats(model, shape),), {}, f"a signal of shape {shape}")
+            return
+        if isinstance(module, nn.Linear):
+            for middle in ((), (_LENGTH,)):
+                shape = (_BATCH, *middle, module.in_features)
+                yield Inputs((_floats(model, shape),), {}, f"features of shape {shape}")
+            return
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+            tokens = torch.zeros((_BATCH, _LENGTH), dtype=torch.long, device=_device(model))
+            yield Inputs((tokens,), {}, "token numbers")
+            return
+
+
+def _from_transformers(model: nn.Module, config: Any) -> Iterator[Inputs]:
+    name = getattr(model, "main_input_name", "pixel_values")
+    origin = f"the {config.model_type} configuration"
+    vision = getattr(config, "vision_config", config)
+    if name in {"pixel_values", "pixel_values_videos"}:
+        channels = getattr(vision, "num_channels", 3)
+        side = getattr(vision, "image_size", None) or getattr(vision, "crop_size", None)
+        frames = getattr(vision, "num_frames", None)
+        for size in [_pair(side)] if side is not None else [(s, s) for s in _SIDES]:
+            shape = (_BATCH, channels, *size)
+            if frames is not None:
+                shape = (_BATCH, frames, channels, *size)
+            kwargs: dict[str, Any] = {name: _floats(model, shape)}
+            if hasattr(vision, "tubelet_size") and "ForPreTraining" in type(model).__name__:
+                kwargs["bool_masked_pos"] = _half_masked(model, vision, size)
+            yield Inputs((), kwargs, origin)
+    elif name == "input_values":
+        yield Inputs((), {name: _floats(model, (_BATCH, 4096))}, origin)
+    elif name == "input_features":
+        bins = getattr(config, "num_mel_bins", 80)
+        yield Inputs((), {name: _floats(model, (_BATCH, bins, 3000))}, origin)
+    else:
+        tokens = torch.zeros((_BATCH, _LENGTH), dtype=torch.long, device=_device(model))
+        yield Inputs((), {name: tokens}, origin)
+
+
+def _half_masked(model: nn.Module, config: Any, size: tuple[int, ...]) -> Tensor:
+    """VideoMAE's pre-training needs to be told which tubes are masked: half of them here."""
+    patch = _pair(config.patch_size)
+    count = config.num_frames // config.tubelet_size
+    count *= (size[0] // patch[0]) * (size[1] // patch[1])
+    mask = torch.arange(count, device=_device(model)) % 2 == 0
+    return mask.expand(_BATCH, count)
+
+
+def _image(model: nn.Module, channels: int, size: Any, origin: str) -> Inputs:
+    return Inputs((_floats(model, (_BATCH, channels, *size)),), {}, origin)
+
+
+def _first_channels(model: nn.Module) -> int | None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return None
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[-2]), int(size[-1]))
+
+
+def _device(model: nn.Module) -> torch.device:
+    first = next(iter(model.parameters()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _floats(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    dtype = dtypes[0] if dtypes else torch.get_default_dtype()
+    return torch.zeros(shape, dtype=dtype, device=_device(model))

@@ -1,0 +1,140 @@
+"""Record a model's forward pass on fake tensors, or for real where fake ones fail."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from ._errors import ExampleInputsError, RecordingError
+from ._inputs import Inputs, candidate_inputs
+from ._recorder import Recorder
+from ._recording import Recording, forget_data
+
+
+def record(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> Recording:
+    """Record one forward pass of ``model`` in eval mode, on a copy, without touching the model.
+
+    The pass runs on fake tensors (no arithmetic, no memory, random state untouched); where the
+    model cannot run on those (it reads values, or has a kernel without a fake form), a real pass
+    runs on a real copy.
+
+    **Arguments:**
+
+    - `model`: any module; parameters may lie on the meta device.
+    - `example_inputs`, `example_kwargs`: arguments for one forward call. By default they are
+      worked out from the model.
+
+    **Returns:** the `Recording`.
+
+    **Raises:** `ExampleInputsError` if no input was given and none could be worked out;
+    `RecordingError` if the forward pass fails.
+    """
+    _check_parameters(model)
+    if example_inputs is not None or example_kwargs is not None:
+        positional = (
+            (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs or ()
+        )
+        given = Inputs(tuple(positional), dict(example_kwargs or {}), "the given inputs")
+        return _record_either(model, given)
+    failures = []
+    for inputs in candidate_inputs(model):
+        try:
+            return _record_either(model, inputs)
+        except RecordingError as error:
+            failures.append(f"  {inputs.origin}: {error.__cause__ or error}")
+    if failures:
+        raise ExampleInputsError(
+            f"{type(model).__name__} did not run on any input worked out for it:\n"
+            + "\n".join(failures)
+            + "\nPass example_inputs=(tensor, …), and example_kwargs={…} if the forward needs them."
+        )
+    raise ExampleInputsError(
+        f"No example input can be worked out for {type(model).__name__}: it has no timm "
+        "pretrained_cfg, no transformers config, and no convolution, linear or embedding layer "
+        "that shows what it takes. Pass example_inputs=(tensor, …)."
+    )
+
+
+def _record_either(model: nn.Module, inputs: Inputs) -> Recording:
+    try:
+        return _record_fake(model, inputs)
+    except Exception as fake_error:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise RecordingError(
+                f"Recording {type(model).__name__} on fake tensors failed, and its parameters on "
+                f"the meta device rule out a real pass: {fake_error}"
+            ) from fake_error
+        try:
+            return _record_real(model, inputs)
+        except Exception as error:
+            raise RecordingError(
+                f"The forward pass of {type(model).__name__} failed on {inputs.origin}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def _record_fake(model: nn.Module, inputs: Inputs) -> Recording:
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with FakeCopyMode(fake):
+        duplicate = copy.deepcopy(model)
+
+    def to_fake(value: Any) -> Any:
+        return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
+
+    args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
+    with fake:
+        return _run(model, duplicate, args, kwargs)
+
+
+def _record_real(model: nn.Module, inputs: Inputs) -> Recording:
+    duplicate = copy.deepcopy(model)
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices=devices):
+        args, kwargs = copy.deepcopy((inputs.args, inputs.kwargs))
+        recording = _run(model, duplicate, args, kwargs)
+    for graph in [recording.flat, *(scope.graph for scope in recording.scopes)]:
+        for node in graph.nodes:
+            node.meta["val"] = tree_map(
+                lambda v: forget_data(v) if isinstance(v, torch.Tensor) else v,
+                node.meta.get("val"),
+            )
+    return recording
+
+
+def _run(model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any) -> Recording:
+    duplicate.eval()
+    recorder = Recorder(model, duplicate)
+    with torch.no_grad(), _fast_paths_off(), recorder:
+        duplicate(*args, **kwargs)
+    return recorder.recording
+
+
+@contextmanager
+def _fast_paths_off() -> Iterator[None]:
+    """Keep torch's fused transformer layers from hiding their residual adds."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _check_parameters(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise RecordingError(
+                f"{name} is lazy: its shape is not known yet. Run the model once on real data, "
+                "then insert."
+            )

@@ -1,0 +1,255 @@
+"""Record one forward pass: a function mode sees every call, hooks see every module."""
+
+from __future__ import annotations
+
+import types
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ._operation import operation
+from ._recording import Recording, Scope, Write, storage_of
+from ._tree import get_leaf, leaves
+
+class Recorder(TorchFunctionMode):
+    """Collects the scopes of one forward pass of ``copy``, a disposable copy of ``model``."""
+
+    def __init__(self, model: nn.Module, copy: nn.Module) -> None:
+        super().__init__()
+        self.recording = Recording(model, [], fx.Graph(), [])
+        self._time = 0
+        self._stack: list[Scope] = []
+        self._known: list[dict[int, fx.Node]] = []  # per scope on the stack: tensor id -> node
+        self._flat: dict[int, fx.Node] = {}
+        self._calls: Counter[str] = Counter()
+        self._kept: list[Any] = []  # keeps every tensor alive, so that no id is used twice
+        self._names = {
+            id(tensor): name
+            for source in (copy.named_parameters(), copy.named_buffers())
+            for name, tensor in source
+        }
+        originals = dict(model.named_modules())
+        for path, module in copy.named_modules():
+            _drop_function_hooks(module)
+            _record_calls(self, module, path, originals[path])
+
+    # Calls of functions --------------------------------------------------------------------
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func`` and record it if it makes or changes a tensor."""
+        kwargs = kwargs or {}
+        arguments = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        versions = [_version(tensor) for tensor in arguments]
+        output = func(*args, **kwargs)
+        if not self._stack:
+            return output
+        written = [t for t, before in zip(arguments, versions, strict=True) if _version(t) != before]
+        if not written and kwargs.get("inplace") is True:  # dropout writes in train mode only
+            written = arguments[:1]
+        made = list(leaves(output))
+        if made or written:
+            self._record_function(func, args, kwargs, output, made, written)
+        return output
+
+    def _record_function(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        made: list[tuple[Any, Tensor]],
+        written: list[Tensor],
+    ) -> None:
+        self._kept.append(output)
+        name = operation(func)
+        node = self._create(
+            self._stack[-1].graph, "call_function", func, args, kwargs, self._node_of, name
+        )
+        flat = self._create(
+            self.recording.flat, "call_function", func, args, kwargs, self._flat_of, name
+        )
+        node.meta["val"] = flat.meta["val"] = output
+        flat.meta["scope"], node.meta["flat"] = self._stack[-1], flat
+        flat.meta["node"] = node
+        for tensor in written:
+            self._bind(tensor, node)
+            self._flat[id(tensor)] = flat
+            if not isinstance(output, Tensor):
+                node.meta["val"] = flat.meta["val"] = tensor
+            where = f"{self._stack[-1].path}:{node.name}"
+            self.recording.writes.append(Write(node.meta["time"], storage_of(tensor), where))
+        if isinstance(output, Tensor):
+            self._bind(output, node)
+            self._flat[id(output)] = flat
+            return
+        for path, tensor in made:
+            self._known[-1][id(tensor)] = leaf = self._leaf(node, path, tensor)
+            self._flat[id(tensor)] = self._leaf(flat, path, tensor)
+            leaf.meta["flat"] = self._flat[id(tensor)]
+            self._flat[id(tensor)].meta["scope"] = self._stack[-1]
+
+    # Calls of modules ----------------------------------------------------------------------
+
+    def enter(
+        self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Begin the scope of a module call."""
+        parent = self._stack[-1] if self._stack else None
+        node = None
+        if parent is not None:
+            node = self._create(
+                parent.graph, "call_module", path, args, kwargs, self._node_of,
+                path.rpartition(".")[2],
+            )
+        scope = Scope(
+            path, module, fx.Graph(), self._calls[path], parent, node, start=self._tick()
+        )
+        self._calls[path] += 1
+        if node is not None:
+            node.meta["scope"] = scope
+        self._stack.append(scope)
+        self._known.append({})
+        self.recording.scopes.append(scope)
+        for where, tensor in [*leaves(args), *leaves(kwargs)]:
+            placeholder = self._known[-1].get(id(tensor))
+            if placeholder is None:
+                label = "_".join(str(key) for key in where)
+                placeholder = scope.graph.create_node(
+                    "placeholder", label, (), {}, name=f"input_{label}"
+                )
+                self._kept.append(tensor)
+                self._note(placeholder, tensor, self._flat_of(tensor))
+                self._known[-1][id(tensor)] = placeholder
+            scope.inputs.append((where, placeholder))
+            if getattr(module, "inplace", False) is True:  # dropout writes in train mode only
+                self.recording.writes.append(Write(scope.start, storage_of(tensor), path))
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """End the scope of a module call."""
+        while self._stack[-1].module is not module:  # calls that ended in a caught exception
+            self._pop()
+        scope = self._stack[-1]
+        self._kept.append(output)
+        found = list(leaves(output))
+        scope.outputs = [(path, self._node_of(tensor)) for path, tensor in found]
+        scope.graph.create_node(
+            "output", "output", (tuple(node for _, node in scope.outputs),), {}
+        )
+        self._pop()
+        if scope.node is None:
+            return
+        if isinstance(output, Tensor):
+            self._note(scope.node, output, self._flat_of(output))
+            self._known[-1][id(output)] = scope.node
+            return
+        scope.node.meta["val"] = output
+        scope.node.meta["time"] = self._tick()
+        for path, tensor in found:
+            leaf = self._leaf(scope.node, path, tensor)
+            leaf.meta["flat"] = self._flat_of(tensor)
+            self._known[-1][id(tensor)] = leaf
+
+    def _pop(self) -> None:
+        self._stack.pop().end = self._tick()
+        self._known.pop()
+
+    # Nodes ---------------------------------------------------------------------------------
+
+    def _create(
+        self,
+        graph: fx.Graph,
+        op: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        lookup: Callable[[Tensor], fx.Node],
+        name: str,
+    ) -> fx.Node:
+        def argument(item: Any) -> Any:
+            return lookup(item) if isinstance(item, Tensor) else item
+
+        mapped = tree_map(argument, tuple(args)), tree_map(argument, dict(kwargs))
+        node = graph.create_node(op, target, *mapped, name=name)
+        node.meta["time"] = self._tick()
+        return node
+
+    def _leaf(self, node: fx.Node, path: Any, tensor: Tensor) -> fx.Node:
+        leaf = node.graph.create_node(
+            "call_function", _leaf_of, (node, path), {}, name=f"{node.name}_leaf"
+        )
+        leaf.meta.update(val=tensor, time=self._tick(), leaf=path)
+        return leaf
+
+    def _node_of(self, tensor: Tensor) -> fx.Node:
+        """Return the tensor's node in the current scope, made on first sight."""
+        known = self._known[-1]
+        if id(tensor) not in known:
+            graph = self._stack[-1].graph
+            name = self._names.get(id(tensor))
+            node = graph.create_node("get_attr", name or "captured", (), {})
+            node.meta["parameter"] = name is not None
+            self._kept.append(tensor)
+            self._note(node, tensor, self._flat_of(tensor))
+            known[id(tensor)] = node
+        return known[id(tensor)]
+
+    def _flat_of(self, tensor: Tensor) -> fx.Node:
+        if id(tensor) not in self._flat:
+            name = self._names.get(id(tensor))
+            op = "placeholder" if name is None else "get_attr"
+            flat = self.recording.flat.create_node(op, name or "input", (), {})
+            flat.meta["val"] = tensor
+            self._kept.append(tensor)
+            self._flat[id(tensor)] = flat
+        return self._flat[id(tensor)]
+
+    def _bind(self, tensor: Tensor, node: fx.Node) -> None:
+        self._known[-1][id(tensor)] = node
+
+    def _note(self, node: fx.Node, tensor: Tensor, flat: fx.Node) -> None:
+        node.meta.update(val=tensor, flat=flat, time=self._tick())
+
+    def _tick(self) -> int:
+        self._time += 1
+        return self._time
+
+
+def _leaf_of(value: Any, path: Any) -> Any:
+    """Stand in recorded graphs for taking one tensor out of a structured output."""
+    return get_leaf(value, path)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else int(tensor._version)
+
+
+def _drop_function_hooks(module: nn.Module) -> None:
+    """Remove a copied module's plain-function hooks.
+
+    Functions are not copied with the module: a user's hook that stores activations would be left
+    with data-less ones. Hooks that are methods or objects were copied, and stay.
+    """
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [k for k, hook in hooks.items() if isinstance(hook, types.FunctionType)]:
+            del hooks[key]
+
+
+def _record_calls(recorder: Recorder, module: nn.Module, path: str, original: nn.Module) -> None:
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder.enter(path, original, args, kwargs)
+
+    def leave(_: nn.Module, args: Any, output: Any) -> None:
+        recorder.leave(original, output)
+
+    module.register_forward_pre_hook(enter, with_kwargs=True)
+    module.register_forward_hook(leave)

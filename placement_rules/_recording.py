@@ -1,0 +1,178 @@
+"""What a forward pass did: one small graph for every module call, in execution order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx, nn
+
+from ._errors import LayoutError, PlacementError
+from ._layout import Layout
+
+if TYPE_CHECKING:
+    from ._axes import ChannelAxes
+    from ._tree import Path
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.batchnorm._LazyNormBase)
+
+
+@dataclass(eq=False)
+class Scope:
+    """One call of one module, seen one level deep.
+
+    In `graph`, functions and methods are ``call_function`` nodes, each child module that was
+    called is one ``call_module`` node, parameters and buffers are ``get_attr`` nodes. A node's
+    ``meta`` holds ``val`` (its tensor, without data), ``time`` (its place in the whole recording),
+    ``flat`` (the node of `Recording.flat` with the same value) and, for a ``call_module`` node,
+    ``scope`` (the call it stands for).
+    """
+
+    path: str
+    module: nn.Module
+    graph: fx.Graph
+    call: int = 0
+    parent: Scope | None = None
+    node: fx.Node | None = None
+    start: int = 0
+    end: int = 0
+    inputs: list[tuple[Path, fx.Node]] = field(default_factory=list)
+    outputs: list[tuple[Path, fx.Node]] = field(default_factory=list)
+
+    @property
+    def children(self) -> Iterator[Scope]:
+        """The module calls made directly by this one, in order."""
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                yield node.meta["scope"]
+
+    def contains(self, other: Scope) -> bool:
+        """Whether ``other`` ran inside this call (a scope does not contain itself)."""
+        while other.parent is not None:
+            other = other.parent
+            if other is self:
+                return True
+        return False
+
+    def __repr__(self) -> str:
+        """Name the module and its call."""
+        return f"Scope({self.path or '(root)'}: {type(self.module).__name__}, call {self.call})"
+
+
+@dataclass(frozen=True)
+class Write:
+    """An in-place write: when it happened, which storage it changed, where."""
+
+    time: int
+    storage: int
+    name: str
+
+
+@dataclass(eq=False)
+class Recording:
+    """One forward pass of a model, recorded without arithmetic.
+
+    **Attributes:**
+
+    - `model`: the user's model, which the recording never ran and never changed.
+    - `scopes`: the module calls in the order they began; the first is the model's own.
+    - `flat`: all functions that ran, in one graph: how tensors flow through module borders.
+    - `writes`: the in-place writes.
+    """
+
+    model: nn.Module
+    scopes: list[Scope]
+    flat: fx.Graph
+    writes: list[Write]
+
+    @property
+    def root(self) -> Scope:
+        """The call of the model itself."""
+        return self.scopes[0]
+
+    @cached_property
+    def _by_path(self) -> dict[str, list[Scope]]:
+        calls: dict[str, list[Scope]] = {}
+        for scope in self.scopes:
+            calls.setdefault(scope.path, []).append(scope)
+        return calls
+
+    def calls(self, path: str) -> list[Scope]:
+        """Return the calls of the module at ``path``, in order; empty if it was never called."""
+        return self._by_path.get(path, [])
+
+    @cached_property
+    def axes(self) -> ChannelAxes:
+        """The channel axes of all recorded tensors, worked out once."""
+        from ._axes import ChannelAxes  # noqa: PLC0415  (imports this module)
+
+        return ChannelAxes(self.flat)
+
+    def layout(self, node: fx.Node) -> Layout:
+        """Return the layout of a node's tensor.
+
+        **Raises:** `LayoutError` if the channel axis cannot be inferred with certainty.
+        """
+        return self.axes.layout(node.meta["flat"])
+
+    def locations(self, node: fx.Node) -> int | None:
+        """Return the number of locations of a node's tensor, per example; None if unknown."""
+        shape = value(node).shape
+        try:
+            layout = self.layout(node)
+        except LayoutError:
+            return None
+        count = 1
+        for axis in layout.sample_axes[1:]:
+            count *= int(shape[axis])
+        return count
+
+    def write_after(self, node: fx.Node) -> Write | None:
+        """Return the first in-place write to the node's storage after the node ran, if any."""
+        storage, time = storage_of(value(node)), node.meta["time"]
+        return next((w for w in self.writes if w.storage == storage and w.time > time), None)
+
+
+def value(node: fx.Node) -> Tensor:
+    """Return the (data-less) tensor of a recorded node."""
+    tensor = node.meta.get("val")
+    if not isinstance(tensor, Tensor):
+        raise PlacementError(f"The node {node.name} does not stand for one tensor.")
+    return tensor
+
+
+def is_activation(node: object) -> bool:
+    """Whether ``node`` is a graph node that stands for one floating-point tensor."""
+    if not isinstance(node, fx.Node):
+        return False
+    tensor = node.meta.get("val")
+    return isinstance(tensor, Tensor) and tensor.is_floating_point()
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Return a number that two tensors share exactly if they share memory."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def keeps_container_forward(module: nn.Module) -> bool:
+    """Whether the module is a plain container: it only calls its children (or is not called)."""
+    return isinstance(module, _CONTAINERS) and (
+        getattr(type(module), "forward", None)
+        in {nn.Sequential.forward, nn.ModuleList.forward, nn.ModuleDict.forward}
+    )
+
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether ``convert_sync_batchnorm`` would rebuild the module."""
+    return isinstance(module, _BATCH_NORMS)
+
+
+def forget_data(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape, strides and type that holds no data."""
+    return torch.empty_strided(
+        tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device="meta"
+    )

@@ -1,0 +1,119 @@
+"""Rules select sites; rules compose."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import fx
+
+from ._errors import NoSiteError
+from ._recording import Recording, Scope
+from ._spot import Spot, locate
+
+Found = tuple[Scope, fx.Node]
+
+
+class Rule(ABC):
+    """Selects sites from a recording.
+
+    Rules compose: ``a | b`` selects what either selects, each tensor once; ``a & b`` what both
+    select; ``a - b`` what the first selects and the second does not.
+    """
+
+    @abstractmethod
+    def find(self, recording: Recording) -> list[Found]:
+        """Return the selected tensors: pairs of a scope and a node of its graph."""
+
+    @abstractmethod
+    def why_none(self, recording: Recording) -> str:
+        """Explain, for a model on which the rule selects nothing, why, and what would work."""
+
+    def select(self, recording: Recording) -> list[Spot]:
+        """Return the selected spots in the order in which they are computed, each tensor once."""
+        spots = [locate(recording, scope, node) for scope, node in self.find(recording)]
+        return _unique(spots)
+
+    def require(self, recording: Recording) -> list[Spot]:
+        """Return the selected spots.
+
+        **Raises:** `NoSiteError`, with the reason, if there are none.
+        """
+        if spots := self.select(recording):
+            return spots
+        raise NoSiteError(
+            f"The rule {str(self)!r} selects nothing in {type(recording.model).__name__}: "
+            f"{self.why_none(recording)}"
+        )
+
+    def __or__(self, other: Rule) -> Rule:
+        """Select what either rule selects."""
+        return _Either(self, other)
+
+    def __and__(self, other: Rule) -> Rule:
+        """Select what both rules select."""
+        return _Both(self, other)
+
+    def __sub__(self, other: Rule) -> Rule:
+        """Select what this rule selects and the other does not."""
+        return _Without(self, other)
+
+    def __repr__(self) -> str:
+        """Return the rule as it is written in a string."""
+        return str(self)
+
+
+class _Composed(Rule):
+    sign: str
+    tightness: int
+
+    def __init__(self, left: Rule, right: Rule) -> None:
+        self.left, self.right = left, right
+
+    def find(self, recording: Recording) -> list[Found]:
+        return [(spot.scope, spot.node) for spot in self.select(recording)]
+
+    def why_none(self, recording: Recording) -> str:
+        empty = [rule for rule in (self.left, self.right) if not rule.select(recording)]
+        if not empty:
+            return f"{self.left} and {self.right} each select sites, but none remains of both."
+        return " ".join(f"{rule}: {rule.why_none(recording)}" for rule in empty)
+
+    def __str__(self) -> str:
+        left, right = (
+            f"({rule})"
+            if isinstance(rule, _Composed) and rule.tightness < self.tightness + side
+            else str(rule)
+            for side, rule in enumerate((self.left, self.right))
+        )
+        return f"{left} {self.sign} {right}"
+
+
+class _Either(_Composed):
+    sign, tightness = "|", 0
+
+    def select(self, recording: Recording) -> list[Spot]:
+        return _unique([*self.left.select(recording), *self.right.select(recording)])
+
+
+class _Both(_Composed):
+    sign, tightness = "&", 1
+
+    def select(self, recording: Recording) -> list[Spot]:
+        kept = {spot.flat for spot in self.right.select(recording)}
+        return [spot for spot in self.left.select(recording) if spot.flat in kept]
+
+
+class _Without(_Composed):
+    sign, tightness = "-", 2
+
+    def select(self, recording: Recording) -> list[Spot]:
+        dropped = {spot.flat for spot in self.right.select(recording)}
+        return [spot for spot in self.left.select(recording) if spot.flat not in dropped]
+
+
+def _unique(spots: list[Spot]) -> list[Spot]:
+    """Keep one spot a tensor, in order of computation."""
+    first: dict[fx.Node, Spot] = {}
+    for spot in spots:
+        first.setdefault(spot.flat, spot)
+    return sorted(first.values(), key=lambda spot: int(spot.node.meta["time"]))

@@ -1,0 +1,148 @@
+"""A site: a tensor of the model at which a regularizer attaches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ._errors import LayoutError, PlacementError
+from ._layout import Layout
+from ._recording import Recording, Scope, value
+from ._spot import Spot
+from ._tree import Path
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor of the model at which a regularizer attaches.
+
+    **Attributes:**
+
+    - `name`: module path and place: ``layer1.0:output``, ``fc:input``, ``blocks.3:add_1``.
+    - `path`: the module that owns the site.
+    - `position`: ``"output"``, ``"input"``, or the name of a node of the module's graph.
+    - `leaf`: where in a structured output or in the arguments the tensor is; empty for the usual
+      single tensor.
+    - `shape`: the recorded shape; the batch and the locations may differ in training.
+    - `layout`: which axis holds the channels.
+    - `calls`: how often one forward pass of the model passes here.
+    - `clone`: the in-place write further down that makes a copy of the tensor necessary, if any.
+    """
+
+    name: str
+    path: str
+    position: str
+    leaf: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: Layout
+    calls: int
+    clone: str | None
+    scope: Scope = field(repr=False, compare=False)
+    node: fx.Node = field(repr=False, compare=False)
+
+    @property
+    def channels(self) -> int:
+        """d: the size of the channel axis."""
+        return self.shape[self.layout.axis]
+
+    @property
+    def samples(self) -> int:
+        """n: batch elements × locations, at the recorded batch size."""
+        count = 1
+        for axis in self.layout.sample_axes:
+            count *= self.shape[axis]
+        return count
+
+    @property
+    def form(self) -> str:
+        """``"boundary"`` at a module's output or input, ``"inside"`` within its forward."""
+        return "boundary" if self.position in {"output", "input"} else "inside"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the site as plain data."""
+        return {
+            "name": self.name,
+            "path": self.path,
+            "module": type(self.scope.module).__name__,
+            "shape": list(self.shape),
+            "layout": str(self.layout),
+            "channels": self.channels,
+            "calls": self.calls,
+            "form": self.form,
+            "clone": self.clone,
+        }
+
+
+def resolve(
+    recording: Recording,
+    spots: Sequence[Spot],
+    layout: str | Layout | None = None,
+) -> list[Site]:
+    """Turn spots into sites: join the calls of one module, work out layouts and in-place writes.
+
+    **Arguments:**
+
+    - `spots`: what a rule selected.
+    - `layout`: the layout of every site, where it is not to be inferred.
+
+    **Raises:** `LayoutError` if a channel axis cannot be inferred with certainty or the given
+    layout does not fit; `PlacementError` for tensors that are not floating point.
+    """
+    calls: dict[str, list[Spot]] = {}
+    for spot in spots:
+        calls.setdefault(spot.name, []).append(spot)
+    given = None if layout is None else Layout.parse(layout)
+    return [_site(recording, name, same, given) for name, same in calls.items()]
+
+
+def _site(recording: Recording, name: str, calls: list[Spot], given: Layout | None) -> Site:
+    first = calls[0]
+    tensor = value(first.node)
+    if not tensor.is_floating_point():
+        raise PlacementError(
+            f"{name} holds {tensor.dtype} numbers; variance and covariance need floating point."
+        )
+    layouts = {_layout(recording, spot, given) for spot in calls}
+    if len(layouts) > 1:
+        names = " and ".join(sorted(str(item) for item in layouts))
+        raise LayoutError(
+            f"{name} is called with different layouts ({names}). Pass layout=, or choose a rule "
+            "that leaves this module out."
+        )
+    writes = [write for spot in calls if (write := recording.write_after(spot.node))]
+    return Site(
+        name=name,
+        path=first.scope.path,
+        position=first.position,
+        leaf=first.leaf,
+        shape=tuple(int(size) for size in tensor.shape),
+        dtype=tensor.dtype,
+        layout=layouts.pop(),
+        calls=len({id(spot.scope) for spot in calls}),
+        clone=writes[0].name if writes else None,
+        scope=first.scope,
+        node=first.node,
+    )
+
+
+def _layout(recording: Recording, spot: Spot, given: Layout | None) -> Layout:
+    shape = tuple(value(spot.node).shape)
+    if given is not None:
+        if given.ndim != len(shape):
+            raise LayoutError(
+                f"layout={str(given)!r} has {given.ndim} axes; {spot.name} has shape {shape}."
+            )
+        return given
+    try:
+        return recording.layout(spot.node)
+    except LayoutError as error:
+        letters = "NCHW" if len(shape) == 4 else "NLC"
+        raise LayoutError(
+            f"The channel axis of {spot.name} cannot be inferred with certainty: {error}. "
+            f'Pass layout=, one letter an axis with C for the channels, such as "{letters}".'
+        ) from error

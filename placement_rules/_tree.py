@@ -1,0 +1,79 @@
+"""Tensors inside nested outputs: where they are, how to read one, how to put one back.
+
+A path is a tuple of keys: an index for tuples and lists, a key for mappings, a field name for
+dataclasses. The empty path is the value itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Path = tuple[int | str, ...]
+
+
+def leaves(value: Any, prefix: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Yield ``(path, tensor)`` for every tensor in nested tuples, lists, mappings, dataclasses."""
+    if isinstance(value, Tensor):
+        yield prefix, value
+        return
+    for key, child in _children(value):
+        yield from leaves(child, (*prefix, key))
+
+
+def get_leaf(value: Any, path: Path) -> Any:
+    """Return what lies at ``path`` in ``value``."""
+    for key in path:
+        value = getattr(value, str(key)) if _is_dataclass(value) else value[key]
+    return value
+
+
+def replace_leaf(value: Any, path: Path, tensor: Tensor) -> Any:
+    """Return a copy of ``value``, of the same type, with ``tensor`` at ``path``."""
+    if not path:
+        return tensor
+    key, rest = path[0], path[1:]
+    child = replace_leaf(get_leaf(value, (key,)), rest, tensor)
+    if isinstance(value, tuple):
+        if hasattr(value, "_replace"):
+            return value._replace(**{value._fields[int(key)]: child})
+        if type(value) is not tuple:  # torch.return_types: a sequence of its fields
+            return type(value)([child if i == key else item for i, item in enumerate(value)])
+        return (*value[: int(key)], child, *value[int(key) + 1 :])
+    changed = copy.copy(value)
+    if _is_dataclass(value):
+        object.__setattr__(changed, str(key), child)
+    else:
+        changed[key] = child
+    return changed
+
+
+def format_path(path: Path) -> str:
+    """Return ``path`` as it is written behind a value: ``[0]['logits']``."""
+    return "".join(f"[{key!r}]" for key in path)
+
+
+def _children(value: Any) -> list[tuple[int | str, Any]]:
+    if isinstance(value, torch.Size):
+        return []
+    if isinstance(value, (tuple, list)):
+        return list(enumerate(value))
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if _is_dataclass(value):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return []
+
+
+def _is_dataclass(value: Any) -> bool:
+    # transformers' ModelOutput is both a mapping and a dataclass; as a mapping it is complete.
+    return (
+        dataclasses.is_dataclass(value)
+        and not isinstance(value, type)
+        and not isinstance(value, Mapping)
+    )
