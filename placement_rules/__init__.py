@@ -18,6 +18,11 @@ from ._rule import Rule as Rule
 from ._site import Site as Site
 from ._site import resolve as resolve
 from ._spot import Spot as Spot
+from ._tree import format_path as format_path
+from ._tree import get_leaf as get_leaf
+from ._tree import leaves as leaves
+from ._tree import replace_leaf as replace_leaf
+from ._operation import operation as operation
 from .rules import VCReg1 as VCReg1
 from .rules import VCReg2 as VCReg2
 from .rules import VCReg3 as VCReg3

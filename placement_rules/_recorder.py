@@ -112,7 +112,7 @@ class Recorder(TorchFunctionMode):
                 path.rpartition(".")[2],
             )
         scope = Scope(
-            path, module, fx.Graph(), self._calls[path], parent, node, start=self._tick()
+            path, module, fx.Graph(), self._calls[path], parent, node, args, kwargs, self._tick()
         )
         self._calls[path] += 1
         if node is not None:

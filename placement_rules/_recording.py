@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -38,6 +38,8 @@ class Scope:
     call: int = 0
     parent: Scope | None = None
     node: fx.Node | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
     start: int = 0
     end: int = 0
     inputs: list[tuple[Path, fx.Node]] = field(default_factory=list)

@@ -1,0 +1,26 @@
+"""Train any vision model with variance-covariance regularization (VCReg, arXiv 2306.13292)."""
+
+import placement_rules as rules
+from placement_rules import ExampleInputsError as ExampleInputsError
+from placement_rules import LayoutError as LayoutError
+from placement_rules import NoSiteError as NoSiteError
+from placement_rules import PlacementError as PlacementError
+from placement_rules import RecordingError as RecordingError
+from placement_rules import RuleSyntaxError as RuleSyntaxError
+
+from ._config import VCRegConfig as VCRegConfig
+from ._errors import InsertionError as InsertionError
+from ._insert import get_config as get_config
+from ._insert import get_configs as get_configs
+from ._insert import insert as insert
+from ._insert import penalty as penalty
+from ._insert import remove as remove
+from ._insert import set_loss_scale as set_loss_scale
+from ._insert import sites as sites
+from ._live import LiveSite as LiveSite
+from .functional import covariance_loss as covariance_loss
+from .functional import variance_loss as variance_loss
+from .functional import vcreg_loss as vcreg_loss
+from .functional import vicreg_loss as vicreg_loss
+from .surgery import Plan as Plan
+from .surgery import plan as plan

@@ -1,0 +1,75 @@
+"""What is applied at a site: coefficients and variants of VCReg."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
+
+
+@dataclass(frozen=True)
+class VCRegConfig:
+    """Coefficients and variants of VCReg (arXiv 2306.13292).
+
+    **Arguments:**
+
+    - `alpha`: weight of the variance loss (Eq. 5).
+    - `beta`: weight of the covariance loss (Eq. 5).
+    - `delta`: where the covariance loss turns from squares to linear (Eq. 10); None for squares
+      throughout (Eq. 4).
+    - `gamma`: the standard deviation below which a feature is penalized (VICReg's Eq. 1).
+    - `eps`: added to variances under the square root (VICReg's Eq. 2).
+    - `demean`: ``"statistics"`` computes the batch mean and lets the activation flow on unchanged;
+      ``"activations"`` subtracts it from the activation (VCReg, Appendix A), and a running mean in
+      eval mode.
+    - `mode`: ``"gradient"`` adds the penalty's gradient during backward; ``"loss"`` leaves the
+      penalty to be added to the loss: ``loss + vcreg_fx.penalty(model)``.
+    - `backend`: ``"fast"`` computes that gradient in closed form; ``"naive"`` by autograd.
+    - `convention`: ``"exact"`` is the gradient of the loss as written; ``"algorithm1"`` reproduces
+      the pseudo-code of Appendix B (no 1/(n−1) in the covariance term, no δ, no centring).
+
+    **Raises:** `ValueError` for values outside their range and combinations that do not exist.
+    """
+
+    alpha: float = 0.64
+    beta: float = 0.08
+    delta: float | None = 1.0
+    gamma: float = 1.0
+    eps: float = 1e-4
+    demean: Literal["statistics", "activations"] = "statistics"
+    mode: Literal["gradient", "loss"] = "gradient"
+    backend: Literal["fast", "naive"] = "fast"
+    convention: Literal["exact", "algorithm1"] = "exact"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("alpha", "beta", "gamma"):
+            check_coefficient(name, getattr(self, name))
+        if self.delta is not None and not self.delta > 0:
+            raise ValueError(f"delta={self.delta!r} must be positive, or None for Eq. 4.")
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise ValueError(f"eps={self.eps!r} must be positive: √ has no slope at zero.")
+        hints = get_type_hints(type(self))
+        for item in fields(self):
+            choices = [choice for choice in get_args(hints[item.name]) if isinstance(choice, str)]
+            if choices and getattr(self, item.name) not in choices:
+                raise ValueError(
+                    f"{item.name}={getattr(self, item.name)!r} must be one of {choices}."
+                )
+        if self.convention == "algorithm1" and (self.mode, self.backend) != ("gradient", "fast"):
+            raise ValueError(
+                'convention="algorithm1" is a way to write the injected gradient, and the '
+                'gradient of no loss: use it with mode="gradient" and backend="fast".'
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return asdict(self)
+
+
+def check_coefficient(name: str, value: float) -> float:
+    """Return a coefficient, which must be a finite number ≥ 0."""
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(f"{name}={value!r} must be a finite number ≥ 0.")
+    return number

@@ -1,0 +1,178 @@
+"""The calls a user makes: insert, remove, and what lies between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from placement_rules import Layout, Rule
+
+from ._config import VCRegConfig
+from ._errors import InsertionError
+from ._live import LiveSite
+from ._loss_scale import LossScale
+from .surgery import live_sites, make_config, plan, uninstall
+from .surgery import insertions as _insertions
+
+
+def insert(
+    model: nn.Module,
+    rule: str | Rule = "blocks",
+    config: VCRegConfig | None = None,
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    layout: str | Layout | None = None,
+    coefficients: Mapping[str, Mapping[str, float]] | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """Insert VCReg into a model, in place: every training step then adds the penalty's gradient.
+
+    Nothing else about the model changes: its class, methods, module tree, parameters, state-dict
+    keys, hooks and outputs stay as they are.
+
+    **Arguments:**
+
+    - `model`: any vision model (timm, torchvision, transformers, your own), not yet wrapped or
+      compiled.
+    - `rule`: where: ``"head"``, ``"blocks"``, ``"downsample"``, ``"residual"``, the paper's
+      ``"VCReg1"`` to ``"VCReg4"``, combinations such as ``"blocks | downsample"``, or a rule object.
+    - `config`: the coefficients; by default those of `VCRegConfig`.
+    - `example_inputs`, `example_kwargs`: arguments of one forward call; by default worked out from
+      the model.
+    - `layout`: the layout of every site, such as ``"NHWC"``, where it is not to be inferred.
+    - `coefficients`: ``{site name: {"alpha": …, "beta": …}}`` to set sites apart, as `get_config`
+      returns it; the names must be those that the rule selects.
+    - `overrides`: fields of the configuration to change: ``alpha=0.32``.
+
+    **Returns:** the same model.
+
+    **Raises:** `PlacementError`, in one of its kinds, that states the cause and the fix. The model
+    is then exactly as it was.
+    """
+    merged = make_config(config, overrides)
+    planned = plan(
+        model, rule, example_inputs=example_inputs, example_kwargs=example_kwargs, layout=layout
+    )
+    if coefficients is not None:
+        _check_coefficients(coefficients, [site.name for site in planned.sites], merged)
+    planned.apply(merged)
+    for site in sites(model):
+        for name, value in (coefficients or {}).get(site.name, {}).items():
+            setattr(site, name, value)
+    return model
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Take VCReg out of a model, in place: every module gets its own class back.
+
+    A model without VCReg is left as it is.
+
+    **Returns:** the same model.
+    """
+    for module in model.modules():
+        uninstall(module)
+    return model
+
+
+def sites(model: nn.Module) -> list[LiveSite]:
+    """Return the sites inserted into a model, live: their coefficients can be set.
+
+    In the order in which they were inserted.
+    """
+    return live_sites(model)
+
+
+def get_config(model: nn.Module) -> dict[str, Any]:
+    """Return what was inserted as plain data, for a checkpoint: ``insert(model, **config)``.
+
+    **Raises:** `InsertionError` if nothing was inserted, or more than once (use `get_configs`).
+    """
+    found = get_configs(model)
+    if len(found) != 1:
+        raise InsertionError(
+            f"VCReg was inserted {len(found)} times into this model. Use vcreg_fx.get_configs, "
+            "which returns one configuration an insertion."
+        )
+    return found[0]
+
+
+def get_configs(model: nn.Module) -> list[dict[str, Any]]:
+    """Return one configuration an insertion, in order; see `get_config`."""
+    live = {site.name: site for site in sites(model)}
+    return [
+        {
+            "rule": insertion.rule,
+            **insertion.config,
+            "layout": insertion.layout,
+            "coefficients": {
+                name: {"alpha": live[name].alpha, "beta": live[name].beta}
+                for name in insertion.sites
+                if name in live
+            },
+        }
+        for insertion in _insertions(model)
+    ]
+
+
+def penalty(model: nn.Module) -> Tensor:
+    """Return the sum of all penalties since the last call, to be added to the loss (Eq. 8).
+
+    For ``mode="loss"``: ``loss = criterion(model(x), y) + vcreg_fx.penalty(model)``. Reading it
+    clears it. In eval mode or before a forward pass it is zero.
+
+    **Raises:** `InsertionError` if no site of the model has ``mode="loss"``.
+    """
+    waiting = [site for site in sites(model) if site.config.mode == "loss"]
+    if not waiting:
+        raise InsertionError(
+            'No site of this model has mode="loss". With mode="gradient" the penalty\'s gradient '
+            "is added during backward, and nothing has to be added to the loss."
+        )
+    terms = [term for site in waiting for term in site.take_pending()]
+    if not terms:
+        parameter = next(iter(model.parameters()), None)
+        return torch.zeros((), device=None if parameter is None else parameter.device)
+    device = terms[0].device
+    return torch.stack([term.to(device) for term in terms]).sum()
+
+
+def set_loss_scale(
+    model: nn.Module, scale: float | Tensor | Any = 1.0, accumulation_steps: int = 1
+) -> None:
+    """Tell the sites with ``mode="gradient"`` how the training loop scales its loss.
+
+    The injected gradient is multiplied by ``scale / accumulation_steps``, as the loss is.
+
+    **Arguments:**
+
+    - `scale`: a number, a 0-d tensor, or the ``torch.amp.GradScaler``, whose scale is then read at
+      every step.
+    - `accumulation_steps`: by how much the loop divides the loss of each micro-batch.
+
+    **Raises:** `InsertionError` if nothing was inserted; `ValueError` or `TypeError` for a scale
+    that is none.
+    """
+    found = sites(model)
+    if not found:
+        raise InsertionError("VCReg was not inserted into this model; there is nothing to scale.")
+    shared = LossScale(scale, accumulation_steps)
+    for site in found:
+        site.loss_scale = shared
+
+
+def _check_coefficients(
+    coefficients: Mapping[str, Mapping[str, float]], names: list[str], config: VCRegConfig
+) -> None:
+    if unknown := sorted(set(coefficients) ^ set(names)):
+        raise InsertionError(
+            f"coefficients names {sorted(coefficients)}, but the rule selects {names}; they differ "
+            f"in {unknown}. The model is not the one these coefficients were taken from."
+        )
+    for name, values in coefficients.items():
+        if extra := set(values) - {"alpha", "beta"}:
+            raise InsertionError(f"coefficients[{name!r}] has {sorted(extra)}; give alpha and beta.")
+        make_config(config, dict(values))

@@ -1,0 +1,158 @@
+"""The losses as the papers write them: the reference every fast path is tested against.
+
+VCReg is arXiv 2306.13292, VICReg arXiv 2105.04906. Nothing here is optimized; gradients come from
+autograd. Samples are rows: z has shape (n, d), n samples of d features.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from placement_rules import Layout
+
+
+def flatten_samples(h: Tensor, layout: str | Layout) -> Tensor:
+    """Return the activation as rows: every location is a sample (VCReg, section 3.2).
+
+    **Arguments:**
+
+    - `h`: an activation of any shape, such as ``(batch, channels, height, width)``.
+    - `layout`: which axis holds the channels, such as ``"NCHW"``.
+
+    **Returns:** z of shape (n, d), in float32 if `h` is in float16 or bfloat16.
+    """
+    axis = Layout.parse(layout).axis
+    if h.dtype in {torch.float16, torch.bfloat16}:
+        h = h.float()
+    return h.movedim(axis, -1).reshape(-1, h.shape[axis])
+
+
+def covariance(z: Tensor) -> Tensor:
+    """Return the covariance matrix C = Σᵢ (zᵢ − z̄)(zᵢ − z̄)ᵀ / (n − 1), below VCReg's Eq. 4.
+
+    **Arguments:**
+
+    - `z`: shape (n, d); with n = 1 the covariance is taken to be zero.
+
+    **Returns:** shape (d, d).
+    """
+    n, d = z.shape
+    if n < 2:
+        return z.new_zeros(d, d) * z.sum()
+    centred = z - z.mean(dim=0)
+    return centred.T @ centred / (n - 1)
+
+
+def variance_loss(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
+    """Return ℓ_var = (1/d) Σᵢ max(0, γ − √(C_ii + ε)): VCReg's Eq. 3 with VICReg's γ and ε.
+
+    VCReg's Eq. 3 is this with γ = 1, ε = 0; ``gamma`` and ``eps`` come from VICReg's Eq. 1 and 2.
+    A single sample has no variance and gives zero.
+
+    **Arguments:**
+
+    - `z`: shape (n, d).
+    - `gamma`: the standard deviation below which a feature is penalized.
+    - `eps`: keeps the square root differentiable at zero variance.
+    """
+    if z.shape[0] < 2:
+        return z.sum() * 0
+    std = torch.sqrt(covariance(z).diagonal() + eps)
+    return torch.relu(gamma - std).mean()
+
+
+def smooth_l1(x: Tensor, delta: float | None) -> Tensor:
+    """Return VCReg's Eq. 10: x² where |x| ≤ δ, else 2δ|x| − δ²; x² everywhere if δ is None."""
+    if delta is None:
+        return x**2
+    return torch.where(x.abs() <= delta, x**2, 2 * delta * x.abs() - delta**2)
+
+
+def covariance_loss(
+    z: Tensor, delta: float | None = None, normalization: Literal["vcreg", "vicreg"] = "vcreg"
+) -> Tensor:
+    """Return ℓ_cov = 1/(d(d−1)) Σ_{i≠j} ρ(C_ij): VCReg's Eq. 4, and Eq. 10 if δ is given.
+
+    A single feature has no covariance and gives zero.
+
+    **Arguments:**
+
+    - `z`: shape (n, d).
+    - `delta`: where ρ(x) = x² turns linear (Eq. 10); None for Eq. 4.
+    - `normalization`: ``"vcreg"`` divides by d(d − 1), ``"vicreg"`` by d (VICReg's Eq. 4).
+    """
+    d = z.shape[1]
+    if d < 2 or z.shape[0] < 2:
+        return z.sum() * 0
+    c = covariance(z)
+    off_diagonal = c[~torch.eye(d, dtype=torch.bool, device=c.device)]
+    count = d * (d - 1) if normalization == "vcreg" else d
+    return smooth_l1(off_diagonal, delta).sum() / count
+
+
+def vcreg_loss(
+    h: Tensor,
+    alpha: float | Tensor = 0.64,
+    beta: float | Tensor = 0.08,
+    delta: float | None = 1.0,
+    layout: str | Layout | None = None,
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Return the penalty α ℓ_var + β ℓ_cov of one activation (VCReg's Eq. 5, a term of Eq. 8).
+
+    **Arguments:**
+
+    - `h`: an activation; by default of shape (n, d).
+    - `alpha`, `beta`: the weights of the variance and the covariance loss.
+    - `delta`: where the covariance loss turns linear (Eq. 10); None for squares (Eq. 4).
+    - `layout`: which axis holds the channels; needed where `h` has more than two axes.
+    - `gamma`, `eps`: see `variance_loss`.
+
+    **Raises:** `ValueError` if the layout is missing or does not have as many axes as `h`.
+    """
+    if layout is None and h.ndim == 2:
+        layout = "NC"
+    if layout is None or Layout.parse(layout).ndim != h.ndim:
+        raise ValueError(
+            f"layout={layout!r} does not say which axis of a tensor of shape {tuple(h.shape)} "
+            'holds the channels. Give one letter an axis, such as layout="NCHW".'
+        )
+    z = flatten_samples(h, layout)
+    return alpha * variance_loss(z, gamma, eps) + beta * covariance_loss(z, delta)
+
+
+def invariance_loss(z: Tensor, other: Tensor) -> Tensor:
+    """Return s(Z, Z′) = (1/n) Σᵢ ‖zᵢ − z′ᵢ‖²: VICReg's Eq. 5, a sum over features.
+
+    VICReg's pseudo-code uses ``mse_loss``, which is 1/d of this.
+    """
+    return (z - other).pow(2).sum(dim=1).mean()
+
+
+def vicreg_loss(
+    z: Tensor,
+    other: Tensor,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance_weight: float = 1.0,
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Return ℓ(Z, Z′) = λ s(Z, Z′) + µ [v(Z) + v(Z′)] + ν [c(Z) + c(Z′)]: VICReg's Eq. 6.
+
+    **Arguments:**
+
+    - `z`, `other`: embeddings of two views, each of shape (n, d).
+    - `invariance`, `variance`, `covariance_weight`: λ, µ, ν (section 4.2 gives 25, 25, 1).
+    - `gamma`, `eps`: see `variance_loss`.
+    """
+    views = (z, other)
+    v = torch.stack([variance_loss(view, gamma, eps) for view in views]).sum()
+    c = torch.stack([covariance_loss(view, normalization="vicreg") for view in views]).sum()
+    return invariance * invariance_loss(z, other) + variance * v + covariance_weight * c

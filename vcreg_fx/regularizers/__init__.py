@@ -1,0 +1,8 @@
+"""What is applied at a site."""
+
+from ._functions import InjectGradient as InjectGradient
+from ._functions import Penalty as Penalty
+from ._functions import Settings as Settings
+from ._functions import naive_penalty as naive_penalty
+from ._gradient import Statistics as Statistics
+from ._products import working_dtype as working_dtype

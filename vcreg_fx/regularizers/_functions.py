@@ -1,0 +1,155 @@
+"""The autograd nodes: one adds the penalty's gradient to what arrives, one is the penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from placement_rules import Layout
+
+from .._config import VCRegConfig
+from ..functional import covariance_loss, flatten_samples, variance_loss
+from ._gradient import Direction, Statistics, apply_direction, direction
+from ._products import add_product
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What does not change between the steps of a site."""
+
+    layout: Layout
+    config: VCRegConfig
+    clone: bool
+    record: Callable[[Statistics], None]
+
+
+class InjectGradient(torch.autograd.Function):
+    """The identity, whose backward adds the gradient of the penalty (VCReg, section 3.3)."""
+
+    @staticmethod
+    def forward(
+        h: Tensor,
+        mean: Tensor | None,
+        alpha: Tensor,
+        beta: Tensor,
+        scale: Tensor | None,
+        settings: Settings,
+    ) -> Tensor:
+        """Return `h` itself as a view, or a clone where it is written to further down."""
+        return h.clone() if settings.clone else h.view_as(h)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Save the activation and its mean, and nothing else of its size."""
+        h, mean, alpha, beta, scale, settings = inputs
+        ctx.save_for_backward(h, mean, alpha, beta, scale)
+        ctx.settings = settings
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the arriving gradient plus the penalty's, in a new tensor."""
+        h, mean, alpha, beta, scale = ctx.saved_tensors
+        settings: Settings = ctx.settings
+        _refuse_second_order(settings)
+        with torch.no_grad(), _autocast_off(h):
+            if settings.config.backend == "naive":
+                added = _naive_gradient(h, alpha, beta, settings)
+                if scale is not None:
+                    added = added * scale
+                result = grad + added.to(grad.dtype)
+            else:
+                found = _direction(h, mean, alpha, beta, settings)
+                result = apply_direction(grad, h, settings.layout.axis, mean, found, scale)
+        return result, None, None, None, None, None
+
+
+class Penalty(torch.autograd.Function):
+    """The penalty α ℓ_var + β ℓ_cov with its gradient in closed form; differentiable twice."""
+
+    @staticmethod
+    def forward(
+        h: Tensor, mean: Tensor | None, alpha: Tensor, beta: Tensor, settings: Settings
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the penalty, and G and the shift of the mean for backward."""
+        with torch.no_grad(), _autocast_off(h):
+            found = _direction(h, mean, alpha, beta, settings)
+            statistics, config = found.statistics, settings.config
+            variance_loss = torch.relu(config.gamma - statistics.variances.sqrt()).mean()
+            penalty = alpha * variance_loss + beta * statistics.covariance_loss
+        shift = found.shift if found.shift is not None else torch.zeros_like(found.g[0])
+        return penalty.to(found.g.dtype), found.g, shift
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Save the activation, its mean, and G."""
+        h, mean, alpha, beta, settings = inputs
+        _, g, shift = output
+        ctx.mark_non_differentiable(g, shift)
+        ctx.save_for_backward(h, mean, alpha, beta, g, shift)
+        ctx.settings = settings
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the penalty's gradient, times what arrives."""
+        h, mean, alpha, beta, g, shift = ctx.saved_tensors
+        settings: Settings = ctx.settings
+        axis = settings.layout.axis
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with _autocast_off(h):
+                penalty = naive_penalty(h, alpha, beta, settings)
+                (found,) = torch.autograd.grad(penalty, h, grad, create_graph=True)
+            return found, None, None, None, None
+        with _autocast_off(h):
+            zero = torch.zeros((), dtype=h.dtype, device=h.device).expand(h.shape)
+            result = add_product(zero, h, axis, mean, shift, g * grad)
+        return result, None, None, None, None
+
+
+def naive_penalty(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) -> Tensor:
+    """Return the penalty of Eq. 5 by the reference, for autograd to differentiate."""
+    config = settings.config
+    z = flatten_samples(h, settings.layout)
+    spread = variance_loss(z, config.gamma, config.eps)
+    correlation = covariance_loss(z, config.delta)
+    if not torch.compiler.is_compiling():
+        with torch.no_grad():
+            variances = z.var(dim=0) + config.eps
+        settings.record(Statistics(z.shape[0], variances, correlation.detach()))
+    return alpha * spread + beta * correlation
+
+
+def _naive_gradient(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) -> Tensor:
+    with torch.enable_grad():
+        leaf = h.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(naive_penalty(leaf, alpha, beta, settings), leaf)
+    return gradient
+
+
+def _direction(
+    h: Tensor, mean: Tensor | None, alpha: Tensor, beta: Tensor, settings: Settings
+) -> Direction:
+    found = direction(h, settings.layout.axis, mean, alpha, beta, settings.config)
+    if not torch.compiler.is_compiling():
+        settings.record(found.statistics)
+    return found
+
+
+def _refuse_second_order(settings: Settings) -> None:
+    """Backward runs with gradients enabled exactly under ``create_graph=True``."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        raise RuntimeError(
+            'The gradient that mode="gradient" adds has no derivative of its own, so '
+            "create_graph=True would give wrong second derivatives. Insert with mode=\"loss\" and "
+            "add vcreg_fx.penalty(model) to the loss."
+        )
+
+
+def _autocast_off(h: Tensor) -> torch.autocast:
+    return torch.autocast(h.device.type, enabled=False)
+

@@ -1,0 +1,8 @@
+"""Change a model: plan, then apply."""
+
+from ._install import insertions as insertions
+from ._install import live_sites as live_sites
+from ._install import uninstall as uninstall
+from ._plan import Plan as Plan
+from ._plan import make_config as make_config
+from ._plan import plan as plan

@@ -1,0 +1,140 @@
+"""Install planned sites: work out every new class, then change the modules, all or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+
+from placement_rules import Recording, Site
+
+from .._config import VCRegConfig
+from .._errors import InsertionError
+from .._live import LiveSite
+from ._class import SiteTable, is_rewritten, original_class, rewritten_class, table_of
+from ._forward import TABLE, Edit, build_forward
+from ._watch import REGISTRY, Insertion
+
+EDITS = "vcreg_edits"  # the attribute of a rewritten module that lists its edits
+
+
+def install(
+    model: nn.Module,
+    sites: Sequence[Site],
+    recording: Recording,
+    insertion: Insertion,
+    config: VCRegConfig,
+) -> nn.Module:
+    """Rewrite the modules that own ``sites``, in place.
+
+    **Arguments:**
+
+    - `sites`: the planned sites.
+    - `recording`: the recording they were planned on.
+    - `insertion`: what to remember of this insertion.
+    - `config`: what to apply at the sites.
+
+    **Raises:** `InsertionError` if a site is taken, or a forward cannot be rewritten; nothing has
+    been changed then.
+    """
+    edits: dict[str, list[Edit]] = {"": []}
+    for site in sites:
+        edits.setdefault(site.path, []).append(Edit.of(site, config))
+    classes = {}
+    for path, added in edits.items():
+        module = model.get_submodule(path)
+        present: tuple[Edit, ...] = module.__dict__.get(EDITS, ())
+        _check_free(module, present, added)
+        original = original_class(module)
+        every = [*(edit.found_in(recording) for edit in present), *added]
+        forward = build_forward(module, original.forward, every)
+        classes[path] = rewritten_class(original, forward, not path or REGISTRY in module.__dict__)
+    _swap_classes(model, classes)
+    for site in sites:
+        _attach(model.get_submodule(site.path), site, Edit.of(site, config).detached(), config)
+    model.__dict__.setdefault(REGISTRY, []).append(insertion)
+    return model
+
+
+def _check_free(module: nn.Module, present: Sequence[Edit], added: Sequence[Edit]) -> None:
+    if isinstance(module, fx.GraphModule) and added:
+        raise InsertionError(
+            f"{added[0].name} lies in an fx.GraphModule, whose code is generated anew at every "
+            "recompile. Insert into the model it was traced from."
+        )
+    taken = {edit.key for edit in present}
+    for edit in added:
+        if edit.key in taken:
+            raise InsertionError(
+                f"{edit.name} has VCReg already. vcreg_fx.remove(model) takes it out; "
+                "vcreg_fx.sites(model) changes its coefficients."
+            )
+        if edit.buffer is not None and hasattr(module, edit.buffer):
+            raise InsertionError(f"{edit.name}: the module has an attribute {edit.buffer} already.")
+
+
+def _swap_classes(model: nn.Module, classes: dict[str, type[nn.Module]]) -> None:
+    done: list[tuple[nn.Module, type[nn.Module]]] = []
+    for path, new_class in classes.items():
+        module = model.get_submodule(path)
+        before = type(module)
+        try:
+            module.__class__ = new_class
+        except TypeError as error:
+            for changed, old in done:
+                changed.__class__ = old
+            raise InsertionError(
+                f"The class of {path or 'the model'} ({before.__name__}) cannot be changed: "
+                f"{error}. Use a rule that selects another module."
+            ) from error
+        done.append((module, before))
+
+
+def _attach(module: nn.Module, site: Site, edit: Edit, config: VCRegConfig) -> None:
+    live = LiveSite(
+        site.name, site.path, site.position, site.layout, site.channels, config,
+        clone=site.clone is not None,
+    )  # fmt: skip
+    module.__dict__.setdefault(TABLE, SiteTable())
+    setattr(module.__dict__[TABLE], edit.key, live)
+    module.__dict__[EDITS] = (*module.__dict__.get(EDITS, ()), edit)
+    if edit.buffer is not None:
+        module.register_buffer(edit.buffer, _zeros(module, site))
+
+
+def uninstall(module: nn.Module) -> None:
+    """Give a rewritten module its own class back."""
+    if not is_rewritten(module):
+        return
+    for edit in module.__dict__.pop(EDITS, ()):
+        if edit.buffer is not None:
+            del module._buffers[edit.buffer]
+            module._non_persistent_buffers_set.discard(edit.buffer)
+    for name in (TABLE, REGISTRY):
+        module.__dict__.pop(name, None)
+    module.__class__ = original_class(module)
+
+
+def _zeros(module: nn.Module, site: Site) -> torch.Tensor:
+    near = next(module.parameters(), None)
+    device = near.device if near is not None else torch.device("cpu")
+    dtype = torch.float64 if site.dtype == torch.float64 else torch.float32
+    return torch.zeros(site.channels, dtype=dtype, device=device)
+
+
+def live_sites(model: nn.Module) -> list[LiveSite]:
+    """Return the live sites of a model and its modules, in the order of their insertion."""
+    found = {
+        (path, key): site
+        for path, module in model.named_modules()
+        for key, site in table_of(module).items()
+    }
+    order = [place for insertion in insertions(model) for place in insertion.sites.values()]
+    places = dict.fromkeys([*(place for place in order if place in found), *found])
+    return [found[place] for place in places]
+
+
+def insertions(model: nn.Module) -> list[Insertion]:
+    """Return what was inserted into a model, in order."""
+    return list(model.__dict__.get(REGISTRY, ()))

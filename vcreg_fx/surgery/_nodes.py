@@ -1,0 +1,99 @@
+"""The functions that demean and vcreg nodes call in a rewritten forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from placement_rules import get_leaf, replace_leaf
+
+from .._live import LiveSite
+
+_MOMENTUM = 0.1  # as in torch's batch norms
+
+
+def demean(site: LiveSite, h: Tensor, training: bool) -> Tensor | None:
+    """Return the batch mean of each channel, shape (d,), or None where no penalty is due."""
+    if (tracer := tracer_of(h)) is not None:
+        return tracer.demean(site, h)
+    if not isinstance(h, Tensor) or not site.active(h, training):
+        return None
+    return site.batch_mean(h)
+
+
+def demean_activation(
+    site: LiveSite, h: Tensor, training: bool, running_mean: Tensor
+) -> Tensor:
+    """Return ``h`` less its batch mean, or less the running mean in eval mode (Appendix A)."""
+    if (tracer := tracer_of(h)) is not None:
+        return tracer.demean_activation(site, h)
+    shape = [1] * h.ndim
+    shape[site.layout.axis] = -1
+    if not training:
+        return h - running_mean.to(h.dtype).view(shape)
+    mean = h.mean(site.layout.sample_axes, keepdim=True)
+    if torch._C._current_graph_task_id() == -1:  # not when checkpointing runs forward again
+        with torch.no_grad():
+            running_mean.lerp_(mean.detach().flatten().to(running_mean.dtype), _MOMENTUM)
+    return h - mean
+
+
+def vcreg(site: LiveSite, h: Tensor, mean: Tensor | None, training: bool) -> Tensor:
+    """Return ``h``, with VCReg attached in training."""
+    if (tracer := tracer_of(h)) is not None:
+        return tracer.vcreg(site, h, mean)
+    if isinstance(h, torch.fx.Proxy) and training:
+        raise TypeError(
+            "Symbolic tracing in train mode would lose VCReg. Use vcreg_fx.to_graph_module(model), "
+            "which keeps it as nodes, or trace in eval mode, where VCReg does nothing."
+        )
+    if not isinstance(h, Tensor) or not site.active(h, training):
+        return h
+    return site.regularize(h, mean)
+
+
+def get_tensor(value: Any, path: tuple[int | str, ...]) -> Any:
+    """Return the tensor at ``path`` in a module's structured output; None if it has none now."""
+    try:
+        return get_leaf(value, path)
+    except (KeyError, IndexError, AttributeError):
+        return None
+
+
+def put_tensor(value: Any, path: tuple[int | str, ...], tensor: Any) -> Any:
+    """Return the structured output with the tensor at ``path`` replaced."""
+    return value if tensor is None else replace_leaf(value, path, tensor)
+
+
+def tracer_of(value: Any) -> Any:
+    """Return the tracer that turns these calls into nodes, if ``value`` is being traced by one."""
+    if isinstance(value, torch.fx.Proxy) and hasattr(value.tracer, "demean_activation"):
+        return value.tracer
+    return None
+
+
+def get_argument(args: Any, kwargs: Any, names: tuple[str, ...], path: Any) -> Any:
+    """Return the tensor at ``path`` in a call's arguments; None if this call does not have it."""
+    return get_tensor(*_place(args, kwargs, names, path))
+
+
+def put_argument(args: Any, kwargs: Any, names: tuple[str, ...], path: Any, tensor: Any) -> Any:
+    """Return the call's ``(args, kwargs)`` with the tensor at ``path`` replaced."""
+    _, place = _place(args, kwargs, names, path)
+    if tensor is None:
+        return args, kwargs
+    if isinstance(place[0], int):
+        return replace_leaf(tuple(args), place, tensor), kwargs
+    return args, replace_leaf(dict(kwargs), place, tensor)
+
+
+def _place(args: Any, kwargs: Any, names: tuple[str, ...], path: Any) -> tuple[Any, Any]:
+    """An argument recorded by position may be passed by name, and the other way round."""
+    first, *rest = path
+    if isinstance(first, int) and first >= len(args) and first < len(names):
+        first = names[first]
+    elif isinstance(first, str) and first not in kwargs and first in names:
+        first = names.index(first)
+    return (args if isinstance(first, int) else kwargs), (first, *rest)

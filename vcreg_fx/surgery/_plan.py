@@ -1,0 +1,147 @@
+"""A plan: the sites a rule selects in a model, worked out in full before anything changes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from placement_rules import Layout, Recording, Rule, Site, parse, record, resolve
+
+from .._config import VCRegConfig
+from .._errors import InsertionError
+from ._class import is_rewritten, original_class
+from ._forward import Edit, build_forward
+from ._install import install
+from ._table import table
+from ._watch import Insertion
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `insert` would do. Printing it shows a table.
+
+    **Attributes:**
+
+    - `model`: the model, unchanged.
+    - `rule`: the rule.
+    - `sites`: the selected sites in the order in which they are computed.
+    - `recording`: the forward pass on which the rule was decided.
+    - `layout`: the layout that was given, if any.
+    """
+
+    model: nn.Module
+    rule: Rule
+    sites: list[Site]
+    recording: Recording = field(repr=False)
+    layout: Layout | None = None
+
+    def apply(self, config: VCRegConfig | None = None, **overrides: Any) -> nn.Module:
+        """Insert VCReg at the planned sites, in place, and return the model.
+
+        **Arguments:**
+
+        - `config`: the coefficients; by default those of `VCRegConfig`.
+        - `overrides`: fields of the configuration to change: ``alpha=0.32``.
+
+        **Raises:** `InsertionError` if a site is taken already or a forward cannot be rewritten;
+        the model is then as it was.
+        """
+        config = make_config(config, overrides)
+        sites = {site.name: (site.path, Edit.of(site, config).key) for site in self.sites}
+        layout = None if self.layout is None else str(self.layout)
+        insertion = Insertion(str(self.rule), config.to_dict(), sites, layout)
+        return install(self.model, self.sites, self.recording, insertion, config)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON: the model's class, the rule, the sites."""
+        data = {
+            "model": type(self.model).__name__,
+            "rule": str(self.rule),
+            "sites": [site.to_dict() for site in self.sites],
+        }
+        return json.dumps(data, indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        """Return a table of the sites."""
+        head = f"{type(self.model).__name__}: {len(self.sites)} sites for the rule {self.rule}\n"
+        return head + table(self.sites)
+
+
+def plan(
+    model: nn.Module,
+    rule: str | Rule = "blocks",
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    layout: str | Layout | None = None,
+) -> Plan:
+    """Work out where VCReg would be inserted, without changing the model.
+
+    **Arguments:** as for `insert`.
+
+    **Raises:** `PlacementError`, in one of its kinds, that states the cause and the fix.
+    """
+    check_model(model)
+    parsed = parse(rule)
+    recording = record(model, example_inputs, example_kwargs)
+    sites = resolve(recording, parsed.require(recording), layout)
+    for path in dict.fromkeys(site.path for site in sites if site.form == "inside"):
+        module = model.get_submodule(path)
+        edits = [Edit.of(site, VCRegConfig()) for site in sites if site.path == path]
+        build_forward(module, original_class(module).forward, edits)
+    return Plan(model, parsed, sites, recording, None if layout is None else Layout.parse(layout))
+
+
+def make_config(config: VCRegConfig | None, overrides: dict[str, Any]) -> VCRegConfig:
+    """Return the configuration with some fields changed.
+
+    **Raises:** `TypeError` that lists the fields, if one does not exist.
+    """
+    fields = (config or VCRegConfig()).to_dict()
+    if unknown := sorted(set(overrides) - set(fields)):
+        raise TypeError(
+            f"VCRegConfig has no field {', '.join(unknown)}. Its fields are: {', '.join(fields)}."
+        )
+    return VCRegConfig(**{**fields, **overrides})
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse models wrapped in a way that rewriting cannot see through.
+
+    **Raises:** `InsertionError` that gives the right order, or `TypeError` for what is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"insert takes a torch.nn.Module, not {type(model).__name__}.")
+    for path, module in model.named_modules():
+        where = f"{path} is" if path else "The model is"
+        name = type(module).__name__
+        if isinstance(module, (DistributedDataParallel, DataParallel)):
+            raise InsertionError(
+                f"{where} wrapped in {name}. Insert into the model first, then wrap it: "
+                "model = DistributedDataParallel(vcreg_fx.insert(model))."
+            )
+        if name == "OptimizedModule" or module._compiled_call_impl is not None:
+            raise InsertionError(
+                f"{where} compiled. Insert first, then compile: "
+                "model = torch.compile(vcreg_fx.insert(model))."
+            )
+        if name in {"ScriptModule", "RecursiveScriptModule", "TopLevelTracedModule"}:
+            raise InsertionError(
+                f"{where} a {name}, which has no Python forward to rewrite. Insert into the "
+                "model it was made from."
+            )
+        if any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+            raise InsertionError(
+                f"{where} sharded by fully_shard. Insert first, then shard: the rewritten modules "
+                "are sharded as they are."
+            )
+        if "forward" in module.__dict__ and not is_rewritten(module):
+            raise InsertionError(
+                f"{where} a {name} whose forward was replaced on the instance (as accelerate's "
+                "hooks do); a rewritten forward would never run. Insert before that."
+            )

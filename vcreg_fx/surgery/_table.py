@@ -1,0 +1,30 @@
+"""Sites as a text table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from placement_rules import Site
+
+
+def table(sites: Sequence[Site]) -> str:
+    """Return a table of sites with aligned columns."""
+    rows = [("site", "shape", "layout", "channels", "calls", "form")]
+    for site in sites:
+        shape = " × ".join(str(size) for size in site.shape)
+        form = site.form if site.clone is None else f"{site.form}, cloned"
+        rows.append(
+            (site.name, shape, str(site.layout), str(site.channels), str(site.calls), form)
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    notes = [
+        f"{site.name}: returned as a clone, because {site.clone} writes to it in place."
+        for site in sites
+        if site.clone is not None
+    ]
+    return "\n".join(lines + notes)

@@ -1,0 +1,65 @@
+"""Notice sites that were lost: a later step replaced the module that owned them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+REGISTRY = "vcreg_insertions"  # the attribute of a model that lists what was inserted into it
+
+
+@dataclass
+class Insertion:
+    """One call of ``insert``: what it was asked for, and the sites it made.
+
+    **Attributes:**
+
+    - `rule`: the rule as a string.
+    - `config`: the `VCRegConfig`'s fields.
+    - `sites`: site name → module path and the key of the site in that module.
+    - `layout`: the layout that was given, if any.
+    """
+
+    rule: str
+    config: dict[str, Any]
+    sites: dict[str, tuple[str, str]]
+    layout: str | None = None
+    reported: set[str] = field(default_factory=set)
+
+
+def lost_sites(model: nn.Module) -> list[str]:
+    """Return the names of sites whose module was replaced since they were inserted."""
+    lost = []
+    for insertion in model.__dict__.get(REGISTRY, ()):
+        for name, (path, key) in insertion.sites.items():
+            try:
+                owner = model.get_submodule(path)
+            except AttributeError:
+                lost.append(name)
+                continue
+            if not hasattr(owner.__dict__.get("vcreg_sites"), key):
+                lost.append(name)
+    return lost
+
+
+def watch_sites(model: nn.Module) -> None:
+    """Warn once, by name, of sites that were lost before a training forward."""
+    if not model.training or torch.compiler.is_compiling():
+        return
+    insertions = model.__dict__.get(REGISTRY, ())
+    told = set().union(*(insertion.reported for insertion in insertions))
+    fresh = [name for name in lost_sites(model) if name not in told]
+    if not fresh:
+        return
+    for insertion in insertions:
+        insertion.reported.update(fresh)
+    warnings.warn(
+        f"VCReg no longer acts at {', '.join(fresh)}: the modules were replaced after insert (as "
+        "reset_classifier and convert_sync_batchnorm do). Call vcreg_fx.remove(model), then insert "
+        "again.",
+        stacklevel=3,
+    )
