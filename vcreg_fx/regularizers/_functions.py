@@ -63,7 +63,7 @@ class InjectGradient(torch.autograd.Function):
                 result = grad + added.to(grad.dtype)
             else:
                 found = _direction(h, mean, alpha, beta, settings)
-                result = apply_direction(grad, h, settings.layout.axis, mean, found, scale)
+                result = apply_direction(grad, h, settings.layout.axis, found, scale)
         return result, None, None, None, None, None
 
 

@@ -35,9 +35,13 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Direction:
-    """The penalty's gradient as a matrix: d penalty / dz = (z − μ − shift) G."""
+    """The penalty's gradient as a matrix: d penalty / dz = (z − μ − shift) G.
+
+    The mean is None where nothing is to be subtracted.
+    """
 
     g: Tensor
+    mean: Tensor | None
     shift: Tensor | None
     statistics: Statistics
 
@@ -67,7 +71,7 @@ def direction(
     covariance_loss = _off_diagonal_loss(c, clamped)
     g = clamped * (beta * (4 / max(d * (d - 1), 1) / (n - 1)))
     g.diagonal().copy_(slope * (alpha * (-1 / d / (n - 1))))
-    return Direction(g, shift, Statistics(n, variances, covariance_loss))
+    return Direction(g, mean, shift, Statistics(n, variances, covariance_loss))
 
 
 def _as_printed(
@@ -82,15 +86,15 @@ def _as_printed(
     covariance_loss = _off_diagonal_loss(c, c)
     g = c * (beta * (4 / max(d * (d - 1), 1)))
     g.diagonal().copy_(slope * (alpha * (-1 / d / (n - 1))))
-    return Direction(g, None, Statistics(n, variances, covariance_loss))
+    return Direction(g, None, None, Statistics(n, variances, covariance_loss))
 
 
 def apply_direction(
-    grad: Tensor, h: Tensor, axis: int, mean: Tensor | None, found: Direction, scale: Tensor | None
+    grad: Tensor, h: Tensor, axis: int, found: Direction, scale: Tensor | None
 ) -> Tensor:
     """Return ``grad + scale · d penalty / dh`` as a new tensor."""
     g = found.g if scale is None else found.g * scale
-    return add_product(grad, h, axis, mean, found.shift, g)
+    return add_product(grad, h, axis, found.mean, found.shift, g)
 
 
 def _off_diagonal_loss(c: Tensor, clamped: Tensor) -> Tensor:

@@ -1,8 +1,21 @@
 """Change a model: plan, then apply."""
 
+from . import _nodes as node_functions
+from ._class import is_rewritten as is_rewritten
 from ._install import insertions as insertions
 from ._install import live_sites as live_sites
 from ._install import uninstall as uninstall
 from ._plan import Plan as Plan
 from ._plan import make_config as make_config
 from ._plan import plan as plan
+
+__all__ = [
+    "Plan",
+    "insertions",
+    "is_rewritten",
+    "live_sites",
+    "make_config",
+    "node_functions",
+    "plan",
+    "uninstall",
+]

@@ -17,7 +17,8 @@ _MOMENTUM = 0.1  # as in torch's batch norms
 def demean(site: LiveSite, h: Tensor, training: bool) -> Tensor | None:
     """Return the batch mean of each channel, shape (d,), or None where no penalty is due."""
     if (tracer := tracer_of(h)) is not None:
-        return tracer.demean(site, h)
+        mean: Tensor = tracer.demean(site, h)
+        return mean
     if not isinstance(h, Tensor) or not site.active(h, training):
         return None
     return site.batch_mean(h)
@@ -28,7 +29,8 @@ def demean_activation(
 ) -> Tensor:
     """Return ``h`` less its batch mean, or less the running mean in eval mode (Appendix A)."""
     if (tracer := tracer_of(h)) is not None:
-        return tracer.demean_activation(site, h)
+        demeaned: Tensor = tracer.demean_activation(site, h, running_mean)
+        return demeaned
     shape = [1] * h.ndim
     shape[site.layout.axis] = -1
     if not training:
@@ -43,7 +45,8 @@ def demean_activation(
 def vcreg(site: LiveSite, h: Tensor, mean: Tensor | None, training: bool) -> Tensor:
     """Return ``h``, with VCReg attached in training."""
     if (tracer := tracer_of(h)) is not None:
-        return tracer.vcreg(site, h, mean)
+        marked: Tensor = tracer.vcreg(site, h, mean)
+        return marked
     if isinstance(h, torch.fx.Proxy) and training:
         raise TypeError(
             "Symbolic tracing in train mode would lose VCReg. Use vcreg_fx.to_graph_module(model), "

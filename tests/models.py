@@ -1,0 +1,95 @@
+"""Models for the tests, small, without pretrained weights; and runs that compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import vcreg_fx
+
+
+def resnet18() -> nn.Module:
+    return torchvision.models.resnet18(num_classes=5)
+
+
+def convnext_atto() -> nn.Module:
+    return timm.create_model("convnext_atto", num_classes=5, drop_path_rate=0.1)
+
+
+def vit_tiny() -> nn.Module:
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5, depth=3)
+
+
+def swin_t() -> nn.Module:
+    return torchvision.models.swin_t(num_classes=5)
+
+
+def r3d_18() -> nn.Module:
+    return torchvision.models.video.r3d_18(num_classes=5)
+
+
+Build = Callable[[], nn.Module]
+SMALL: dict[str, tuple[Build, tuple[int, ...]]] = {
+    "resnet18": (resnet18, (4, 3, 32, 32)),
+    "convnext_atto": (convnext_atto, (4, 3, 32, 32)),
+    "vit_tiny": (vit_tiny, (4, 3, 32, 32)),
+    "swin_t": (swin_t, (3, 3, 32, 32)),
+    "r3d_18": (r3d_18, (3, 3, 4, 16, 16)),
+}
+
+
+def task_loss(output: Tensor) -> Tensor:
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device)
+    return (output * weights.view_as(output)).sum()
+
+
+def step(model: nn.Module, x: Tensor, *, seed: int = 1) -> tuple[Tensor, list[Tensor | None]]:
+    """Run forward and backward once; return the output and the parameters' gradients."""
+    model.zero_grad()
+    torch.manual_seed(seed)
+    output = model(x)
+    loss = task_loss(output)
+    if any(site.config.mode == "loss" for site in vcreg_fx.sites(model)):
+        loss = loss + vcreg_fx.penalty(model)
+    loss.backward()
+    return output.detach(), [p.grad for p in model.parameters()]
+
+
+def naive_step(
+    model: nn.Module, x: Tensor, places: list[tuple[str, str, str]], *, seed: int = 1, **config: float
+) -> list[Tensor | None]:
+    """Gradients of ``loss + Σ penalties``, penalties by autograd on what hooks saw.
+
+    `places` are (module path, "output" or "input", layout). Nothing of the library but the
+    reference loss takes part.
+    """
+    seen: list[tuple[Tensor, str]] = []
+    handles = []
+    for path, position, layout in places:
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, p=position, ly=layout):  # noqa: ANN001, ANN202
+            seen.append((output if p == "output" else args[0], ly))
+
+        handles.append(model.get_submodule(path).register_forward_hook(hook))
+    model.zero_grad()
+    torch.manual_seed(seed)
+    loss = task_loss(model(x))
+    for h, layout in seen:
+        loss = loss + vcreg_fx.vcreg_loss(h, layout=layout, **config)
+    loss.backward()
+    for handle in handles:
+        handle.remove()
+    return [p.grad for p in model.parameters()]
+
+
+def relative_error(found: list[Tensor | None], expected: list[Tensor | None]) -> float:
+    """‖found − expected‖ / ‖expected‖ over all parameters."""
+    pairs = [(f, e) for f, e in zip(found, expected, strict=True) if f is not None and e is not None]
+    assert len(pairs) == sum(e is not None for e in expected)
+    difference = torch.stack([(f - e).double().pow(2).sum() for f, e in pairs]).sum()
+    size = torch.stack([e.double().pow(2).sum() for _, e in pairs]).sum()
+    return float((difference / size).sqrt())

@@ -1,0 +1,175 @@
+"""The shape of the project: what imports what, what lies where, and what the README promises."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = ("functional", "regularizers", "surgery", "export")
+UPPER = tuple(f"vcreg_fx.{name}" for name in ("ablation", "evaluation", "recipes", "cli"))
+TOP_LEVEL = {
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "README.md",
+    "docs",
+    "mkdocs.yml",
+    "placement_rules",
+    "pyproject.toml",
+    "tests",
+    "vcreg_fx",
+}
+
+
+# What imports what --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", ["vcreg_fx", "placement_rules"])
+def test_import_is_light(package):
+    """Importing the library imports torch, and what torch imports, alone."""
+    heavy = {"torchvision", "timm", "sklearn", "matplotlib", "typer", "rich", "transformers"}
+    code = f"import sys, {package}; print(*sorted(set(sys.modules) & {heavy}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def imported_names(source: str, module: str, *, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Yield line and absolute name of everything that a module's source imports, at any depth."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{origin}.{alias.name}"
+
+
+def imports_below(forbidden: tuple[str, ...], paths: list[Path]) -> list[str]:
+    """Return where the files below the paths import a forbidden module or something inside it."""
+    found = []
+    files = {file for path in paths for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    for file in sorted(files):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        module = ".".join(parts[:-1] if is_package else parts)
+        for line, name in imported_names(file.read_text("utf-8"), module, is_package=is_package):
+            if any(name == other or name.startswith(f"{other}.") for other in forbidden):
+                found.append(f"{file.relative_to(ROOT)}:{line} imports {name}")
+    return found
+
+
+def test_placement_rules_know_nothing_of_vcreg():
+    paths = [ROOT / "placement_rules"]
+    assert list(paths[0].glob("*.py"))
+    assert imports_below(("vcreg_fx",), paths) == []
+
+
+def test_the_core_knows_nothing_of_what_is_built_on_it():
+    package = ROOT / "vcreg_fx"
+    names = [path for path in package.iterdir() if path.stem in CORE]
+    private = [path for path in package.glob("_*.py") if path.name != "__init__.py"]
+    assert names
+    assert imports_below(UPPER, names + private) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("import a.b as c", "a.b"),
+        ("from a import b", "a.b"),
+        ("from . import b", "top.sub.b"),
+        ("from .b import c", "top.sub.b.c"),
+        ("from .. import b", "top.b"),
+        ("from ..b import c", "top.b.c"),
+        ("def f():\n    from ..b import c", "top.b.c"),
+    ],
+)
+def test_imports_are_found(line, name):
+    assert [found for _, found in imported_names(line, "top.sub.module", is_package=False)] == [
+        name
+    ]
+    if "from ." in line:
+        inside = imported_names(line, "top.sub", is_package=True)
+        assert [found for _, found in inside] == [name]
+
+
+# What lies where ----------------------------------------------------------------------------
+
+
+def git(*arguments: str) -> str:
+    """Return what git prints about the project; nothing where there is no git."""
+    try:
+        result = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return result.stdout if result.returncode == 0 else ""
+
+
+def top_level() -> set[str]:
+    """Return what lies at the top: what git tracks, or without git all but what it would ignore."""
+    repository = git("rev-parse", "--show-toplevel").strip()
+    tracked = {file.split("/")[0] for file in git("ls-files", "-z").split("\0") if file}
+    if tracked and Path(repository) == ROOT:
+        return tracked
+    ignored = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    return {path.name for path in ROOT.iterdir()} - {line.strip("/") for line in ignored}
+
+
+def test_top_level_stays_tidy():
+    entries = {name for name in top_level() if not name.startswith(".")}
+    assert entries <= TOP_LEVEL
+
+
+# What the README promises -------------------------------------------------------------------
+
+
+def readme_command(name: str) -> str:
+    """Return the fenced bash block that follows a marker in the README."""
+    marker = re.escape(f"<!-- command: {name} -->")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    found = re.findall(rf"^{marker}\n```bash\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    assert len(found) == 1, f"README.md must have one bash block after <!-- command: {name} -->"
+    return found[0].strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "install", "run"),
+    [("demo", "pip install .", "vcreg-fx demo"), ("test", 'pip install -e ".[dev]"', "pytest")],
+)
+def test_readme_commands_start_from_nothing(name, install, run):
+    steps = [step.strip() for step in readme_command(name).split("&&")]
+    assert steps[:3] == ["python3 -m venv .venv", ". .venv/bin/activate", install]
+    assert steps[3].startswith(run)
+
+
+@pytest.mark.parametrize("name", ["demo", "test"])
+def test_ci_reads_the_readme(name):
+    result = subprocess.run(
+        ["bash", ROOT / ".ci" / "run", "--print-command", name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == readme_command(name)
+
+
+def test_ci_runs_the_readmes_test_command():
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert "test_command=$(readme_command test)" in script
+    assert 'bash -euo pipefail -c "$test_command"' in script
+    assert "pip install" not in script, "what CI installs belongs into the README's command"
