@@ -10,6 +10,7 @@ from ._errors import PlacementError as PlacementError
 from ._errors import RecordingError as RecordingError
 from ._errors import RuleSyntaxError as RuleSyntaxError
 from ._layout import Layout as Layout
+from ._operation import operation as operation
 from ._parse import parse as parse
 from ._record import record as record
 from ._recording import Recording as Recording
@@ -22,7 +23,6 @@ from ._tree import format_path as format_path
 from ._tree import get_leaf as get_leaf
 from ._tree import leaves as leaves
 from ._tree import replace_leaf as replace_leaf
-from ._operation import operation as operation
 from .rules import VCReg1 as VCReg1
 from .rules import VCReg2 as VCReg2
 from .rules import VCReg3 as VCReg3

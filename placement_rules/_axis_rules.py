@@ -13,9 +13,10 @@ from ._reshape import reshape_links
 Axis = tuple[fx.Node, int]
 Link = tuple[Axis, Axis]
 
-_NORMALIZATIONS = {
-    "batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm", "local_response_norm",
-    "native_batch_norm", "native_layer_norm", "sync_batch_norm",
+_LAYER_NORMALIZATIONS = {"layer_norm", "native_layer_norm", "rms_norm"}  # over the last axes
+_NORMALIZATIONS = {  # channels at axis 1
+    "batch_norm", "instance_norm", "group_norm", "local_response_norm", "native_batch_norm",
+    "sync_batch_norm",
 }  # fmt: skip
 _MIXING = {  # what comes out is not where it came in
     "einsum", "tensordot", "bilinear", "fft", "ifft", "rfft", "irfft", "rfft2", "irfft2", "fft2",
@@ -52,37 +53,39 @@ def axis_links(node: fx.Node) -> Iterator[Link]:
 def channel_evidence(node: fx.Node) -> Iterator[tuple[Axis, str]]:
     """Yield axes that a function treats as channels, with the kind of the evidence."""
     if node.op == "get_attr":
-        shape = _shape(node)
-        wide = [axis for axis, size in enumerate(shape) if size > 1]
+        wide = [axis for axis, size in enumerate(_shape(node)) if size > 1]
         if len(wide) == 1:  # a scale or bias per channel
             yield (node, wide[0]), "CONVOLUTION"
-    if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
-        return
-    name, source = _name(node), _input(node)
-    if name in _CONVOLUTIONS:
-        axis = _ndim(node) - _spatial(name) - 1
-        yield (node, axis), "CONVOLUTION"
-        if source is not None:
-            yield (source, axis), "CONVOLUTION"
-    elif name in _NORMALIZATIONS:
-        axis = 1
-        if name in {"layer_norm", "native_layer_norm", "rms_norm"}:
+    elif node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
+        name, source = _name(node), _input(node)
+        last = _ndim(node) - 1
+        if name in _CONVOLUTIONS:
+            yield from _both(node, source, _ndim(node) - _spatial(name) - 1, "CONVOLUTION")
+        elif name in _LAYER_NORMALIZATIONS:
             normalized = _argument(node, 1, "normalized_shape")
-            if not isinstance(normalized, int) and len(normalized) != 1:
-                return  # over channels and locations together
-            axis = _ndim(node) - 1
-        yield (node, axis), "NORMALIZATION"
-    elif name == "linear":
-        yield (node, _ndim(node) - 1), "LINEAR"
-        if source is not None:
-            yield (source, _ndim(source) - 1), "LINEAR"
-    elif name == "embedding":
-        yield (node, _ndim(node) - 1), "LINEAR"
-    elif name in {"matmul", "mm", "addmm"}:
-        operands = [n for n in node.all_input_nodes if len(_shape(n)) > 1]
-        if len(operands) > 1 and operands[-1].op == "get_attr":
-            yield (node, _ndim(node) - 1), "LINEAR"
-            yield (operands[-2], _ndim(operands[-2]) - 1), "LINEAR"
+            if isinstance(normalized, int) or len(normalized) == 1:
+                yield (node, last), "NORMALIZATION"  # else over channels and locations together
+        elif name in _NORMALIZATIONS:
+            yield (node, 1), "NORMALIZATION"
+        elif name == "linear":
+            yield (node, last), "LINEAR"
+            if source is not None:
+                yield (source, _ndim(source) - 1), "LINEAR"
+        elif name == "embedding":
+            yield (node, last), "LINEAR"
+        elif name in {"matmul", "mm", "addmm"}:
+            operands = [n for n in node.all_input_nodes if len(_shape(n)) > 1]
+            if len(operands) > 1 and operands[-1].op == "get_attr":
+                yield (node, last), "LINEAR"
+                yield (operands[-2], _ndim(operands[-2]) - 1), "LINEAR"
+
+
+def _both(
+    node: fx.Node, source: fx.Node | None, axis: int, kind: str
+) -> Iterator[tuple[Axis, str]]:
+    yield (node, axis), kind
+    if source is not None:
+        yield (source, axis), kind
 
 
 # Functions ---------------------------------------------------------------------------------

@@ -57,12 +57,12 @@ def _from_first_layer(model: nn.Module) -> Iterator[Inputs]:
                 yield _image(model, module.in_channels, size, f"a {size[0]} × {size[1]} image")
             return
         if isinstance(module, nn.Conv3d):
-            shape = (_BATCH, module.in_channels, _FRAMES, 112, 112)
-            yield Inputs((_floats(model, shape),), {}, f"a clip of shape {shape}")
+            clip = (_BATCH, module.in_channels, _FRAMES, 112, 112)
+            yield Inputs((_floats(model, clip),), {}, f"a clip of shape {clip}")
             return
         if isinstance(module, nn.Conv1d):
-            shape = (_BATCH, module.in_channels, 4096)
-            yield Inputs((_floats(model, shape),), {}, f"a signal of shape {shape}")
+            signal = (_BATCH, module.in_channels, 4096)
+            yield Inputs((_floats(model, signal),), {}, f"a signal of shape {signal}")
             return
         if isinstance(module, nn.Linear):
             for middle in ((), (_LENGTH,)):
@@ -84,9 +84,8 @@ def _from_transformers(model: nn.Module, config: Any) -> Iterator[Inputs]:
         side = getattr(vision, "image_size", None) or getattr(vision, "crop_size", None)
         frames = getattr(vision, "num_frames", None)
         for size in [_pair(side)] if side is not None else [(s, s) for s in _SIDES]:
-            shape = (_BATCH, channels, *size)
-            if frames is not None:
-                shape = (_BATCH, frames, channels, *size)
+            lead = (_BATCH,) if frames is None else (_BATCH, frames)
+            shape = (*lead, channels, *size)
             kwargs: dict[str, Any] = {name: _floats(model, shape)}
             if hasattr(vision, "tubelet_size") and "ForPreTraining" in type(model).__name__:
                 kwargs["bool_masked_pos"] = _half_masked(model, vision, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -93,7 +94,7 @@ def _record_fake(model: nn.Module, inputs: Inputs) -> Recording:
         return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
 
     args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
-    with fake:
+    with fake, _quiet():
         return _run(model, duplicate, args, kwargs)
 
 
@@ -129,6 +130,18 @@ def _fast_paths_off() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging a traceback for every input that a model turns out not to take."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _check_parameters(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from ._operation import operation
 from ._recording import Recording, Scope, Write, storage_of
 from ._tree import get_leaf, leaves
 
+
 class Recorder(TorchFunctionMode):
     """Collects the scopes of one forward pass of ``copy``, a disposable copy of ``model``."""
 
@@ -53,7 +54,9 @@ class Recorder(TorchFunctionMode):
         output = func(*args, **kwargs)
         if not self._stack:
             return output
-        written = [t for t, before in zip(arguments, versions, strict=True) if _version(t) != before]
+        written = [
+            t for t, before in zip(arguments, versions, strict=True) if _version(t) != before
+        ]
         if not written and kwargs.get("inplace") is True:  # dropout writes in train mode only
             written = arguments[:1]
         made = list(leaves(output))
@@ -108,7 +111,12 @@ class Recorder(TorchFunctionMode):
         node = None
         if parent is not None:
             node = self._create(
-                parent.graph, "call_module", path, args, kwargs, self._node_of,
+                parent.graph,
+                "call_module",
+                path,
+                args,
+                kwargs,
+                self._node_of,
                 path.rpartition(".")[2],
             )
         scope = Scope(
@@ -142,9 +150,7 @@ class Recorder(TorchFunctionMode):
         self._kept.append(output)
         found = list(leaves(output))
         scope.outputs = [(path, self._node_of(tensor)) for path, tensor in found]
-        scope.graph.create_node(
-            "output", "output", (tuple(node for _, node in scope.outputs),), {}
-        )
+        scope.graph.create_node("output", "output", (tuple(node for _, node in scope.outputs),), {})
         self._pop()
         if scope.node is None:
             return
@@ -248,7 +254,7 @@ def _record_calls(recorder: Recorder, module: nn.Module, path: str, original: nn
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recorder.enter(path, original, args, kwargs)
 
-    def leave(_: nn.Module, args: Any, output: Any) -> None:
+    def leave(_: nn.Module, __: Any, output: Any) -> None:
         recorder.leave(original, output)
 
     module.register_forward_pre_hook(enter, with_kwargs=True)

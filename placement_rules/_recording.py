@@ -110,7 +110,7 @@ class Recording:
     @cached_property
     def axes(self) -> ChannelAxes:
         """The channel axes of all recorded tensors, worked out once."""
-        from ._axes import ChannelAxes  # noqa: PLC0415  (imports this module)
+        from ._axes import ChannelAxes
 
         return ChannelAxes(self.flat)
 

@@ -62,8 +62,8 @@ def residual_adds(scope: Scope) -> list[fx.Node]:
             if apart and ancestry.share_input(one, other):
                 found.append(node)
         elif node.op == "call_module" and helper_add(node.meta["scope"]) is not None:
-            one, other = _helper_operands(node)
-            if one and other and ancestry.share_input(one, other):
+            branch, skip = _helper_operands(node)
+            if branch and skip and ancestry.share_input(branch, skip):
                 found.append(node)
     return found
 
@@ -97,9 +97,9 @@ def _helper(scope: Scope) -> tuple[fx.Node, fx.Node, fx.Node] | None:
             continue
         for branch, skip in (pair, pair[::-1]):
             sources = [n for n in given if ancestry.of(branch) & ancestry.of(n)]
-            if skip in given and sources and skip not in sources:
-                if ancestry.of(branch) & ancestry.modules:
-                    return node, sources[0], skip
+            apart = skip in given and sources and skip not in sources
+            if apart and ancestry.of(branch) & ancestry.modules:
+                return node, sources[0], skip
     return None
 
 

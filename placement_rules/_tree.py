@@ -40,8 +40,9 @@ def replace_leaf(value: Any, path: Path, tensor: Tensor) -> Any:
     key, rest = path[0], path[1:]
     child = replace_leaf(get_leaf(value, (key,)), rest, tensor)
     if isinstance(value, tuple):
-        if hasattr(value, "_replace"):
-            return value._replace(**{value._fields[int(key)]: child})
+        fields = getattr(value, "_fields", None)
+        if fields is not None:
+            return type(value)(**{**value._asdict(), fields[int(key)]: child})  # type: ignore[attr-defined]
         if type(value) is not tuple:  # torch.return_types: a sequence of its fields
             return type(value)([child if i == key else item for i, item in enumerate(value)])
         return (*value[: int(key)], child, *value[int(key) + 1 :])

@@ -60,7 +60,12 @@ def step(model: nn.Module, x: Tensor, *, seed: int = 1) -> tuple[Tensor, list[Te
 
 
 def naive_step(
-    model: nn.Module, x: Tensor, places: list[tuple[str, str, str]], *, seed: int = 1, **config: float
+    model: nn.Module,
+    x: Tensor,
+    places: list[tuple[str, str, str]],
+    *,
+    seed: int = 1,
+    **config: float,
 ) -> list[Tensor | None]:
     """Gradients of ``loss + Σ penalties``, penalties by autograd on what hooks saw.
 
@@ -71,7 +76,7 @@ def naive_step(
     handles = []
     for path, position, layout in places:
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, p=position, ly=layout):  # noqa: ANN001, ANN202
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, p=position, ly=layout):
             seen.append((output if p == "output" else args[0], ly))
 
         handles.append(model.get_submodule(path).register_forward_hook(hook))
@@ -88,7 +93,9 @@ def naive_step(
 
 def relative_error(found: list[Tensor | None], expected: list[Tensor | None]) -> float:
     """‖found − expected‖ / ‖expected‖ over all parameters."""
-    pairs = [(f, e) for f, e in zip(found, expected, strict=True) if f is not None and e is not None]
+    pairs = [
+        (f, e) for f, e in zip(found, expected, strict=True) if f is not None and e is not None
+    ]
     assert len(pairs) == sum(e is not None for e in expected)
     difference = torch.stack([(f - e).double().pow(2).sum() for f, e in pairs]).sum()
     size = torch.stack([e.double().pow(2).sum() for _, e in pairs]).sum()

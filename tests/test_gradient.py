@@ -24,8 +24,7 @@ TOLERANCE = {
 
 
 def make_site(layout: Layout, config: VCRegConfig, channels: int = 1) -> LiveSite:
-    site = LiveSite("m:output", "m", "output", layout, channels, config, clone=False)
-    return site
+    return LiveSite("m:output", "m", "output", layout, channels, config, clone=False)
 
 
 def added_gradient(h: Tensor, layout: Layout, **config: object) -> Tensor:
@@ -60,7 +59,11 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 def far_from_the_kinks(drawn: Activation, config: dict[str, float]) -> bool:
     """Whether no feature's std is at γ and no covariance at δ, to the precision of the dtype."""
-    z = drawn.h.double().movedim(drawn.layout.axis, -1).reshape(-1, drawn.h.shape[drawn.layout.axis])
+    z = (
+        drawn.h.double()
+        .movedim(drawn.layout.axis, -1)
+        .reshape(-1, drawn.h.shape[drawn.layout.axis])
+    )
     c = torch.cov(z.T).reshape(z.shape[1], z.shape[1])
     std = torch.sqrt(c.diagonal() + config["eps"])
     return bool(((std - config["gamma"]).abs() > 1e-4 * config["gamma"]).all())
@@ -148,7 +151,12 @@ def test_the_gradient_sums_to_zero_over_samples(
 
 @pytest.mark.parametrize("layout", ["NC", "NLC", "NCHW", "NHWC"])
 def test_large_means_keep_precision_in_float32(layout: str) -> None:
-    shapes = {"NC": (4096, 32), "NLC": (8, 256, 32), "NCHW": (8, 32, 16, 16), "NHWC": (8, 16, 16, 32)}
+    shapes = {
+        "NC": (4096, 32),
+        "NLC": (8, 256, 32),
+        "NCHW": (8, 32, 16, 16),
+        "NHWC": (8, 16, 16, 32),
+    }
     axis = Layout.parse(layout).axis
     z = torch.randn(shapes[layout], dtype=torch.float64)
     signs = torch.where(torch.rand(32) < 0.5, -1000.0, 1000.0).double()
@@ -162,7 +170,11 @@ def test_large_means_keep_precision_in_float32(layout: str) -> None:
 
 
 def test_blocks_larger_than_the_cache_are_split_right() -> None:
-    for layout, shape in {"NC": (3000, 64), "NCHW": (3, 40, 60, 50), "NHWC": (5, 70, 30, 24)}.items():
+    for layout, shape in {
+        "NC": (3000, 64),
+        "NCHW": (3, 40, 60, 50),
+        "NHWC": (5, 70, 30, 24),
+    }.items():
         h = torch.randn(shape, dtype=torch.float64)
         for memory in ("contiguous", "channels_last", "permuted", "sliced"):
             placed = in_memory(h, Layout.parse(layout), memory)
@@ -243,7 +255,12 @@ def test_algorithm_1_is_n_minus_1_times_the_covariance_gradient() -> None:
 def test_numbers_of_the_last_step() -> None:
     h = torch.randn(64, 5, dtype=torch.float64)
     layout = Layout.parse("NC")
-    for mode, backend in [("gradient", "fast"), ("gradient", "naive"), ("loss", "fast"), ("loss", "naive")]:
+    for mode, backend in [
+        ("gradient", "fast"),
+        ("gradient", "naive"),
+        ("loss", "fast"),
+        ("loss", "naive"),
+    ]:
         config = VCRegConfig(mode=mode, backend=backend, delta=0.1, gamma=2.0)
         site = make_site(layout, config)
         assert site.penalty is None and site.std is None

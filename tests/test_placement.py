@@ -119,7 +119,10 @@ def test_names_are_paths_and_places() -> None:
 
 
 def test_a_plain_container_never_owns_a_site() -> None:
-    for name, owner in [("timm/convnext_atto", "stages.1.downsample.1"), ("tv/convnext_tiny", "features.2.1")]:
+    for name, owner in [
+        ("timm/convnext_atto", "stages.1.downsample.1"),
+        ("tv/convnext_tiny", "features.2.1"),
+    ]:
         site = select(name, "downsample")[0]
         assert site.path == owner and site.form == "boundary"
 
@@ -131,9 +134,7 @@ def test_the_head_has_the_classifiers_input_features() -> None:
         assert isinstance(layer, nn.Linear) and site.channels == layer.in_features
 
 
-@pytest.mark.parametrize(
-    "name", ["timm/convnext_atto", "timm/resnet50", "timm/efficientnet_b0"]
-)
+@pytest.mark.parametrize("name", ["timm/convnext_atto", "timm/resnet50", "timm/efficientnet_b0"])
 def test_channels_of_the_last_block_are_timms_features(name: str) -> None:
     model = recording_of(name).model
     assert select(name, "blocks")[-1].channels == model.feature_info[-1]["num_chs"]

@@ -1,6 +1,6 @@
 """Train any vision model with variance-covariance regularization (VCReg, arXiv 2306.13292)."""
 
-import placement_rules as rules
+import placement_rules
 from placement_rules import ExampleInputsError as ExampleInputsError
 from placement_rules import LayoutError as LayoutError
 from placement_rules import NoSiteError as NoSiteError
@@ -25,3 +25,5 @@ from .functional import vcreg_loss as vcreg_loss
 from .functional import vicreg_loss as vicreg_loss
 from .surgery import Plan as Plan
 from .surgery import plan as plan
+
+rules = placement_rules

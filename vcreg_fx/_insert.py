@@ -14,8 +14,8 @@ from ._config import VCRegConfig
 from ._errors import InsertionError
 from ._live import LiveSite
 from ._loss_scale import LossScale
-from .surgery import live_sites, make_config, plan, uninstall
 from .surgery import insertions as _insertions
+from .surgery import live_sites, make_config, plan, uninstall
 
 
 def insert(
@@ -39,7 +39,7 @@ def insert(
     - `model`: any vision model (timm, torchvision, transformers, your own), not yet wrapped or
       compiled.
     - `rule`: where: ``"head"``, ``"blocks"``, ``"downsample"``, ``"residual"``, the paper's
-      ``"VCReg1"`` to ``"VCReg4"``, combinations such as ``"blocks | downsample"``, or a rule object.
+      ``"VCReg1"`` to ``"VCReg4"``, combinations (``"blocks | downsample"``), or a rule object.
     - `config`: the coefficients; by default those of `VCRegConfig`.
     - `example_inputs`, `example_kwargs`: arguments of one forward call; by default worked out from
       the model.
@@ -174,5 +174,7 @@ def _check_coefficients(
         )
     for name, values in coefficients.items():
         if extra := set(values) - {"alpha", "beta"}:
-            raise InsertionError(f"coefficients[{name!r}] has {sorted(extra)}; give alpha and beta.")
+            raise InsertionError(
+                f"coefficients[{name!r}] has {sorted(extra)}; give alpha and beta."
+            )
         make_config(config, dict(values))

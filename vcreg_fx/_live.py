@@ -12,7 +12,14 @@ from placement_rules import Layout
 
 from ._config import VCRegConfig, check_coefficient
 from ._loss_scale import LossScale
-from .regularizers import InjectGradient, Penalty, Settings, Statistics, naive_penalty, working_dtype
+from .regularizers import (
+    InjectGradient,
+    Penalty,
+    Settings,
+    Statistics,
+    naive_penalty,
+    working_dtype,
+)
 
 _UNREAD = 64  # penalties at one site that nobody reads: the training loop has forgotten them
 
@@ -138,7 +145,7 @@ class LiveSite:
         if len(self.pending) > _UNREAD:
             self._warn_once(
                 f'{self.name} holds {_UNREAD} penalties that nobody has read. With mode="loss", '
-                "add vcreg_fx.penalty(model) to the loss of each step, or use mode=\"gradient\"."
+                'add vcreg_fx.penalty(model) to the loss of each step, or use mode="gradient".'
             )
         return h.clone() if self._clone else h
 

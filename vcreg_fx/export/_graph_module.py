@@ -67,7 +67,9 @@ def to_graph_module(model: nn.Module) -> fx.GraphModule:
     else:
         result = TwoModeGraphModule(root, graphs[True], graphs[False])
     for module in result.modules():
-        owner = model.get_submodule(module.site.path) if isinstance(module, (Demean, VCReg)) else module
+        owner = (
+            model.get_submodule(module.site.path) if isinstance(module, (Demean, VCReg)) else module
+        )
         module.training = modes.get(owner, model.training)
     if isinstance(result, TwoModeGraphModule):
         result.graph = graphs[model.training]

@@ -54,7 +54,7 @@ class InjectGradient(torch.autograd.Function):
         """Return the arriving gradient plus the penalty's, in a new tensor."""
         h, mean, alpha, beta, scale = ctx.saved_tensors
         settings: Settings = ctx.settings
-        _refuse_second_order(settings)
+        _refuse_second_order()
         with torch.no_grad(), _autocast_off(h):
             if settings.config.backend == "naive":
                 added = _naive_gradient(h, alpha, beta, settings)
@@ -138,18 +138,17 @@ def _direction(
     return found
 
 
-def _refuse_second_order(settings: Settings) -> None:
+def _refuse_second_order() -> None:
     """Backward runs with gradients enabled exactly under ``create_graph=True``."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return
     if torch._C._functorch.peek_interpreter_stack() is None:
         raise RuntimeError(
             'The gradient that mode="gradient" adds has no derivative of its own, so '
-            "create_graph=True would give wrong second derivatives. Insert with mode=\"loss\" and "
+            'create_graph=True would give wrong second derivatives. Insert with mode="loss" and '
             "add vcreg_fx.penalty(model) to the loss."
         )
 
 
 def _autocast_off(h: Tensor) -> torch.autocast:
     return torch.autocast(h.device.type, enabled=False)
-

@@ -59,8 +59,8 @@ def add_product(
     if torch.compiler.is_compiling():
         x = _centred(h.movedim(axis, -1).reshape(-1, h.shape[axis]), mean, rows=True)
         product = (x if shift is None else x - shift) @ g
-        moved = h.movedim(axis, -1).shape
-        return (grad + product.reshape(moved).movedim(-1, axis)).to(grad.dtype)
+        product = product.reshape(h.movedim(axis, -1).shape).movedim(-1, axis)
+        return torch.add(grad, product).to(grad.dtype)
     rows = _by_rows(h, axis)
     if rows:
         moved = torch.empty_like(grad.movedim(axis, -1), memory_format=torch.contiguous_format)
@@ -102,8 +102,8 @@ def _blocks(rows: bool, axis: int, *tensors: Tensor) -> Iterator[tuple[Tensor, .
         moved = [t.reshape(-1, d) for t in moved]
     per_entry = max(moved[0][0].numel() // d, 1)
     for entries in zip(*(t.split(max(size // per_entry, 1)) for t in moved), strict=True):
-        parts = (entry.reshape(-1, d).split(size) for entry in entries)
-        yield from zip(*parts, strict=True)
+        cut = (entry.reshape(-1, d).split(size) for entry in entries)
+        yield from zip(*cut, strict=True)
 
 
 def _centred(block: Tensor, mean: Tensor | None, rows: bool) -> Tensor:

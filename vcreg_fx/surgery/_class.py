@@ -67,9 +67,7 @@ def is_rewritten(module: nn.Module) -> bool:
     return hasattr(type(module), "vcreg_original")
 
 
-def _make(
-    original: type[nn.Module], forward: Forward, watch: bool, code: str
-) -> type[nn.Module]:
+def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -> type[nn.Module]:
     inside = forward.inside
     traced = None if inside is None else _compile(inside.graph)
 
@@ -94,7 +92,7 @@ def _make(
         return (_rebuild, (original, data, watch, *reduced[1][1:]), *reduced[2:])
 
     boundary = any(node.op == "get_attr" for node in forward.outer.nodes)
-    namespace = {
+    namespace: dict[str, Any] = {
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
@@ -107,13 +105,15 @@ def _make(
     if not hasattr(original, "graph"):  # a GraphModule keeps its own
         graph = forward.outer if boundary or inside is None else inside.graph
         namespace |= {"graph": graph, "code": code}
-    return type(original)(original.__name__, (original,), namespace)
+    metaclass: Any = type(original)
+    made: type[nn.Module] = metaclass(original.__name__, (original,), namespace)
+    return made
 
 
 def _compile(graph: fx.Graph) -> Any:
     python = graph.python_code("self")
     namespace = dict(python.globals)
-    exec(compile(python.src, "<vcreg_fx forward>", "exec"), namespace)  # noqa: S102
+    exec(compile(python.src, "<vcreg_fx forward>", "exec"), namespace)
     return namespace["forward"]
 
 
@@ -127,5 +127,3 @@ def _rebuild(original: type[nn.Module], data: Any, watch: bool, *args: Any) -> n
     inside = None if traced is None else Inside(from_data(traced[0]), *traced[1:])
     cls = rewritten_class(original, Forward(from_data(outer), inside), watch)
     return cls.__new__(cls, *args)
-
-

@@ -89,7 +89,7 @@ class Forward:
 
     - `outer`: takes ``*args, **kwargs``, calls ``self.original_forward(args, kwargs)``, and holds
       the nodes for sites at the module's inputs and outputs.
-    - `inside`: the traced original forward with the nodes for sites in its middle, if there are any.
+    - `inside`: the traced original forward with the nodes for sites in its middle, if any.
     """
 
     outer: fx.Graph

@@ -54,7 +54,9 @@ class Inside:
         for name, value in values.items():
             if name in self.given:
                 continue
-            if name not in self.fixed or value is not self.fixed[name] and value != self.fixed[name]:
+            if name not in self.fixed or (
+                value is not self.fixed[name] and value != self.fixed[name]
+            ):
                 raise InsideError(
                     f"{where} was rewritten for calls with {name}={self.fixed.get(name)!r}, as "
                     f"recorded, and is now called with another value. Insert with example_inputs "
@@ -85,7 +87,7 @@ def trace_inside(module: nn.Module, forward: Any, scope: Scope) -> Inside:
 
     namespace: dict[str, Any] = {"call": call}
     listed = ", ".join(given)
-    exec(f"def forward(self, {listed}):\n    return call(self, ({listed},))\n", namespace)  # noqa: S102
+    exec(f"def forward(self, {listed}):\n    return call(self, ({listed},))\n", namespace)
     duplicate.__class__ = type(
         type(module).__name__, (type(module),), {"forward": namespace["forward"]}
     )
@@ -98,7 +100,7 @@ def trace_inside(module: nn.Module, forward: Any, scope: Scope) -> Inside:
     if made := {name for name in set(duplicate.__dict__) - before if "_tensor_constant" in name}:
         raise _refusal(scope, f"it makes {len(made)} constant tensors in its forward")
     for owner, name in sorted(read, key=lambda item: item[1]):
-        if name in _FLAGS or name in _assigned_later(type(owner)):
+        if name in _FLAGS or name in _assigned_later(type(owner)):  # type: ignore[arg-type]
             raise _refusal(
                 scope,
                 f"it reads {name!r}, which can change later, while a traced forward would keep "
@@ -183,7 +185,7 @@ def _watch(root: nn.Module, read: set[tuple[nn.Module, str]]) -> Iterator[None]:
                 read.add((self, name))
         return object.__getattribute__(self, name)
 
-    nn.Module.__getattribute__ = noting  # type: ignore[method-assign]
+    nn.Module.__getattribute__ = noting  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -191,7 +193,7 @@ def _watch(root: nn.Module, read: set[tuple[nn.Module, str]]) -> Iterator[None]:
 
 
 @cache
-def _assigned_later(cls: type) -> frozenset[str]:
+def _assigned_later(cls: Any) -> frozenset[str]:
     """Return the attributes that methods other than ``__init__`` of a class assign."""
     found = set()
     for base in cls.__mro__[: -len(nn.Module.__mro__)]:
@@ -214,9 +216,7 @@ def _assigned_later(cls: type) -> frozenset[str]:
 
 def _refusal(scope: Scope, reason: str) -> InsideError:
     return InsideError(
-        f"{scope.path or 'the model itself'} ({type(scope.module).__name__}) cannot be rewritten in "
-        f'the middle of its forward: {reason}. Rules for module outputs work, such as "blocks" or '
-        '"head"; so does moving this step of the forward into a module of its own.'
+        f"{scope.path or 'the model itself'} ({type(scope.module).__name__}) cannot be rewritten "
+        f"in the middle of its forward: {reason}. Rules for module outputs work, such as "
+        '"blocks" or "head"; so does moving this step of the forward into a module of its own.'
     )
-
-

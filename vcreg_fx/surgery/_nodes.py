@@ -24,9 +24,7 @@ def demean(site: LiveSite, h: Tensor, training: bool) -> Tensor | None:
     return site.batch_mean(h)
 
 
-def demean_activation(
-    site: LiveSite, h: Tensor, training: bool, running_mean: Tensor
-) -> Tensor:
+def demean_activation(site: LiveSite, h: Tensor, training: bool, running_mean: Tensor) -> Tensor:
     """Return ``h`` less its batch mean, or less the running mean in eval mode (Appendix A)."""
     if (tracer := tracer_of(h)) is not None:
         demeaned: Tensor = tracer.demean_activation(site, h, running_mean)

@@ -13,9 +13,7 @@ def table(sites: Sequence[Site]) -> str:
     for site in sites:
         shape = " × ".join(str(size) for size in site.shape)
         form = site.form if site.clone is None else f"{site.form}, cloned"
-        rows.append(
-            (site.name, shape, str(site.layout), str(site.channels), str(site.calls), form)
-        )
+        rows.append((site.name, shape, str(site.layout), str(site.channels), str(site.calls), form))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
