@@ -174,13 +174,11 @@ def _reduction(node: fx.Node) -> Iterator[Link]:
     yield from (((node, axis), (source, old)) for axis, old in enumerate(kept))
 
 
-def _cat(node: fx.Node) -> Iterator[Link]:
-    dim = (_argument(node, 1, "dim", "axis") or 0) % _ndim(node)
+def _same_axes(node: fx.Node) -> Iterator[Link]:
+    """Concatenations and paddings: an axis that grows still holds what it held."""
     for source in node.all_input_nodes:
         if _ndim(source) == _ndim(node):
-            for axis in range(_ndim(node)):
-                if axis != dim:
-                    yield (node, axis), (source, axis)
+            yield from _axes_in_order(node, source, range(_ndim(node)))
 
 
 def _stack(node: fx.Node) -> Iterator[Link]:
@@ -207,9 +205,7 @@ def _tuple_element(node: fx.Node) -> Iterator[Link]:
         if node.meta.get("leaf") == (0,):
             yield from _axes_in_order(node, source, (0, 1))
     elif name not in _MIXING and _ndim(source) == _ndim(node):
-        for axis, size in enumerate(_shape(node)):  # chunk, split, sort, topk, max, …
-            if size == _shape(source)[axis]:
-                yield (node, axis), (source, axis)
+        yield from _axes_in_order(node, source, range(_ndim(node)))  # chunk, split, sort, topk, …
 
 
 def _matmul(node: fx.Node) -> Iterator[Link]:
@@ -261,8 +257,7 @@ def _getitem(node: fx.Node) -> Iterator[Link]:
     new = old = 0
     for item in items:
         if isinstance(item, slice):
-            if _shape(source)[old] == _shape(node)[new]:
-                yield (node, new), (source, old)
+            yield (node, new), (source, old)  # a part of the channels still holds channels
             new, old = new + 1, old + 1
         elif item is None:
             new += 1
@@ -285,7 +280,7 @@ _HANDLERS: dict[str, Callable[[fx.Node], Iterator[Link]]] = {
     **dict.fromkeys(("movedim", "moveaxis"), _movedim),
     **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel", "reshape_as"), _reshape),
     **dict.fromkeys(("squeeze", "unsqueeze"), _squeeze),
-    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    **dict.fromkeys(("cat", "concat", "concatenate", "pad"), _same_axes),
     "stack": _stack,
     "matmul": _matmul,
     "bmm": _matmul,

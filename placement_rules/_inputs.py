@@ -35,17 +35,18 @@ def candidate_inputs(model: nn.Module) -> Iterator[Inputs]:
 
 
 def _from_timm(model: nn.Module) -> Iterator[Inputs]:
-    channels = 3
-    size = None
     cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    sizes = {}
+    if (built_for := getattr(getattr(model, "patch_embed", None), "img_size", None)) is not None:
+        sizes["patch_embed.img_size"] = _pair(built_for)
     if "input_size" in cfg:
-        channels, *size = cfg["input_size"]
-    channels = _first_channels(model) or channels
-    patch_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if patch_size is not None:
-        yield _image(model, channels, _pair(patch_size), "patch_embed.img_size")
-    if size is not None:
-        yield _image(model, channels, size, "pretrained_cfg['input_size']")
+        sizes["pretrained_cfg['input_size']"] = _pair(cfg["input_size"])
+    first = _first_channels(model)
+    given = cfg["input_size"][0] if "input_size" in cfg else 3
+    # in_chans= changes the first convolution; a space-to-depth stem hides the image's channels
+    for channels in dict.fromkeys([given, first or given]):
+        for origin, size in sizes.items():
+            yield _image(model, channels, size, f"{origin} with {channels} channels")
 
 
 def _from_first_layer(model: nn.Module) -> Iterator[Inputs]:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
 from typing import Any
 
-from . import rules
-from ._errors import RuleSyntaxError
+from ._errors import PlacementError, RuleSyntaxError
+from ._names import NAMES
 from ._rule import Rule
-
-_NAMES: dict[str, Rule | Callable[..., Rule]] = {
-    name: value for name in dir(rules) if isinstance(value := getattr(rules, name), Rule)
-}
 
 
 def parse(rule: Rule | str) -> Rule:
@@ -49,11 +44,13 @@ def _evaluate(node: ast.expr, text: str) -> Any:
             if isinstance(node.op, ast.Sub):
                 return left - right
     elif isinstance(node, ast.Name):
-        if node.id in _NAMES:
-            return _NAMES[node.id]
+        if node.id in NAMES:
+            return NAMES[node.id]
         raise RuleSyntaxError(f"There is no rule {node.id!r} in {text!r}. {_known()}")
     elif isinstance(node, ast.Constant):
         return node.value
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_evaluate(node.operand, text)
     elif isinstance(node, ast.Call):
         return _call(node, text)
     raise RuleSyntaxError(
@@ -64,13 +61,17 @@ def _evaluate(node: ast.expr, text: str) -> Any:
 
 def _call(node: ast.Call, text: str) -> Any:
     function = _evaluate(node.func, text)
+    if not callable(function):
+        raise RuleSyntaxError(f"{ast.unparse(node.func)} takes no arguments, in {text!r}.")
     args = [_evaluate(arg, text) for arg in node.args]
     kwargs = {str(item.arg): _evaluate(item.value, text) for item in node.keywords}
     try:
         return function(*args, **kwargs)
-    except TypeError as error:
+    except RuleSyntaxError:
+        raise
+    except (TypeError, PlacementError) as error:
         raise RuleSyntaxError(f"{ast.unparse(node)!r} in {text!r}: {error}.") from error
 
 
 def _known() -> str:
-    return "The rules are: " + ", ".join(sorted(_NAMES)) + "."
+    return "The rules are: " + ", ".join(sorted(NAMES)) + "."

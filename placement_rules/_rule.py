@@ -33,6 +33,15 @@ class Rule(ABC):
         spots = [locate(recording, scope, node) for scope, node in self.find(recording)]
         return _unique(spots)
 
+    def explain(self, recording: Recording, path: str) -> str:
+        """Say why a tensor of the module at ``path`` was, or was not, selected."""
+        names = [spot.name for spot in self.select(recording) if spot.scope.path == path]
+        if names:
+            return f"selected: {', '.join(names)}."
+        if not recording.calls(path):
+            return "not selected: it was not called in the recorded forward pass."
+        return f"not selected: no tensor of it is among the sites of {self}."
+
     def require(self, recording: Recording) -> list[Spot]:
         """Return the selected spots.
 
@@ -62,6 +71,14 @@ class Rule(ABC):
         return str(self)
 
 
+class Filter(Rule):
+    """A rule that, joined to another by ``&`` or ``-``, keeps or drops what the other selects."""
+
+    @abstractmethod
+    def keeps(self, recording: Recording, spot: Spot) -> bool:
+        """Whether a spot that another rule selected passes."""
+
+
 class _Composed(Rule):
     sign: str
     tightness: int
@@ -71,6 +88,10 @@ class _Composed(Rule):
 
     def find(self, recording: Recording) -> list[Found]:
         return [(spot.scope, spot.node) for spot in self.select(recording)]
+
+    def explain(self, recording: Recording, path: str) -> str:
+        parts = (f"{rule}: {rule.explain(recording, path)}" for rule in (self.left, self.right))
+        return " ".join(parts)
 
     def why_none(self, recording: Recording) -> str:
         empty = [rule for rule in (self.left, self.right) if not rule.select(recording)]
@@ -99,6 +120,9 @@ class _Both(_Composed):
     sign, tightness = "&", 1
 
     def select(self, recording: Recording) -> list[Spot]:
+        for rule, other in ((self.left, self.right), (self.right, self.left)):
+            if isinstance(other, Filter):
+                return [s for s in rule.select(recording) if other.keeps(recording, s)]
         kept = {spot.flat for spot in self.right.select(recording)}
         return [spot for spot in self.left.select(recording) if spot.flat in kept]
 
@@ -107,6 +131,9 @@ class _Without(_Composed):
     sign, tightness = "-", 2
 
     def select(self, recording: Recording) -> list[Spot]:
+        if isinstance(self.right, Filter):
+            keeps = self.right.keeps
+            return [s for s in self.left.select(recording) if not keeps(recording, s)]
         dropped = {spot.flat for spot in self.right.select(recording)}
         return [spot for spot in self.left.select(recording) if spot.flat not in dropped]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
 
-from .._recording import Recording, Scope, is_activation
+from .._blocks import BlockSearch
+from .._recording import Recording, Scope, is_activation, value
 from .._rule import Found, Rule
-from ._blocks import block_output, block_paths
+from ._blocks import block_output
 
 
 class Downsample(Rule):
@@ -25,7 +28,7 @@ class Downsample(Rule):
 
     def find(self, recording: Recording) -> list[Found]:
         """Return the outputs whose resolution is below their module's input."""
-        paths = set(block_paths(recording))
+        paths = set(BlockSearch.of(recording).paths)
         blocks = [scope for scope in recording.scopes if scope.path in paths]
         if not blocks:
             return []
@@ -46,7 +49,7 @@ class Downsample(Rule):
 
     def why_none(self, recording: Recording) -> str:
         """Explain that the resolution never falls between blocks."""
-        paths = block_paths(recording)
+        paths = BlockSearch.of(recording).paths
         if not paths:
             return (
                 "the model has no blocks (see the rule blocks), so it has no stages between which "
@@ -67,7 +70,12 @@ downsample = Downsample()
 
 
 def _outermost(recording: Recording, blocks: list[Scope]) -> list[Scope]:
-    """Return the blocks, and the outermost module calls that neither hold nor lie in one."""
+    """Return the blocks, and the outermost module calls that neither hold nor lie in one.
+
+    What a module that fuses branches (HRNet's) does between its blocks is left out.
+    """
+    search = BlockSearch.of(recording)
+    taken = set(blocks)
     holders = set()
     for block in blocks:
         scope: Scope | None = block.parent
@@ -77,19 +85,33 @@ def _outermost(recording: Recording, blocks: list[Scope]) -> list[Scope]:
     return [
         scope
         for scope in recording.scopes
-        if scope not in holders and (scope.parent is None or scope.parent in holders)
+        if scope not in holders
+        and (scope.parent is None or scope.parent in holders)
+        and (scope in taken or not any(search.fuses(above.path) for above in _above(scope)))
     ]
 
 
+def _above(scope: Scope) -> Iterator[Scope]:
+    while scope.parent is not None:
+        scope = scope.parent
+        yield scope
+
+
 def _reduced(recording: Recording, scope: Scope) -> fx.Node | None:
-    """Return the output of a call whose resolution is below that of its largest input."""
-    output = block_output(scope)
+    """Return the output of a call whose resolution is below that of every comparable input."""
+    output = block_output(BlockSearch.of(recording), scope)
     if output is None:
         return None
+    shape = value(output).shape
     after = recording.locations(output)
     before = [
         count
         for _, node in scope.inputs
-        if is_activation(node) and (count := recording.locations(node)) is not None
+        if is_activation(node)
+        and value(node).ndim == len(shape)
+        and value(node).shape[0] == shape[0]
+        and (count := recording.locations(node)) is not None
     ]
-    return output if after is not None and before and after < max(before) else None
+    if after is None or not before or after >= min(before):
+        return None
+    return output if after > 1 or len(shape) > 3 else None  # one token of many is a summary

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from .._operation import operation
+from .._classifiers import last_layers
 from .._recording import Recording, is_activation
 from .._rule import Found, Rule
-
-_LAYERS = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "addmm", "mm"}
 
 
 class Head(Rule):
@@ -44,45 +42,3 @@ class Head(Rule):
 
 
 head = Head()
-
-
-def last_layers(recording: Recording) -> tuple[list[fx.Node], set[fx.Node]]:
-    """Walk back from the model's output to the nearest layers with a weight.
-
-    **Returns:** those layers, in order, and the nodes between them and the output.
-    """
-    outputs = [(path, node) for path, node in recording.root.outputs if is_activation(node)]
-    logits = [(path, node) for path, node in outputs if path[-1:] == ("logits",)]
-    waiting = [node.meta["flat"] for _, node in logits or outputs]
-    seen, layers = set(waiting), set()
-    while waiting:
-        node = waiting.pop()
-        if _has_weight(node):
-            layers.add(node)
-            continue
-        fresh = [source for source in node.all_input_nodes if source not in seen]
-        seen.update(fresh)
-        waiting.extend(fresh)
-    if any(_above(layer) & layers for layer in layers):
-        return [], set()  # one feeds another: the walk went past the end of a headless model
-    return sorted(layers, key=lambda node: int(node.meta["time"])), seen - layers
-
-
-def _has_weight(node: fx.Node) -> bool:
-    return (
-        node.op == "call_function"
-        and operation(node.target) in _LAYERS
-        and any(source.op == "get_attr" for source in node.all_input_nodes)
-    )
-
-
-def _above(node: fx.Node) -> set[fx.Node]:
-    """Return every node that this one depends on."""
-    found: set[fx.Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        source = waiting.pop()
-        if source not in found:
-            found.add(source)
-            waiting.extend(source.all_input_nodes)
-    return found

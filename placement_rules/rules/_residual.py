@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from .._classifiers import last_layers
 from .._recording import Recording
 from .._residuals import helper_add, residual_adds
 from .._rule import Found, Rule
-from ._head import last_layers
 
 
 class Residual(Rule):

@@ -1,0 +1,144 @@
+"""Search a recording for the network's blocks."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cached_property
+from typing import ClassVar
+from weakref import WeakKeyDictionary
+
+from torch import fx, nn
+
+from ._classifiers import last_layers
+from ._merges import concatenations
+from ._recording import Recording, Scope, keeps_container_forward
+from ._residuals import residual_adds
+
+_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+class BlockSearch:
+    """The blocks of one recording, and the reason for every module that is none."""
+
+    _cache: ClassVar[WeakKeyDictionary[Recording, BlockSearch]] = WeakKeyDictionary()
+
+    def __init__(self, recording: Recording) -> None:
+        self._first_call = {scope.path: scope for scope in reversed(recording.scopes) if scope.path}
+        self._after_heads = last_layers(recording)[1]
+        self._merges: dict[Scope, list[fx.Node]] = {}
+        self._concatenates = False
+        self._concatenates = not any(self.merges(scope) for scope in self._first_call.values())
+        self._merges.clear()
+
+    @classmethod
+    def of(cls, recording: Recording) -> BlockSearch:
+        """Return the search on a recording, made once."""
+        if recording not in cls._cache:
+            cls._cache[recording] = cls(recording)
+        return cls._cache[recording]
+
+    def merges(self, scope: Scope) -> list[fx.Node]:
+        """Return the residual adds of a scope; its concatenations, in a network without adds."""
+        if scope not in self._merges:
+            find = concatenations if self._concatenates else residual_adds
+            self._merges[scope] = [
+                node for node in find(scope) if node.meta.get("flat") not in self._after_heads
+            ]
+        return self._merges[scope]
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The paths of the blocks, in the order of their first calls."""
+        chosen = self._outermost | self._siblings
+        return sorted(chosen, key=lambda path: self._first_call[path].start)
+
+    def explain(self, path: str) -> str:
+        """Say why the module at ``path`` is, or is not, a block."""
+        what = "concatenates branches" if self._concatenates else "adds a residual"
+        if path not in self._first_call:
+            return "no block: it was not called in the recorded forward pass."
+        if path in self._outermost:
+            return f"a block: its own forward {what}, and no block contains it."
+        if path in self._siblings:
+            return "a block: a sibling of blocks, of their class or at their position."
+        if (outer := _ancestor(path, set(self.paths))) is not None:
+            return f"no block: it lies inside the block {outer}."
+        if path in self._merging:
+            if self.fuses(path):
+                return f"no block: its own forward {what}, but it contains a run of blocks."
+            return f"no block: its own forward {what}, but nothing else like it does."
+        if any(other.startswith(f"{path}.") for other in self.paths):
+            return f"no block: its own forward never {what}; it contains blocks."
+        return f"no block: its own forward never {what}, and it is no sibling of a block."
+
+    def fuses(self, path: str) -> bool:
+        """Whether the module merges branches of its own around the blocks that it contains."""
+        return path in self._merging and self._contains_run(path)
+
+    @cached_property
+    def _merging(self) -> set[str]:
+        found = {path for path, scope in self._first_call.items() if self.merges(scope)}
+        return {self._lifted(path) for path in found} if self._concatenates else found
+
+    def _lifted(self, path: str) -> str:
+        """Return the block around a helper that concatenates for it (VoVNet's list of layers)."""
+        parent, _, name = path.rpartition(".")
+        scope = self._first_call.get(parent)
+        is_part = scope is not None and not keeps_container_forward(scope.module)
+        return parent if is_part and not name.isdigit() else path
+
+    @cached_property
+    def _outermost(self) -> set[str]:
+        kept = {path for path in self._merging if not self._contains_run(path)}
+        found = {path for path in kept if _ancestor(path, kept) is None}
+        classes = Counter(type(self._first_call[path].module) for path in found)
+        positions = Counter(_position(path) for path in found)
+        repeated = {
+            path
+            for path in found
+            if classes[type(self._first_call[path].module)] > 1 or positions[_position(path)] > 1
+        }
+        return repeated or found  # a lone module beside repeated ones pools or fuses
+
+    @cached_property
+    def _siblings(self) -> set[str]:
+        classes = {type(self._first_call[path].module) for path in self._outermost}
+        positions = {_position(path) for path in self._outermost}
+        found = {
+            path
+            for path, scope in self._first_call.items()
+            if path not in self._outermost
+            and _ancestor(path, self._outermost) is None
+            and not any(other.startswith(f"{path}.") for other in self._outermost)
+            and (
+                type(scope.module) in classes
+                or (_position(path) in positions and _is_whole_block(scope.module))
+            )
+        }
+        return {path for path in found if _ancestor(path, found) is None}
+
+    def _contains_run(self, path: str) -> bool:
+        """Whether two or more siblings of one class merge branches inside the module."""
+        inside = Counter(
+            (other.rpartition(".")[0], type(self._first_call[other].module))
+            for other in self._merging
+            if other.startswith(f"{path}.")
+        )
+        return any(count > 1 for count in inside.values())
+
+
+def _is_whole_block(module: nn.Module) -> bool:
+    weighted = sum(isinstance(child, _WEIGHTED) for child in module.modules())
+    return weighted > 1 and not keeps_container_forward(module)
+
+
+def _position(path: str) -> str:
+    """Return a path without its numbers: ``blocks.*.*`` for ``blocks.0.1``."""
+    return re.sub(r"\d+", "*", path)
+
+
+def _ancestor(path: str, others: set[str]) -> str | None:
+    parts = path.split(".")
+    above = (".".join(parts[:length]) for length in range(1, len(parts)))
+    return next((other for other in above if other in others), None)

@@ -1,0 +1,33 @@
+"""Find merges: where branches that left one activation are added, or concatenated, again."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from ._operation import operation
+from ._recording import Scope, is_activation
+from ._residuals import Ancestry
+
+_CONCATENATIONS = {"cat", "concat", "concatenate"}
+
+
+def concatenations(scope: Scope) -> list[fx.Node]:
+    """Return the nodes of a scope's own forward that concatenate branches of one activation.
+
+    At least one module call lies on some of the branches and not on others.
+    """
+    ancestry = Ancestry(scope)
+    found = []
+    for node in scope.graph.nodes:
+        if node.op != "call_function" or operation(node.target) not in _CONCATENATIONS:
+            continue
+        parts = [part for part in node.all_input_nodes if is_activation(part)]
+        if len(parts) < 2:
+            continue
+        shared, anywhere = ancestry.of(parts[0]), 0
+        for part in parts:
+            shared &= ancestry.of(part)
+            anywhere |= ancestry.of(part)
+        if shared & ancestry.from_input and anywhere & ~shared & ancestry.modules:
+            found.append(node)
+    return found

@@ -1,0 +1,47 @@
+"""Rules of a user's own: a function of the recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from .._errors import PlacementError
+from .._recording import Recording
+from .._rule import Found, Rule
+
+
+class Custom(Rule):
+    """Selects what a function of the recording returns.
+
+    **Arguments:**
+
+    - `function`: takes a `Recording`, returns pairs of a `Scope` and a node of its graph.
+    """
+
+    def __init__(self, function: Callable[[Recording], Iterable[Found]]) -> None:
+        if not callable(function):
+            raise PlacementError(f"custom({function!r}): give a function of the recording.")
+        self.function = function
+
+    def find(self, recording: Recording) -> list[Found]:
+        """Return what the function returns.
+
+        **Raises:** `PlacementError` if that is no pair of a scope and one of its nodes.
+        """
+        found = list(self.function(recording))
+        for item in found:
+            if not (isinstance(item, tuple) and len(item) == 2 and item[1].graph is item[0].graph):
+                raise PlacementError(
+                    f"{self} returned {item!r}; return pairs of a scope and a node of its graph."
+                )
+        return found
+
+    def why_none(self, recording: Recording) -> str:
+        """Say that the function returned nothing."""
+        return "the function returned no tensor of the recording."
+
+    def __str__(self) -> str:
+        """Return a description; register the rule under a name to use it in strings."""
+        return f"custom({getattr(self.function, '__name__', repr(self.function))})"
+
+
+custom = Custom

@@ -1,0 +1,119 @@
+"""``pattern``: where a small function occurs in a module's forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import fx
+
+from .._errors import PlacementError
+from .._operation import operation
+from .._recording import Recording, Scope, is_activation
+from .._rule import Found, Rule
+
+_COMMUTING = {"add", "mul"}
+Bound = dict[fx.Node, fx.Node]
+
+
+class Pattern(Rule):
+    """Selects the results of a small function wherever it occurs in one module's forward.
+
+    A module that does nothing but one function counts as that function: ``nn.ReLU`` as ``relu``.
+
+    **Arguments:**
+
+    - `function`: a function of tensors that ``torch.fx`` can trace, such as
+      ``lambda x, f: torch.relu(x + f)``. Its arguments stand for any activations; one that occurs
+      twice stands for the same activation. Numbers have to be equal.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        try:
+            graph = fx.Tracer().trace(function)
+        except Exception as error:
+            raise PlacementError(
+                f"The pattern {_name(function)} cannot be traced by torch.fx: {error}"
+            ) from error
+        (end,) = [node for node in graph.nodes if node.op == "output"]
+        self._graph, self._end = graph, end.args[0]
+        if not isinstance(self._end, fx.Node) or self._end.op == "placeholder":
+            raise PlacementError(f"The pattern {_name(function)} must return one computed tensor.")
+
+    def find(self, recording: Recording) -> list[Found]:
+        """Return the nodes at which the function's result occurs."""
+        return [
+            (scope, node)
+            for scope in recording.scopes
+            for node in scope.graph.nodes
+            if is_activation(node) and any(self._match(self._end, node, {}))
+        ]
+
+    def why_none(self, recording: Recording) -> str:
+        """Name the operations looked for."""
+        wanted = [operation(n.target) for n in self._graph.nodes if n.op.startswith("call")]
+        missing = sorted(set(wanted) - {_operation(n) for s in recording.scopes for n in _calls(s)})
+        if missing:
+            return f"{', '.join(missing)} occurs nowhere in the forward pass."
+        return f"{', '.join(wanted)} occur, but nowhere joined like this in one module's forward."
+
+    def __str__(self) -> str:
+        """Return a description; register the pattern under a name to use it in strings."""
+        return f"pattern({_name(self.function)})"
+
+    def _match(self, wanted: Any, node: Any, bound: Bound) -> Iterator[Bound]:
+        if not isinstance(wanted, fx.Node):
+            if not isinstance(node, fx.Node) and wanted == node:
+                yield bound
+            return
+        if not isinstance(node, fx.Node):
+            return
+        if wanted.op == "placeholder":
+            if is_activation(node) and bound.get(wanted, node) is node:
+                yield {**bound, wanted: node}
+            return
+        if _operation(node) != operation(wanted.target):
+            return
+        args = _given(node)
+        expected = [*wanted.args, *wanted.kwargs.values()]
+        orders = [args]
+        if operation(wanted.target) in _COMMUTING and len(args) == 2:
+            orders.append(args[::-1])
+        for order in orders:
+            yield from self._match_all(expected, order[: len(expected)], bound)
+
+    def _match_all(self, wanted: list[Any], args: list[Any], bound: Bound) -> Iterator[Bound]:
+        if len(wanted) != len(args):
+            return
+        if not wanted:
+            yield bound
+            return
+        for found in self._match(wanted[0], args[0], bound):
+            yield from self._match_all(wanted[1:], args[1:], found)
+
+
+pattern = Pattern
+
+
+def _calls(scope: Scope) -> list[fx.Node]:
+    return [node for node in scope.graph.nodes if node.op in {"call_function", "call_module"}]
+
+
+def _operation(node: fx.Node) -> str | None:
+    """Return a node's operation; for a module that does one function, that function's."""
+    if node.op == "call_function":
+        return operation(node.target)
+    if node.op == "call_module":
+        inner = _calls(node.meta["scope"])
+        if len(inner) == 1 and inner[0].op == "call_function":
+            return operation(inner[0].target)
+    return None
+
+
+def _given(node: fx.Node) -> list[Any]:
+    return [*node.args, *node.kwargs.values()]
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))

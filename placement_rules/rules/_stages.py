@@ -1,0 +1,86 @@
+"""``stages`` and ``stage(i)``: runs of blocks of equal resolution."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from .._blocks import BlockSearch
+from .._errors import PlacementError
+from .._recording import Recording
+from .._rule import Filter, Found, Rule
+from .._spot import Spot
+from ._blocks import blocks
+
+
+class Stages(Rule):
+    """Selects the output of each run of blocks of equal resolution: that of its last block.
+
+    4 on ResNet-50, ConvNeXt and Swin-T, 1 on ViT.
+    """
+
+    def find(self, recording: Recording) -> list[Found]:
+        """Return the last block's output of each run."""
+        return [(run[-1].scope, run[-1].node) for run in stage_runs(recording)]
+
+    def why_none(self, recording: Recording) -> str:
+        """Explain that there are no blocks to group."""
+        return f"stages are runs of blocks. blocks: {blocks.why_none(recording)}"
+
+    def __str__(self) -> str:
+        """Return ``stages``."""
+        return "stages"
+
+
+class Stage(Filter):
+    """Keeps what another rule selects in one stage: ``blocks & stage(2)``; alone, its blocks.
+
+    A stage begins behind the last block of the stage before it, so that the downsampling layer
+    between two stages belongs to the later one.
+
+    **Arguments:**
+
+    - `index`: which stage, from 0; negative numbers count from the end.
+    """
+
+    def __init__(self, index: int) -> None:
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise PlacementError(f"stage({index!r}): a stage is given by its number, from 0.")
+        self.index = index
+
+    def find(self, recording: Recording) -> list[Found]:
+        """Return the outputs of the stage's blocks."""
+        spots = blocks.select(recording)
+        return [(spot.scope, spot.node) for spot in spots if self.keeps(recording, spot)]
+
+    def keeps(self, recording: Recording, spot: Spot) -> bool:
+        """Whether a spot is computed in the stage."""
+        runs = stage_runs(recording)
+        if not -len(runs) <= self.index < len(runs):
+            raise PlacementError(
+                f"There is no stage {self.index} in {type(recording.model).__name__}: it has "
+                f"{len(runs)} stages, numbered from 0."
+            )
+        index = self.index % len(runs)
+        end = runs[index][-1].scope.end
+        start = runs[index - 1][-1].scope.end if index else runs[0][0].scope.start
+        return start <= int(spot.node.meta["time"]) < end
+
+    def why_none(self, recording: Recording) -> str:
+        """Explain that there are no blocks to group."""
+        return f"stages are runs of blocks. blocks: {blocks.why_none(recording)}"
+
+    def __str__(self) -> str:
+        """Return the rule as it is written in a string."""
+        return f"stage({self.index})"
+
+
+stages = Stages()
+stage = Stage
+
+
+def stage_runs(recording: Recording) -> list[list[Spot]]:
+    """Return the blocks' outputs in runs of equal resolution."""
+    paths = set(BlockSearch.of(recording).paths)
+    spots = [spot for spot in blocks.select(recording) if spot.scope.path in paths]
+    runs = groupby(spots, key=lambda spot: recording.locations(spot.node))
+    return [list(run) for _, run in runs]
