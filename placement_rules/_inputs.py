@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 _BATCH = 2
 _LENGTH = 16  # tokens, where the model fixes no number
-_FRAMES = 16
+_CLIPS = ((16, 112), (16, 224), (32, 224), (8, 224))  # frames and pixels
 _SIDES = (224, 256, 299, 32)  # pixels, where the model fixes no number
 
 
@@ -58,8 +58,9 @@ def _from_first_layer(model: nn.Module) -> Iterator[Inputs]:
                 yield _image(model, module.in_channels, size, f"a {size[0]} × {size[1]} image")
             return
         if isinstance(module, nn.Conv3d):
-            clip = (_BATCH, module.in_channels, _FRAMES, 112, 112)
-            yield Inputs((_floats(model, clip),), {}, f"a clip of shape {clip}")
+            for frames, side in _CLIPS:
+                clip = (_BATCH, module.in_channels, frames, side, side)
+                yield Inputs((_floats(model, clip),), {}, f"a clip of shape {clip}")
             return
         if isinstance(module, nn.Conv1d):
             signal = (_BATCH, module.in_channels, 4096)

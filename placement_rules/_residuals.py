@@ -12,6 +12,19 @@ from ._operation import operation
 from ._recording import Scope, is_activation, value
 from ._tree import get_leaf
 
+_LOGIT_STEPS = {
+    "add",
+    "mul",
+    "div",
+    "truediv",
+    "view",
+    "reshape",
+    "masked_fill",
+    "float",
+    "to",
+    "sub",
+}
+
 
 class Ancestry:
     """Which nodes of a scope's graph each node depends on, as sets of bits."""
@@ -59,7 +72,7 @@ def residual_adds(scope: Scope) -> list[fx.Node]:
         if (pair := add_operands(node)) is not None:
             one, other = pair
             apart = (ancestry.of(one) ^ ancestry.of(other)) & ancestry.modules
-            if apart and ancestry.share_input(one, other):
+            if apart and ancestry.share_input(one, other) and not _feeds_softmax(node):
                 found.append(node)
         elif node.op == "call_module" and helper_add(node.meta["scope"]) is not None:
             branch, skip = _helper_operands(node)
@@ -85,6 +98,30 @@ def add_operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
         return None
     return (one, other) if value(one).shape == value(other).shape else None
+
+
+def _feeds_softmax(node: fx.Node) -> bool:
+    """Whether a sum is attention logits (plus a position or mask term) and no representation."""
+    waiting, seen = list(node.users), set()
+    while waiting:
+        user = waiting.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        name = _operation(user)
+        if name in {"softmax", "log_softmax"}:
+            return True
+        if name in _LOGIT_STEPS:
+            waiting.extend(user.users)
+    return False
+
+
+def _operation(node: fx.Node) -> str:
+    """Return a node's operation; for a module that does one function, that function's."""
+    if node.op == "call_module":
+        inner = [n for n in node.meta["scope"].graph.nodes if n.op.startswith("call")]
+        return _operation(inner[0]) if len(inner) == 1 else ""
+    return operation(node.target) if node.op == "call_function" else ""
 
 
 def _helper(scope: Scope) -> tuple[fx.Node, fx.Node, fx.Node] | None:

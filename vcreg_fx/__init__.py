@@ -18,6 +18,7 @@ from ._insert import remove as remove
 from ._insert import set_loss_scale as set_loss_scale
 from ._insert import sites as sites
 from ._live import LiveSite as LiveSite
+from .export import draw as draw
 from .export import to_graph_module as to_graph_module
 from .functional import covariance_loss as covariance_loss
 from .functional import variance_loss as variance_loss

@@ -8,6 +8,7 @@ from ._install import uninstall as uninstall
 from ._plan import Plan as Plan
 from ._plan import make_config as make_config
 from ._plan import plan as plan
+from ._table import notes as notes
 
 __all__ = [
     "Plan",
@@ -16,6 +17,7 @@ __all__ = [
     "live_sites",
     "make_config",
     "node_functions",
+    "notes",
     "plan",
     "uninstall",
 ]

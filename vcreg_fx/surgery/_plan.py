@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +11,11 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from placement_rules import Layout, Recording, Rule, Site, parse, record, resolve
+from placement_rules import Layout, PlacementError, Recording, Rule, Site, parse, record, resolve
 
 from .._config import VCRegConfig
 from .._errors import InsertionError
-from ._class import is_rewritten, original_class
+from ._class import original_class
 from ._forward import Edit, build_forward
 from ._install import install
 from ._table import table
@@ -57,6 +58,20 @@ class Plan:
         insertion = Insertion(str(self.rule), config.to_dict(), sites, layout)
         return install(self.model, self.sites, self.recording, insertion, config)
 
+    def explain(self, path: str) -> str:
+        """Say why the module at ``path`` was, or was not, selected.
+
+        **Raises:** `PlacementError` if the model has no such module, with near names.
+        """
+        paths = dict(self.model.named_modules(remove_duplicate=False))
+        if path not in paths:
+            near = difflib.get_close_matches(path, paths, n=3)
+            hint = f" Near: {', '.join(near)}." if near else ""
+            raise PlacementError(f"The model has no module {path!r}.{hint}")
+        canonical = next(name for name, m in self.model.named_modules() if m is paths[path])
+        also = "" if canonical == path else f" (it is the module {canonical})"
+        return f"{path}{also}: {self.rule.explain(self.recording, canonical)}"
+
     def to_json(self) -> str:
         """Return the plan as JSON: the model's class, the rule, the sites."""
         data = {
@@ -90,8 +105,16 @@ def plan(
     parsed = parse(rule)
     recording = record(model, example_inputs, example_kwargs)
     sites = resolve(recording, parsed.require(recording), layout)
-    for path in dict.fromkeys(site.path for site in sites if site.form == "inside"):
+    for path in dict.fromkeys(site.path for site in sites):
         module = model.get_submodule(path)
+        if "forward" in module.__dict__:
+            raise InsertionError(
+                f"The forward of {path} ({type(module).__name__}) was replaced on the instance (as "
+                "accelerate's hooks do); a rewritten forward would never run. Insert before that, "
+                "or use a rule that selects another module."
+            )
+        if all(site.form == "boundary" for site in sites if site.path == path):
+            continue
         edits = [Edit.of(site, VCRegConfig()) for site in sites if site.path == path]
         build_forward(module, original_class(module).forward, edits)
     return Plan(model, parsed, sites, recording, None if layout is None else Layout.parse(layout))
@@ -139,9 +162,4 @@ def check_model(model: nn.Module) -> None:
             raise InsertionError(
                 f"{where} sharded by fully_shard. Insert first, then shard: the rewritten modules "
                 "are sharded as they are."
-            )
-        if "forward" in module.__dict__ and not is_rewritten(module):
-            raise InsertionError(
-                f"{where} a {name} whose forward was replaced on the instance (as accelerate's "
-                "hooks do); a rewritten forward would never run. Insert before that."
             )

@@ -20,9 +20,21 @@ def table(sites: Sequence[Site]) -> str:
         for row in rows
     ]
     lines.insert(1, "  ".join("─" * width for width in widths))
-    notes = [
+    return "\n".join(lines + notes(sites))
+
+
+def notes(sites: Sequence[Site]) -> list[str]:
+    """Return what a reader of the table should know: clones, and sites with few samples."""
+    found = [
         f"{site.name}: returned as a clone, because {site.clone} writes to it in place."
         for site in sites
         if site.clone is not None
     ]
-    return "\n".join(lines + notes)
+    if narrow := [site for site in sites if site.samples < site.channels]:
+        batch = max(-(-site.channels * site.shape[0] // site.samples) for site in narrow)
+        names = narrow[0].name if len(narrow) == 1 else f"{len(narrow)} sites"
+        found.append(
+            f"{names}: fewer samples than channels (n < d) in batches below {batch}; the "
+            "covariance matrix then lacks full rank and is noisy."
+        )
+    return found

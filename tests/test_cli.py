@@ -1,0 +1,296 @@
+"""The command line: every kind of model, JSON, and errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import placement_rules
+import vcreg_fx
+from vcreg_fx.cli._app import app
+from vcreg_fx.cli._errors import clear_errors
+from vcreg_fx.cli._model import load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+
+OWN = """\
+from torch import nn
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+def make():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Residual(), Residual())
+
+class Family:
+    make = staticmethod(make)
+
+ready = make()
+number = 3
+
+def broken():
+    raise KeyError("a reason")
+
+def wrong():
+    return 3
+"""
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def fails(*arguments):
+    """Run a command that must fail with one message; return the message."""
+    result = run(*arguments)
+    assert result.exit_code in {1, 2}
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a user's own models, as the current directory."""
+    (tmp_path / "own_models.py").write_text(OWN, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield "own_models"
+    sys.modules.pop("own_models", None)
+
+
+# Models -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "sites", "layout"),
+    [
+        ("timm/convnext_atto", "blocks | downsample", 15, "NCHW"),
+        ("torchvision/vit_b_32", "blocks", 12, "NLC"),
+        ("torchvision/r3d_18", "VCReg3", 3, "NCTHW"),
+        ("torchvision/fcn_resnet50", "blocks", 16, "NCHW"),
+    ],
+)
+def test_sites_as_json(model, rule, sites, layout):
+    result = run("sites", model, "--rule", rule, "--json")
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    assert data["rule"] == str(placement_rules.parse(rule))
+    assert [site["layout"] for site in data["sites"]] == [layout] * sites
+
+
+def test_transformers_class():
+    pytest.importorskip("transformers")
+    result = run("sites", "transformers/ViTForImageClassification", "--rule", "head", "--json")
+    assert [site["name"] for site in json.loads(result.stdout)["sites"]] == ["classifier:input"]
+
+
+def test_table_has_every_column_in_full():
+    result = run("sites", "timm/convnext_atto", "--rule", "VCReg4")
+    assert result.exit_code == 0
+    assert "15 sites for the rule blocks | downsample" in result.stdout
+    for text in ("site", "shape", "layout", "channels", "calls", "form"):
+        assert text in result.stdout
+    line = next(x for x in result.stdout.splitlines() if "stages.1.downsample.1:output" in x)
+    assert line.split() == [
+        *["stages.1.downsample.1:output", "2", "×", "80", "×", "28", "×", "28"],
+        *["NCHW", "80", "1", "boundary"],
+    ]
+
+
+def test_table_names_clones(own):
+    Path("cloning.py").write_text(
+        OWN + "def clones():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), Residual(), nn.ReLU(inplace=True))\n",
+        "utf-8",
+    )
+    result = run("sites", "cloning:clones")
+    assert "boundary, cloned" in result.stdout
+    assert "1:output: returned as a clone" in result.stdout
+
+
+@pytest.mark.parametrize("factory", ["make", "Family.make", "ready"])
+def test_own_factory(own, factory):
+    result = run("sites", f"{own}:{factory}", "--json", "--input-size", "3,12,12")
+    sites = json.loads(result.stdout)["sites"]
+    assert [(site["name"], site["shape"]) for site in sites] == [
+        ("1:output", [2, 8, 10, 10]),
+        ("2:output", [2, 8, 10, 10]),
+    ]
+
+
+def test_layout_and_size_are_passed_on(own):
+    result = run("sites", f"{own}:make", "--layout", "NHWC", "--input-size", "3x9x9", "--json")
+    assert {site["channels"] for site in json.loads(result.stdout)["sites"]} == {7}
+
+
+def test_models_of_libraries_need_no_memory():
+    model = load_model("torchvision/vgg16", meta=True)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(p.is_meta for p in load_model("timm/test_convnext").parameters())
+
+
+# Errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("timm/convnext_ato", "Did you mean convnext_atto or"),
+        ("timm/hf_hub:someone/something", "timm has no model 'hf_hub:someone/something'"),
+        ("torchvision/resnet5", "Did you mean resnet50"),
+        ("torchvision", "'torchvision' names a library and no model"),
+        ("resnet50", "'resnet50' is not a model. Write timm/NAME, torchvision/NAME"),
+        ("no_such_package.models:make", "There is no module 'no_such_package'"),
+        ("own_models:mak", "own_models has no 'mak'. Did you mean make"),
+        ("own_models:", "a part is missing"),
+        ("own_models:number", "neither callable nor a module"),
+        ("own_models:broken", "own_models:broken() raised KeyError: 'a reason'"),
+        ("own_models:wrong", "own_models:wrong() returned a int"),
+    ],
+)
+def test_unknown_models(own, model, message):
+    assert message in fails("sites", model)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("transformers/VitModel", "Did you mean ViTModel"),
+        ("transformers/ViTConfig", "transformers/ViTConfig is no model class"),
+    ],
+)
+def test_unknown_transformers_models(model, message):
+    pytest.importorskip("transformers")
+    assert message in fails("sites", model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rule", "blcks"], "There is no rule 'blcks'"),
+        (["--rule", "downsample"], "selects nothing"),
+        (["--layout", "NQ"], "'NQ' is not a layout"),
+        (["--input-size", "abc"], "'abc' is not a size"),
+        (["--input-size", "5,9,9"], "failed on the given inputs"),
+    ],
+)
+def test_errors_of_placement(own, options, message):
+    text = " ".join(fails("sites", f"{own}:make", *options).replace("│", " ").split())
+    assert message in text
+
+
+def test_an_input_that_cannot_be_worked_out_names_the_option(own):
+    Path("odd.py").write_text("from torch import nn\nmake = nn.ReLU\n", "utf-8")
+    assert "--input-size" in fails("sites", "odd:make")
+
+
+def test_a_missing_package_is_named(capsys):
+    with pytest.raises(typer.Exit) as caught, clear_errors():
+        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+    assert caught.value.exit_code == 1
+    assert "pip install timm" in capsys.readouterr().err
+
+
+def test_mistakes_of_the_library_are_not_hidden():
+    with pytest.raises(ZeroDivisionError), clear_errors():
+        raise ZeroDivisionError
+
+
+# The command --------------------------------------------------------------------------------
+
+
+def test_python_dash_m():
+    result = subprocess.run(
+        [sys.executable, "-m", "vcreg_fx", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "sites" in result.stdout
+    assert "demo" in result.stdout
+
+
+# The picture --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_draw_an_inserted_model(tmp_path, ending):
+    from vcreg_fx.export import draw
+
+    model = load_model("timm/test_vit")
+    vcreg_fx.insert(model, "blocks")
+    vcreg_fx.insert(model, "head")
+    path = tmp_path / f"model.{ending}"
+    draw(model, path)
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG" if ending == "png" else b"<?xml")
+
+
+def test_outline_shows_every_site_once():
+    from vcreg_fx.export._outline import outline
+
+    for name, rule in [
+        ("timm/convnext_atto", "blocks | downsample | head"),
+        ("torchvision/vit_b_32", "residual"),
+        ("torchvision/vgg11", "head"),
+        ("torchvision/swin_t", "VCReg4"),
+    ]:
+        plan = vcreg_fx.plan(load_model(name, meta=True), rule)
+        parts = outline(plan.recording, plan.sites)
+        marks = [site.name for part in parts for site in part.marks]
+        assert sorted(marks) == sorted(site.name for site in plan.sites)
+
+
+def test_outline_of_convnext():
+    from vcreg_fx.export._outline import outline
+
+    plan = vcreg_fx.plan(load_model("timm/convnext_atto", meta=True), "blocks")
+    parts = outline(plan.recording, plan.sites)
+    assert [part.kind for part in parts].count("block") == 12
+    assert [part.kind for part in parts].count("downsample") == 3
+    stages = [f"stages.{k}" for k in range(4)]
+    assert [frame for frame in dict.fromkeys(part.frame for part in parts) if frame] == stages
+    assert (parts[0].path, parts[0].shape, parts[0].layout) == ("stem", "N × 40 × 56 × 56", "NCHW")
+
+
+def test_pages_hold_every_part():
+    from vcreg_fx.export._outline import Part
+    from vcreg_fx.export._page import make_page
+
+    for count in (1, 2, 14, 15, 40, 101):
+        for frame_length in (1, 3, 200):
+            parts = [
+                Part(f"s{k // frame_length}.{k}", "Block", "block", "N × 3", "NC")
+                for k in range(count)
+            ]
+            for part in parts:
+                part.frame = part.path.partition(".")[0]
+            page = make_page(parts)
+            assert [box.part for box in page.boxes] == parts
+            assert all(0 < box.y < page.height and 0 < box.x < page.width for box in page.boxes)
+
+
+def test_draw_without_a_site_leaves_the_model_alone(tmp_path):
+    from vcreg_fx.export import draw
+
+    model = torch.nn.Linear(4, 2)
+    draw(model, tmp_path / "linear.png")
+    assert (tmp_path / "linear.png").stat().st_size > 1000

@@ -1,0 +1,6 @@
+"""``python -m vcreg_fx``."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

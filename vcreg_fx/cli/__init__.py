@@ -1,0 +1,3 @@
+"""The command ``vcreg-fx``."""
+
+from ._app import main as main

@@ -1,0 +1,30 @@
+"""The command and its subcommands."""
+
+from __future__ import annotations
+
+import typer
+
+from ._coverage import coverage
+from ._demo import demo
+from ._sites import sites
+
+app = typer.Typer(
+    help="Variance-covariance regularization for PyTorch vision models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(sites)
+app.command()(demo)
+app.command()(coverage)
+
+
+@app.callback()
+def _options() -> None:
+    """Variance-covariance regularization for PyTorch vision models."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="vcreg-fx")

@@ -1,0 +1,73 @@
+"""``vcreg-fx coverage``: on how many models of a library a rule finds its sites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+
+from ._errors import clear_errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ._coverage_rows import Row
+
+
+def coverage(
+    source: Annotated[str, typer.Option(help="timm, torchvision or transformers.")] = "timm",
+    rule: Annotated[str, typer.Option(metavar="EXPR", help="Where.")] = "blocks",
+    every: Annotated[
+        bool, typer.Option("--all", help="Every model, not only one of each module file.")
+    ] = False,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write rows there; a second run goes on."),
+    ] = None,
+) -> None:
+    """Plan a rule on a library's models, a row a model. Nothing is downloaded or trained."""
+    with clear_errors():
+        from rich.console import Console
+        from rich.progress import track
+
+        from placement_rules import parse
+
+        from ._coverage_rows import measure, read_rows, summary, write_rows
+        from ._zoo import zoo
+
+        parse(rule)
+        names = zoo(source, every)
+        torch.set_num_threads(1)  # small work on fake tensors; and so that times compare
+        earlier = read_rows(json) if json is not None else []
+        done = {row.model: row for row in earlier if row.rule == rule}
+        console = Console()
+        for name in track(names, "models", console=console, disable=not console.is_terminal):
+            if name not in done:
+                done[name] = measure(name, rule)
+                if json is not None:
+                    others = [row for row in earlier if row.rule != rule]
+                    write_rows(json, [*others, *done.values()])
+        rows = [done[name] for name in names]
+        _print(console, rows)
+        console.print(summary(rows), highlight=False, markup=False)
+        if any(row.outcome == "failed" for row in rows):
+            raise typer.Exit(1)
+
+
+def _print(console: Console, rows: list[Row]) -> None:
+    from rich.markup import escape
+
+    from ._console import plain_table, print_table
+
+    table = plain_table()
+    for name in ("model", "sites", "form", "layout", "seconds"):
+        table.add_column(name, justify="right" if name in {"sites", "seconds"} else "left")
+    for row in rows:
+        if row.outcome == "planned":
+            cells = (str(row.sites), row.forms, row.layouts)
+        else:
+            cells = ("", row.outcome, escape(row.reason.splitlines()[0]))
+        table.add_row(escape(row.model), *cells, f"{row.seconds:.2f}")
+    print_table(console, table)

@@ -1,0 +1,103 @@
+"""What the demo prints while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from ..recipes import COLUMNS, DemoResult, Observer, SiteCheck, conclusions, rows
+from ..surgery import Plan
+from ._console import plain_table, print_sites, print_table
+
+
+class ConsoleObserver(Observer):
+    """Prints tables and, on a terminal, progress bars. Used as a context."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> ConsoleObserver:
+        """Begin to show progress."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the progress bars, also after an error."""
+        self._progress.stop()
+
+    def planned(self, plan: Plan) -> None:
+        """Print the sites."""
+        print_sites(self.console, plan)
+
+    def started(self, task: str, steps: int) -> None:
+        """Show a progress bar; a line where there is no terminal."""
+        if not self.console.is_terminal:
+            self.console.print(f"{task}, {steps} steps …")
+        self._task = self._progress.add_task(task, total=steps, loss="")
+
+    def advanced(self, loss: float | None = None) -> None:
+        """Move the progress bar."""
+        if self._task is not None:
+            shown = "" if loss is None else f"loss {loss:.3f}"
+            self._progress.update(self._task, advance=1, loss=shown)
+
+    def checked(self, checks: Sequence[SiteCheck]) -> None:
+        """Print the comparison of gradients."""
+        self.console.print("\nInjected gradient against the naive loss by autograd")
+        table = plain_table()
+        table.add_column("site", overflow="fold")
+        table.add_column("float32", justify="right")
+        table.add_column("float64", justify="right")
+        for check in checks:
+            table.add_row(check.name, f"{check.float32:.1e}", f"{check.float64:.1e}")
+        print_table(self.console, table)
+        self.console.print(
+            f"Largest relative error of {len(checks)} sites: "
+            f"{max(check.float32 for check in checks):.1e} in float32, "
+            f"{max(check.float64 for check in checks):.1e} in float64.\n",
+            soft_wrap=True,
+        )
+
+    def measured(self, result: DemoResult) -> None:
+        """Print both models' measurements, in numbers and in words."""
+        self._progress.stop()
+        table = plain_table()
+        for column in COLUMNS:
+            table.add_column(column, justify="left" if column == COLUMNS[0] else "right")
+        for row in rows(result):
+            table.add_row(*row)
+        print_table(self.console, table)
+        for sentence in conclusions(result):
+            self.console.print(f"• {sentence}", soft_wrap=not self.console.is_terminal)
+
+    def written(self, files: Sequence[Path]) -> None:
+        """Print where the report is."""
+        self.console.print("\nWritten:")
+        for file in files:
+            self.console.print(f"  {file}", soft_wrap=True)

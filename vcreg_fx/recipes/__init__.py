@@ -1,0 +1,12 @@
+"""Experiments: the demo."""
+
+from ._demo import DemoResult as DemoResult
+from ._demo import run_demo as run_demo
+from ._gradient_check import SiteCheck as SiteCheck
+from ._gradient_check import check_gradients as check_gradients
+from ._measure import Measurements as Measurements
+from ._observer import Observer as Observer
+from ._rows import COLUMNS as COLUMNS
+from ._rows import rows as rows
+from ._settings import DemoSettings as DemoSettings
+from ._words import conclusions as conclusions
