@@ -2,15 +2,13 @@
 
 Every axis of every recorded tensor starts as a class of its own. Functions that carry an axis
 along (additions, permutes, reshapes, poolings, …) join classes; layers that treat an axis as
-channels leave evidence on its class. A tensor's channel axis is the one with the strongest kind of
-evidence: a normalization's over a convolution's, or a per-channel parameter's, over a linear
-layer's. A linear layer counts least because token-mixing layers (MLP-Mixer) apply it to locations.
-Two axes with equally strong evidence are an error.
+channels leave evidence on its class: normalizations, convolutions, linear layers, parameters with
+one number a channel. A tensor's channel axis is the one that has every kind of evidence that any
+other axis has, and more. So a token-mixing linear layer (MLP-Mixer) does not confuse it, and where
+kinds of evidence contradict each other, nothing is guessed.
 """
 
 from __future__ import annotations
-
-from enum import IntEnum
 
 from torch import fx
 
@@ -22,28 +20,18 @@ from ._recording import value
 Axis = tuple[fx.Node, int]
 
 
-class Evidence(IntEnum):
-    """How surely an axis holds channels."""
-
-    LINEAR = 1
-    CONVOLUTION = 2
-    NORMALIZATION = 3
-
-
 class ChannelAxes:
     """Union-find over the axes of a flat graph's tensors."""
 
     def __init__(self, flat: fx.Graph) -> None:
         self._parent: dict[Axis, Axis] = {}
-        self._evidence: dict[Axis, Evidence] = {}
+        self._evidence: dict[Axis, set[str]] = {}
         for node in flat.nodes:
             for here, there in axis_links(node):
                 self._join(here, there)
         for node in flat.nodes:
             for axis, kind in channel_evidence(node):
-                root = self._find(axis)
-                found = Evidence[kind]
-                self._evidence[root] = max(found, self._evidence.get(root, found))
+                self._evidence.setdefault(self._find(axis), set()).add(kind)
 
     def layout(self, flat: fx.Node) -> Layout:
         """Return the layout of a flat node's tensor.
@@ -60,18 +48,14 @@ class ChannelAxes:
             raise LayoutError(
                 f"no layer around the tensor of shape {shape} shows which axis holds channels"
             )
-        strongest = max(found.values())
-        axes = [axis for axis, evidence in found.items() if evidence == strongest]
-        if len(axes) > 1:
+        best = max(found, key=lambda axis: len(found[axis]))
+        if any(not kinds < found[best] for axis, kinds in found.items() if axis != best):
+            listed = "; ".join(f"axis {a}: {', '.join(sorted(k))}" for a, k in found.items())
             raise LayoutError(
-                f"axes {axes} of the tensor of shape {shape} are all treated as channels by a "
-                f"{strongest.name.lower()} layer"
+                f"more than one axis of the tensor of shape {shape} is treated as channels "
+                f"({listed})"
             )
-        return Layout(len(shape), axes[0])
-
-    def same(self, one: Axis, other: Axis) -> bool:
-        """Whether two axes were found to be the same."""
-        return self._find(one) == self._find(other)
+        return Layout(len(shape), best)
 
     def _find(self, axis: Axis) -> Axis:
         root = axis

@@ -55,29 +55,29 @@ def channel_evidence(node: fx.Node) -> Iterator[tuple[Axis, str]]:
     if node.op == "get_attr":
         wide = [axis for axis, size in enumerate(_shape(node)) if size > 1]
         if len(wide) == 1:  # a scale or bias per channel
-            yield (node, wide[0]), "CONVOLUTION"
+            yield (node, wide[0]), "parameter"
     elif node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
         name, source = _name(node), _input(node)
         last = _ndim(node) - 1
         if name in _CONVOLUTIONS:
-            yield from _both(node, source, _ndim(node) - _spatial(name) - 1, "CONVOLUTION")
+            yield from _both(node, source, _ndim(node) - _spatial(name) - 1, "convolution")
         elif name in _LAYER_NORMALIZATIONS:
             normalized = _argument(node, 1, "normalized_shape")
             if isinstance(normalized, int) or len(normalized) == 1:
-                yield (node, last), "NORMALIZATION"  # else over channels and locations together
+                yield (node, last), "normalization"  # else over channels and locations together
         elif name in _NORMALIZATIONS:
-            yield (node, 1), "NORMALIZATION"
+            yield (node, 1), "normalization"
         elif name == "linear":
-            yield (node, last), "LINEAR"
+            yield (node, last), "linear layer"
             if source is not None:
-                yield (source, _ndim(source) - 1), "LINEAR"
+                yield (source, _ndim(source) - 1), "linear layer"
         elif name == "embedding":
-            yield (node, last), "LINEAR"
+            yield (node, last), "linear layer"
         elif name in {"matmul", "mm", "addmm"}:
             operands = [n for n in node.all_input_nodes if len(_shape(n)) > 1]
             if len(operands) > 1 and operands[-1].op == "get_attr":
-                yield (node, last), "LINEAR"
-                yield (operands[-2], _ndim(operands[-2]) - 1), "LINEAR"
+                yield (node, last), "linear layer"
+                yield (operands[-2], _ndim(operands[-2]) - 1), "linear layer"
 
 
 def _both(

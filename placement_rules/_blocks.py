@@ -91,7 +91,7 @@ class BlockSearch:
     @cached_property
     def _outermost(self) -> set[str]:
         kept = {path for path in self._merging if not self._contains_run(path)}
-        found = {path for path in kept if _ancestor(path, kept) is None}
+        found = self._without_helpers({path for path in kept if _ancestor(path, kept) is None})
         classes = Counter(type(self._first_call[path].module) for path in found)
         positions = Counter(_position(path) for path in found)
         repeated = {
@@ -100,6 +100,15 @@ class BlockSearch:
             if classes[type(self._first_call[path].module)] > 1 or positions[_position(path)] > 1
         }
         return repeated or found  # a lone module beside repeated ones pools or fuses
+
+    def _without_helpers(self, paths: set[str]) -> set[str]:
+        """Drop classes of one weighted layer (positional convolutions) beside whole blocks."""
+        largest = Counter[type]()
+        for path in paths:
+            module = self._first_call[path].module
+            largest[type(module)] = max(largest[type(module)], _weighted_layers(module))
+        whole = {path for path in paths if largest[type(self._first_call[path].module)] > 1}
+        return whole or paths
 
     @cached_property
     def _siblings(self) -> set[str]:
@@ -119,18 +128,21 @@ class BlockSearch:
         return {path for path in found if _ancestor(path, found) is None}
 
     def _contains_run(self, path: str) -> bool:
-        """Whether two or more siblings of one class merge branches inside the module."""
+        """Whether two or more numbered siblings of one class merge branches inside the module."""
         inside = Counter(
             (other.rpartition(".")[0], type(self._first_call[other].module))
             for other in self._merging
-            if other.startswith(f"{path}.")
+            if other.startswith(f"{path}.") and other.rpartition(".")[2].isdigit()
         )
         return any(count > 1 for count in inside.values())
 
 
 def _is_whole_block(module: nn.Module) -> bool:
-    weighted = sum(isinstance(child, _WEIGHTED) for child in module.modules())
-    return weighted > 1 and not keeps_container_forward(module)
+    return _weighted_layers(module) > 1 and not keeps_container_forward(module)
+
+
+def _weighted_layers(module: nn.Module) -> int:
+    return sum(isinstance(child, _WEIGHTED) for child in module.modules())
 
 
 def _position(path: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import random
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +19,8 @@ from ._errors import ExampleInputsError, RecordingError
 from ._inputs import Inputs, candidate_inputs
 from ._recorder import Recorder
 from ._recording import Recording, forget_data
+
+_LOCK = threading.RLock()  # what a recording switches off is switched off for all threads
 
 
 def record(
@@ -49,11 +53,16 @@ def record(
         given = Inputs(tuple(positional), dict(example_kwargs or {}), "the given inputs")
         return _record_either(model, given)
     failures = []
-    for inputs in candidate_inputs(model):
-        try:
-            return _record_either(model, inputs)
-        except RecordingError as error:
-            failures.append(f"  {inputs.origin}: {error.__cause__ or error}")
+    candidates = list(candidate_inputs(model))
+    for run in (_record_fake, _record_real):
+        for inputs in candidates:
+            try:
+                return run(model, inputs)
+            except Exception as error:
+                failures.append(f"  {inputs.origin}: {type(error).__name__}: {error}")
+        if _on_meta(model):
+            break
+        failures = failures if run is _record_fake else failures[len(candidates) :]
     if failures:
         raise ExampleInputsError(
             f"{type(model).__name__} did not run on any input worked out for it:\n"
@@ -71,7 +80,7 @@ def _record_either(model: nn.Module, inputs: Inputs) -> Recording:
     try:
         return _record_fake(model, inputs)
     except Exception as fake_error:
-        if any(parameter.is_meta for parameter in model.parameters()):
+        if _on_meta(model):
             raise RecordingError(
                 f"Recording {type(model).__name__} on fake tensors failed, and its parameters on "
                 f"the meta device rule out a real pass: {fake_error}"
@@ -85,6 +94,10 @@ def _record_either(model: nn.Module, inputs: Inputs) -> Recording:
             ) from error
 
 
+def _on_meta(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
 def _record_fake(model: nn.Module, inputs: Inputs) -> Recording:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with FakeCopyMode(fake):
@@ -94,7 +107,7 @@ def _record_fake(model: nn.Module, inputs: Inputs) -> Recording:
         return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
 
     args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
-    with fake, _quiet():
+    with _LOCK, fake, _quiet():
         return _run(model, duplicate, args, kwargs)
 
 
@@ -104,20 +117,27 @@ def _record_real(model: nn.Module, inputs: Inputs) -> Recording:
     with torch.random.fork_rng(devices=devices):
         args, kwargs = copy.deepcopy((inputs.args, inputs.kwargs))
         recording = _run(model, duplicate, args, kwargs)
+    for scope in recording.scopes:
+        scope.args, scope.kwargs = tree_map(_without_data, (scope.args, scope.kwargs))
     for graph in [recording.flat, *(scope.graph for scope in recording.scopes)]:
         for node in graph.nodes:
-            node.meta["val"] = tree_map(
-                lambda v: forget_data(v) if isinstance(v, torch.Tensor) else v,
-                node.meta.get("val"),
-            )
+            node.meta["val"] = tree_map(_without_data, node.meta.get("val"))
     return recording
+
+
+def _without_data(item: Any) -> Any:
+    return forget_data(item) if isinstance(item, torch.Tensor) else item
 
 
 def _run(model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any) -> Recording:
     duplicate.eval()
     recorder = Recorder(model, duplicate)
-    with torch.no_grad(), _fast_paths_off(), recorder:
-        duplicate(*args, **kwargs)
+    state = random.getstate()
+    try:
+        with _LOCK, torch.no_grad(), _fast_paths_off(), recorder:
+            duplicate(*args, **kwargs)
+    finally:
+        random.setstate(state)
     return recorder.recording
 
 

@@ -15,6 +15,8 @@ from ._operation import operation
 from ._recording import Recording, Scope, Write, storage_of
 from ._tree import get_leaf, leaves
 
+_LIBRARIES = {"torch", "torchvision", "timm", "transformers"}
+
 
 class Recorder(TorchFunctionMode):
     """Collects the scopes of one forward pass of ``copy``, a disposable copy of ``model``."""
@@ -82,6 +84,8 @@ class Recorder(TorchFunctionMode):
             self.recording.flat, "call_function", func, args, kwargs, self._flat_of, name
         )
         node.meta["val"] = flat.meta["val"] = output
+        if isinstance(output, Tensor):
+            node.meta["storage"] = storage_of(output)
         flat.meta["scope"], node.meta["flat"] = self._stack[-1], flat
         flat.meta["node"] = node
         for tensor in written:
@@ -89,6 +93,7 @@ class Recorder(TorchFunctionMode):
             self._flat[id(tensor)] = flat
             if not isinstance(output, Tensor):
                 node.meta["val"] = flat.meta["val"] = tensor
+                node.meta["storage"] = storage_of(tensor)
             where = f"{self._stack[-1].path}:{node.name}"
             self.recording.writes.append(Write(node.meta["time"], storage_of(tensor), where))
         if isinstance(output, Tensor):
@@ -193,7 +198,7 @@ class Recorder(TorchFunctionMode):
         leaf = node.graph.create_node(
             "call_function", _leaf_of, (node, path), {}, name=f"{node.name}_leaf"
         )
-        leaf.meta.update(val=tensor, time=self._tick(), leaf=path)
+        leaf.meta.update(val=tensor, time=self._tick(), leaf=path, storage=storage_of(tensor))
         return leaf
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
@@ -223,7 +228,7 @@ class Recorder(TorchFunctionMode):
         self._known[-1][id(tensor)] = node
 
     def _note(self, node: fx.Node, tensor: Tensor, flat: fx.Node) -> None:
-        node.meta.update(val=tensor, flat=flat, time=self._tick())
+        node.meta.update(val=tensor, flat=flat, time=self._tick(), storage=storage_of(tensor))
 
     def _tick(self) -> int:
         self._time += 1
@@ -240,14 +245,17 @@ def _version(tensor: Tensor) -> int:
 
 
 def _drop_function_hooks(module: nn.Module) -> None:
-    """Remove a copied module's plain-function hooks.
+    """Remove the plain-function hooks that a user gave a copied module.
 
     Functions are not copied with the module: a user's hook that stores activations would be left
-    with data-less ones. Hooks that are methods or objects were copied, and stay.
+    with data-less ones. Hooks that are methods or objects were copied, and stay, and so do those
+    of the libraries, which may be part of the forward (transformers collects outputs by them).
     """
     for hooks in (module._forward_hooks, module._forward_pre_hooks):
-        for key in [k for k, hook in hooks.items() if isinstance(hook, types.FunctionType)]:
-            del hooks[key]
+        for key, hook in list(hooks.items()):
+            library = str(getattr(hook, "__module__", "")).partition(".")[0]
+            if isinstance(hook, types.FunctionType) and library not in _LIBRARIES:
+                del hooks[key]
 
 
 def _record_calls(recorder: Recorder, module: nn.Module, path: str, original: nn.Module) -> None:

@@ -135,7 +135,7 @@ class Recording:
 
     def write_after(self, node: fx.Node) -> Write | None:
         """Return the first in-place write to the node's storage after the node ran, if any."""
-        storage, time = storage_of(value(node)), node.meta["time"]
+        storage, time = node.meta["storage"], node.meta["time"]
         return next((w for w in self.writes if w.storage == storage and w.time > time), None)
 
 
@@ -156,7 +156,7 @@ def is_activation(node: object) -> bool:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return a number that two tensors share exactly if they share memory."""
+    """Return a number that two live tensors share exactly if they share memory."""
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -46,6 +46,10 @@ def replace_leaf(value: Any, path: Path, tensor: Tensor) -> Any:
         if type(value) is not tuple:  # torch.return_types: a sequence of its fields
             return type(value)([child if i == key else item for i, item in enumerate(value)])
         return (*value[: int(key)], child, *value[int(key) + 1 :])
+    if type(value) is dict:
+        return {**value, key: child}
+    if type(value) is list:
+        return [child if i == key else item for i, item in enumerate(value)]
     changed = copy.copy(value)
     if _is_dataclass(value):
         object.__setattr__(changed, str(key), child)

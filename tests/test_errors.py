@@ -207,48 +207,85 @@ def test_nothing_to_read_or_scale() -> None:
         vcreg_fx.to_graph_module(resnet18())
 
 
-def test_a_middle_that_cannot_be_traced() -> None:
-    class Branching(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(4, 4)
+class Middle(nn.Module):
+    """Adds its residual in the middle of a forward that ends in some other way."""
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x + self.linear(x)
-            return nn.functional.dropout(x, 0.5, self.training)
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.fast = False
+        self.seen: list[object] = []
 
-    class Deciding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(4, 4)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(x + self.linear(x))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x + self.linear(x)
-            return x * 2 if x.shape[0] > 1 else x
 
-    class Switched(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(4, 4)
-            self.fast = False
+class Shape(Middle):
+    def end(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] > 1 else x
 
-        def set_fast(self, fast: bool) -> None:
-            self.fast = fast
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x + self.linear(x)
+class Context(Middle):
+    def end(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            y = x.exp()
+        return x * y
+
+
+class Decision(Middle):
+    def end(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if isinstance(x, torch.Tensor) else x
+
+
+class Keeping(Middle):
+    def end(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        return x * 2
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [
+        (Shape, "tracing it failed"),
+        (Context, "no_grad"),
+        (Decision, "does nothing where the recording did mul"),
+        (Keeping, "reads 'seen'"),
+    ],
+)
+def test_a_middle_that_cannot_be_rewritten(cls: type[nn.Module], reason: str) -> None:
+    x = torch.randn(2, 4)
+    model = nn.Sequential(cls(), nn.Linear(4, 2))
+    match = f"0 .{cls.__name__}. cannot be rewritten.*{reason}"
+    if cls is Keeping:
+        with pytest.raises(InsertionError, match=match):
+            vcreg_fx.insert(model, "residual", example_inputs=(x,))
+        assert model[0].seen == []
+    else:
+        refuses(model, InsertionError, match, "residual", example_inputs=(x,))
+    vcreg_fx.insert(model, "blocks", example_inputs=(x,))
+
+
+def test_a_rewritten_middle_notices_changed_attributes() -> None:
+    class Switched(Middle):
+        def end(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.dropout(x, 0.5, self.training)
             return x.exp() if self.fast else x.tanh()
 
-    x = torch.randn(2, 4)
-    for cls, reason in [
-        (Branching, "'training'"),
-        (Deciding, "tracing it failed"),
-        (Switched, "'fast'"),
-    ]:
-        model = nn.Sequential(cls(), nn.Linear(4, 2))
-        match = f"0 .{cls.__name__}. cannot be rewritten.*{reason}"
-        refuses(model, InsertionError, match, "residual", example_inputs=(x,))
-        vcreg_fx.insert(model, "blocks", example_inputs=(x,))
+    x = torch.randn(6, 4)
+    model = nn.Sequential(Switched(), nn.Linear(4, 2))
+    plain = copy.deepcopy(model)
+    vcreg_fx.insert(model, "residual", example_inputs=(x,))
+    for training in (True, False):
+        outputs = []
+        for each in (model, plain):
+            torch.manual_seed(5)
+            outputs.append(each.train(training)(x))
+        assert torch.equal(*outputs)
+    for each in (model, plain):
+        each[0].fast = True
+    assert torch.equal(model(x), plain(x))
+    with pytest.raises(InsertionError, match="rewritten with fast = False, which is True now"):
+        model.train()(x)
 
 
 def test_a_rewritten_middle_refuses_other_arguments() -> None:

@@ -14,8 +14,8 @@ from ._config import VCRegConfig
 from ._errors import InsertionError
 from ._live import LiveSite
 from ._loss_scale import LossScale
+from .surgery import check_uncovered, live_sites, make_config, plan, uninstall
 from .surgery import insertions as _insertions
-from .surgery import live_sites, make_config, plan, uninstall
 
 
 def insert(
@@ -72,7 +72,11 @@ def remove(model: nn.Module) -> nn.Module:
     A model without VCReg is left as it is.
 
     **Returns:** the same model.
+
+    **Raises:** `InsertionError` if a module's class was changed again since, with what to undo.
     """
+    for module in model.modules():
+        check_uncovered(module)
     for module in model.modules():
         uninstall(module)
     return model

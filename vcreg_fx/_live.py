@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from placement_rules import Layout
+from placement_rules import Layout, LayoutError
 
 from ._config import VCRegConfig, check_coefficient
 from ._loss_scale import LossScale
@@ -22,6 +22,11 @@ from .regularizers import (
 )
 
 _UNREAD = 64  # penalties at one site that nobody reads: the training loop has forgotten them
+
+
+def in_backward() -> bool:
+    """Whether this runs inside a backward pass, as when checkpointing runs forward again."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class LiveSite:
@@ -116,6 +121,11 @@ class LiveSite:
         """Whether anything is to be done: in training, where a gradient will be computed."""
         if not (training and torch.is_grad_enabled() and h.requires_grad):
             return False
+        if h.ndim != self.layout.ndim:
+            raise LayoutError(
+                f"{self.name} was planned as {self.layout} and now gets a tensor of shape "
+                f"{tuple(h.shape)}. Insert with example_inputs= of the shape that you train on."
+            )
         if h.numel() >= 2 * h.shape[self.layout.axis]:
             return True
         self._warn_once(
@@ -130,6 +140,11 @@ class LiveSite:
 
     def regularize(self, h: Tensor, mean: Tensor | None) -> Tensor:
         """Return the activation, with the penalty attached in the way `mode` says."""
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                "torch.export in train mode would lose VCReg's gradient without a word. Export in "
+                "eval mode, where VCReg does nothing: model.eval()."
+            )
         if self.config.mode == "gradient":
             self._check_half(h)
             scale = None if self.loss_scale is None else self.loss_scale.read()
@@ -141,6 +156,9 @@ class LiveSite:
             penalty = naive_penalty(h, self._alpha, self._beta, self._settings)
         else:
             penalty = Penalty.apply(h, mean, self._alpha, self._beta, self._settings)[0]
+        if in_backward():
+            self._check_recomputation()
+            return h.clone() if self._clone else h  # its penalty was counted in forward
         self.pending.append(penalty)
         if len(self.pending) > _UNREAD:
             self._warn_once(
@@ -168,6 +186,15 @@ class LiveSite:
                 "gradient that VCReg adds must be scaled with it. Call "
                 "vcreg_fx.set_loss_scale(model, scaler) with your GradScaler (or with 1.0 if the "
                 'loss is not scaled), or insert with mode="loss".'
+            )
+
+    def _check_recomputation(self) -> None:
+        """Non-reentrant checkpointing recomputes under hooks of its own; reentrant does not."""
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+            raise RuntimeError(
+                f"{self.name} lies in a part of the model under reentrant activation "
+                'checkpointing, whose forward runs without gradients, so that mode="loss" cannot '
+                'see the penalty. Use use_reentrant=False, or insert with mode="gradient".'
             )
 
     def _warn_once(self, message: str) -> None:

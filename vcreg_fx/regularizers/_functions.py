@@ -60,10 +60,16 @@ class InjectGradient(torch.autograd.Function):
                 added = _naive_gradient(h, alpha, beta, settings)
                 if scale is not None:
                     added = added * scale
-                result = grad + added.to(grad.dtype)
+                added = added.to(grad.dtype)
+                result = grad + added
             else:
                 found = _direction(h, mean, alpha, beta, settings)
-                result = apply_direction(grad, h, settings.layout.axis, found, scale)
+                if _under_func_transform():
+                    added = apply_direction(grad * 0, h, settings.layout.axis, found, scale)
+                else:
+                    result = apply_direction(grad, h, settings.layout.axis, found, scale)
+        if _under_func_transform():
+            result = grad + added.detach()  # what arrives keeps its own graph
         return result, None, None, None, None, None
 
 
@@ -140,14 +146,20 @@ def _direction(
 
 def _refuse_second_order() -> None:
     """Backward runs with gradients enabled exactly under ``create_graph=True``."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return
-    if torch._C._functorch.peek_interpreter_stack() is None:
+    compiling = torch.compiler.is_compiling()
+    if torch.is_grad_enabled() and not compiling and not _under_func_transform():
         raise RuntimeError(
             'The gradient that mode="gradient" adds has no derivative of its own, so '
             'create_graph=True would give wrong second derivatives. Insert with mode="loss" and '
             "add vcreg_fx.penalty(model) to the loss."
         )
+
+
+def _under_func_transform() -> bool:
+    """Whether torch.func runs this; it always differentiates with create_graph=True."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _autocast_off(h: Tensor) -> torch.autocast:

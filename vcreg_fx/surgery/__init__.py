@@ -2,6 +2,7 @@
 
 from . import _nodes as node_functions
 from ._class import is_rewritten as is_rewritten
+from ._install import check_uncovered as check_uncovered
 from ._install import insertions as insertions
 from ._install import live_sites as live_sites
 from ._install import uninstall as uninstall
@@ -12,6 +13,7 @@ from ._table import notes as notes
 
 __all__ = [
     "Plan",
+    "check_uncovered",
     "insertions",
     "is_rewritten",
     "live_sites",

@@ -12,7 +12,8 @@ from torch import fx, nn
 from placement_rules import Recording, Scope, Site
 
 from .._config import VCRegConfig
-from ._inside import Inside, find_node, trace_inside
+from ._agreement import find_node
+from ._inside import Inside, trace_inside
 from ._nodes import (
     demean,
     demean_activation,
@@ -87,8 +88,8 @@ class Forward:
 
     **Attributes:**
 
-    - `outer`: takes ``*args, **kwargs``, calls ``self.original_forward(args, kwargs)``, and holds
-      the nodes for sites at the module's inputs and outputs.
+    - `outer`: takes ``*args, **kwargs``, calls ``self.vcreg_original_forward``, and holds the nodes
+      for sites at the module's inputs and outputs.
     - `inside`: the traced original forward with the nodes for sites in its middle, if any.
     """
 
@@ -109,7 +110,8 @@ def build_forward(module: nn.Module, forward: Any, edits: Sequence[Edit]) -> For
     """
     inside = None
     if within := [(edit, *edit.at) for edit in edits if edit.inside and edit.at is not None]:
-        inside = trace_inside(module, forward, within[0][1])
+        demeans = any(edit.demeans for edit, _, _ in within)
+        inside = trace_inside(module, forward, within[0][1], in_eval=demeans)
         found = [
             (edit, find_node(inside.graph, module, scope, node)) for edit, scope, node in within
         ]
@@ -136,7 +138,7 @@ def _outer(forward: Any, edits: Sequence[Edit]) -> fx.Graph:
             args = graph.call_function(_item, (call, 0))
             kwargs = graph.call_function(_item, (call, 1))
     output = graph.create_node(
-        "call_module", "original_forward", (args, kwargs), name="original_forward"
+        "call_module", "vcreg_original_forward", (args, kwargs), name="original_forward"
     )
     for edit in edits:
         if edit.position == "output":

@@ -12,7 +12,7 @@ from placement_rules import Recording, Site
 from .._config import VCRegConfig
 from .._errors import InsertionError
 from .._live import LiveSite
-from ._class import SiteTable, is_rewritten, original_class, rewritten_class, table_of
+from ._class import SiteTable, is_covered, is_rewritten, original_class, rewritten_class, table_of
 from ._forward import TABLE, Edit, build_forward
 from ._watch import REGISTRY, Insertion
 
@@ -45,6 +45,7 @@ def install(
     for path, added in edits.items():
         module = model.get_submodule(path)
         present: tuple[Edit, ...] = module.__dict__.get(EDITS, ())
+        check_uncovered(module)
         _check_free(module, present, added)
         original = original_class(module)
         every = [*(edit.found_in(recording) for edit in present), *added]
@@ -80,10 +81,10 @@ def _swap_classes(model: nn.Module, classes: dict[str, type[nn.Module]]) -> None
         module = model.get_submodule(path)
         before = type(module)
         try:
-            module.__class__ = new_class
+            object.__setattr__(module, "__class__", new_class)
         except TypeError as error:
             for changed, old in done:
-                changed.__class__ = old
+                object.__setattr__(changed, "__class__", old)
             raise InsertionError(
                 f"The class of {path or 'the model'} ({before.__name__}) cannot be changed: "
                 f"{error}. Use a rule that selects another module."
@@ -103,17 +104,31 @@ def _attach(module: nn.Module, site: Site, edit: Edit, config: VCRegConfig) -> N
         module.register_buffer(edit.buffer, _zeros(module, site))
 
 
+def check_uncovered(module: nn.Module) -> None:
+    """Refuse a module whose class was changed again after VCReg's.
+
+    **Raises:** `InsertionError` that says what to undo first.
+    """
+    if is_covered(module):
+        raise InsertionError(
+            f"The class of a {type(module).__name__} was changed after VCReg was inserted (as "
+            "parametrizations, weight_norm and fully_shard do). Undo that first: "
+            "torch.nn.utils.parametrize.remove_parametrizations, for example."
+        )
+
+
 def uninstall(module: nn.Module) -> None:
     """Give a rewritten module its own class back."""
     if not is_rewritten(module):
         return
+    check_uncovered(module)
     for edit in module.__dict__.pop(EDITS, ()):
         if edit.buffer is not None:
             del module._buffers[edit.buffer]
             module._non_persistent_buffers_set.discard(edit.buffer)
     for name in (TABLE, REGISTRY):
         module.__dict__.pop(name, None)
-    module.__class__ = original_class(module)
+    object.__setattr__(module, "__class__", original_class(module))
 
 
 def _zeros(module: nn.Module, site: Site) -> torch.Tensor:

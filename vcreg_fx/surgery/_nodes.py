@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from placement_rules import get_leaf, replace_leaf
+from placement_rules import get_leaf, leaves, replace_leaf
 
-from .._live import LiveSite
+from .._live import LiveSite, in_backward
 
 _MOMENTUM = 0.1  # as in torch's batch norms
 
@@ -34,7 +34,7 @@ def demean_activation(site: LiveSite, h: Tensor, training: bool, running_mean: T
     if not training:
         return h - running_mean.to(h.dtype).view(shape)
     mean = h.mean(site.layout.sample_axes, keepdim=True)
-    if torch._C._current_graph_task_id() == -1:  # not when checkpointing runs forward again
+    if not in_backward():  # once a step, also where checkpointing runs forward again
         with torch.no_grad():
             running_mean.lerp_(mean.detach().flatten().to(running_mean.dtype), _MOMENTUM)
     return h - mean
@@ -64,8 +64,14 @@ def get_tensor(value: Any, path: tuple[int | str, ...]) -> Any:
 
 
 def put_tensor(value: Any, path: tuple[int | str, ...], tensor: Any) -> Any:
-    """Return the structured output with the tensor at ``path`` replaced."""
-    return value if tensor is None else replace_leaf(value, path, tensor)
+    """Return the structured output with the tensor at ``path`` replaced, wherever it occurs."""
+    if tensor is None:
+        return value
+    original = get_tensor(value, path)
+    places = [place for place, leaf in leaves(value) if leaf is original]
+    for place in places or [path]:
+        value = replace_leaf(value, place, tensor)
+    return value
 
 
 def tracer_of(value: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -53,10 +54,12 @@ class Plan:
         the model is then as it was.
         """
         config = make_config(config, overrides)
+        check_model(self.model)
         sites = {site.name: (site.path, Edit.of(site, config).key) for site in self.sites}
         layout = None if self.layout is None else str(self.layout)
         insertion = Insertion(str(self.rule), config.to_dict(), sites, layout)
-        return install(self.model, self.sites, self.recording, insertion, config)
+        with torch.inference_mode(mode=False):  # tensors made there could not be trained with
+            return install(self.model, self.sites, self.recording, insertion, config)
 
     def explain(self, path: str) -> str:
         """Say why the module at ``path`` was, or was not, selected.
