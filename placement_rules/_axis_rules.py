@@ -18,6 +18,7 @@ _NORMALIZATIONS = {  # channels at axis 1
     "batch_norm", "instance_norm", "group_norm", "local_response_norm", "native_batch_norm",
     "sync_batch_norm",
 }  # fmt: skip
+_WEIGHTED_BY_CHANNEL = {*_NORMALIZATIONS, *_LAYER_NORMALIZATIONS, "prelu", "rrelu"}
 _MIXING = {  # what comes out is not where it came in
     "einsum", "tensordot", "bilinear", "fft", "ifft", "rfft", "irfft", "rfft2", "irfft2", "fft2",
     "ifft2", "lstm", "gru", "rnn_tanh", "rnn_relu", "grid_sample", "affine_grid", "gather",
@@ -46,6 +47,8 @@ def axis_links(node: fx.Node) -> Iterator[Link]:
             yield from _axes_in_order(node, _input(node), range(kept))
         elif name in _REDUCTIONS:
             yield from _reduction(node)
+        elif name in _WEIGHTED_BY_CHANNEL:  # their weights do not align from the right
+            yield from _axes_in_order(node, _input(node), range(_ndim(node)))
         elif name not in _MIXING and not _is_foreign(node):
             yield from _broadcast(node)
 

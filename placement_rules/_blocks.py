@@ -13,7 +13,7 @@ from torch import fx, nn
 from ._classifiers import last_layers
 from ._merges import concatenations
 from ._recording import Recording, Scope, keeps_container_forward
-from ._residuals import residual_adds
+from ._residuals import add_operands, residual_adds
 
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -64,17 +64,20 @@ class BlockSearch:
             return "a block: a sibling of blocks, of their class or at their position."
         if (outer := _ancestor(path, set(self.paths))) is not None:
             return f"no block: it lies inside the block {outer}."
+        if self.fuses(path):
+            return "no block: its own forward adds branches, but it contains a run of blocks."
         if path in self._merging:
-            if self.fuses(path):
-                return f"no block: its own forward {what}, but it contains a run of blocks."
             return f"no block: its own forward {what}, but nothing else like it does."
         if any(other.startswith(f"{path}.") for other in self.paths):
             return f"no block: its own forward never {what}; it contains blocks."
         return f"no block: its own forward never {what}, and it is no sibling of a block."
 
     def fuses(self, path: str) -> bool:
-        """Whether the module merges branches of its own around the blocks that it contains."""
-        return path in self._merging and self._contains_run(path)
+        """Whether the module adds branches of its own around the runs of blocks it contains."""
+        scope = self._first_call.get(path)
+        if scope is None or not self._contains_run(path):
+            return False
+        return any(add_operands(node) for node in scope.graph.nodes)
 
     @cached_property
     def _merging(self) -> set[str]:

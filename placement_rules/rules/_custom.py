@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from torch import fx
+
 from .._errors import PlacementError
-from .._recording import Recording
+from .._recording import Recording, Scope
 from .._rule import Found, Rule
 
 
@@ -29,7 +31,7 @@ class Custom(Rule):
         """
         found = list(self.function(recording))
         for item in found:
-            if not (isinstance(item, tuple) and len(item) == 2 and item[1].graph is item[0].graph):
+            if not _is_pair(item):
                 raise PlacementError(
                     f"{self} returned {item!r}; return pairs of a scope and a node of its graph."
                 )
@@ -45,3 +47,10 @@ class Custom(Rule):
 
 
 custom = Custom
+
+
+def _is_pair(item: object) -> bool:
+    if not (isinstance(item, tuple) and len(item) == 2):
+        return False
+    scope, node = item
+    return isinstance(scope, Scope) and isinstance(node, fx.Node) and node.graph is scope.graph
