@@ -15,6 +15,9 @@ from ._merges import concatenations
 from ._recording import Recording, Scope, keeps_container_forward
 from ._residuals import add_operands, residual_adds
 
+_ADD = "its own forward adds a residual"
+_CONCATENATION = "its own forward concatenates branches"
+_RUN = "it is one of a run of modules of several layers, in a network that merges nothing"
 _WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -26,10 +29,7 @@ class BlockSearch:
     def __init__(self, recording: Recording) -> None:
         self._first_call = {scope.path: scope for scope in reversed(recording.scopes) if scope.path}
         self._after_heads = last_layers(recording)[1]
-        self._merges: dict[Scope, list[fx.Node]] = {}
-        self._concatenates = False
-        self._concatenates = not any(self.merges(scope) for scope in self._first_call.values())
-        self._merges.clear()
+        self._kind, self._merges = self._first_kind()
 
     @classmethod
     def of(cls, recording: Recording) -> BlockSearch:
@@ -41,11 +41,20 @@ class BlockSearch:
     def merges(self, scope: Scope) -> list[fx.Node]:
         """Return the residual adds of a scope; its concatenations, in a network without adds."""
         if scope not in self._merges:
-            find = concatenations if self._concatenates else residual_adds
-            self._merges[scope] = [
-                node for node in find(scope) if node.meta.get("flat") not in self._after_heads
-            ]
+            find = concatenations if self._kind == _CONCATENATION else residual_adds
+            self._merges[scope] = self._before_heads(find(scope))
         return self._merges[scope]
+
+    def _first_kind(self) -> tuple[str, dict[Scope, list[fx.Node]]]:
+        """Return what marks blocks in this network: adds, else concatenations, else their run."""
+        for kind, find in ((_ADD, residual_adds), (_CONCATENATION, concatenations)):
+            found = {s: self._before_heads(find(s)) for s in self._first_call.values()}
+            if any(found.values()):
+                return kind, found
+        return _RUN, found
+
+    def _before_heads(self, nodes: list[fx.Node]) -> list[fx.Node]:
+        return [node for node in nodes if node.meta.get("flat") not in self._after_heads]
 
     @cached_property
     def paths(self) -> list[str]:
@@ -55,11 +64,10 @@ class BlockSearch:
 
     def explain(self, path: str) -> str:
         """Say why the module at ``path`` is, or is not, a block."""
-        what = "concatenates branches" if self._concatenates else "adds a residual"
         if path not in self._first_call:
             return "no block: it was not called in the recorded forward pass."
         if path in self._outermost:
-            return f"a block: its own forward {what}, and no block contains it."
+            return f"a block: {self._kind}, and no block contains it."
         if path in self._siblings:
             return "a block: a sibling of blocks, of their class or at their position."
         if (outer := _ancestor(path, set(self.paths))) is not None:
@@ -67,10 +75,10 @@ class BlockSearch:
         if self.fuses(path):
             return "no block: its own forward adds branches, but it contains a run of blocks."
         if path in self._merging:
-            return f"no block: its own forward {what}, but nothing else like it does."
+            return f"no block: {self._kind}, but nothing else like it does."
         if any(other.startswith(f"{path}.") for other in self.paths):
-            return f"no block: its own forward never {what}; it contains blocks."
-        return f"no block: its own forward never {what}, and it is no sibling of a block."
+            return "no block: its own forward merges nothing; it contains blocks."
+        return "no block: its own forward merges nothing, and it is no sibling of a block."
 
     def fuses(self, path: str) -> bool:
         """Whether the module adds branches of its own around the runs of blocks it contains."""
@@ -81,8 +89,21 @@ class BlockSearch:
 
     @cached_property
     def _merging(self) -> set[str]:
+        if self._kind == _RUN:
+            return self._run
         found = {path for path, scope in self._first_call.items() if self.merges(scope)}
-        return {self._lifted(path) for path in found} if self._concatenates else found
+        return {self._lifted(path) for path in found} if self._kind == _CONCATENATION else found
+
+    @cached_property
+    def _run(self) -> set[str]:
+        """The numbered modules of several layers that stand beside others of their class."""
+        whole = {
+            path: (_position(path), type(scope.module))
+            for path, scope in self._first_call.items()
+            if path.rpartition(".")[2].isdigit() and _is_whole_block(scope.module)
+        }
+        times = Counter(whole.values())
+        return {path for path, key in whole.items() if times[key] > 1}
 
     def _lifted(self, path: str) -> str:
         """Return the block around a helper that concatenates for it (VoVNet's list of layers)."""

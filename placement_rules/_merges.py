@@ -28,6 +28,19 @@ def concatenations(scope: Scope) -> list[fx.Node]:
         for part in parts:
             shared &= ancestry.of(part)
             anywhere |= ancestry.of(part)
-        if shared & ancestry.from_input and anywhere & ~shared & ancestry.modules:
+        joined = shared & ancestry.from_input or _branches_of_one(scope)
+        if joined and anywhere & ~shared & ancestry.modules:
             found.append(node)
     return found
+
+
+def _branches_of_one(scope: Scope) -> bool:
+    """Whether the scope is a helper whose inputs are branches of one activation of its caller."""
+    if scope.parent is None or scope.node is None:
+        return False
+    ancestry = Ancestry(scope.parent)
+    given = [part for part in scope.node.all_input_nodes if is_activation(part)]
+    shared = -1
+    for part in given:
+        shared &= ancestry.of(part)
+    return len(given) > 1 and bool(shared & ancestry.from_input)

@@ -17,7 +17,8 @@ class Blocks(Rule):
     among such modules, after dropping any that contains a repeated run of others. Its siblings
     without a residual count too: those of the same class, and those at the same position that
     have children and a forward of their own and are more than one convolution with its norm. In a
-    network without any residual add, concatenations of branches take the place of the adds.
+    network without any residual add, concatenations of branches take the place of the adds; in one
+    without either, numbered runs of modules of several layers (LCNet) are the blocks.
     """
 
     def find(self, recording: Recording) -> list[Found]:
@@ -31,12 +32,13 @@ class Blocks(Rule):
         ]
 
     def why_none(self, recording: Recording) -> str:
-        """Explain that no module merges branches."""
+        """Explain that nothing marks blocks."""
         run = _longest_container(recording)
         hint = f" 'modules(\"{run}.*\")' selects the parts of {run} one by one;" if run else ""
         return (
-            "no module below the root adds a residual or merges branches in its own forward, so "
-            f'nothing marks where a block ends (a plain stack).{hint} "head" applies to any '
+            "no module below the root adds a residual or concatenates branches in its own "
+            "forward, and there is no run of modules of several layers, so nothing marks where a "
+            f'block ends (a plain stack).{hint} "head" applies to any '
             'classifier, and "residual" to adds in the forward of the model itself.'
         )
 

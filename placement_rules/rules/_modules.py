@@ -60,6 +60,7 @@ class Modules(Rule):
         near: list[str] = []
         if isinstance(self.wanted, str):
             near = difflib.get_close_matches(self.wanted, called, n=5, cutoff=0.4)
+            near.sort(key=called.index)
         return f"no such module. Some that were called: {', '.join(near or called[:8])}."
 
     def __str__(self) -> str:
