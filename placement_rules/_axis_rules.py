@@ -57,7 +57,7 @@ def channel_evidence(node: fx.Node) -> Iterator[tuple[Axis, str]]:
     """Yield axes that a function treats as channels, with the kind of the evidence."""
     if node.op == "get_attr":
         wide = [axis for axis, size in enumerate(_shape(node)) if size > 1]
-        if len(wide) == 1:  # a scale or bias per channel
+        if len(wide) == 1 and node.meta["val"].is_floating_point():  # a scale or bias per channel
             yield (node, wide[0]), "parameter"
     elif node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
         name, source = _name(node), _input(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -68,6 +69,6 @@ def _print(console: Console, rows: list[Row]) -> None:
         if row.outcome == "planned":
             cells = (str(row.sites), row.forms, row.layouts)
         else:
-            cells = ("", row.outcome, escape(row.reason.splitlines()[0]))
+            cells = ("", row.outcome, escape(shorten(row.reason, 100, placeholder=" …")))
         table.add_row(escape(row.model), *cells, f"{row.seconds:.2f}")
     print_table(console, table)
