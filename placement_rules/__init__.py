@@ -25,6 +25,7 @@ from ._tree import format_path as format_path
 from ._tree import get_leaf as get_leaf
 from ._tree import leaves as leaves
 from ._tree import replace_leaf as replace_leaf
+from ._unrecorded import unrecorded as unrecorded
 from .rules import Series as Series
 from .rules import VCReg1 as VCReg1
 from .rules import VCReg2 as VCReg2

@@ -121,6 +121,29 @@ class Recording:
         """
         return self.axes.layout(node.meta["flat"])
 
+    @cached_property
+    def _leading_on(self) -> set[fx.Node]:
+        """The nodes of `flat` on which the model's outputs depend, views and their bases alike."""
+        together: dict[int, list[fx.Node]] = {}
+        for node in self.flat.nodes:
+            if isinstance(node.meta.get("val"), Tensor):
+                together.setdefault(storage_of(node.meta["val"]), []).append(node)
+        found: set[fx.Node] = set()
+        waiting = [output.meta["flat"] for _, output in self.root.outputs]
+        while waiting:
+            node = waiting.pop()
+            if node in found:
+                continue
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+            if isinstance(node.meta.get("val"), Tensor):
+                waiting.extend(together[storage_of(node.meta["val"])])
+        return found
+
+    def leads_on(self, node: fx.Node) -> bool:
+        """Whether the model's output depends on a node's tensor."""
+        return node.meta["flat"] in self._leading_on
+
     def locations(self, node: fx.Node) -> int | None:
         """Return the number of locations of a node's tensor, per example; None if unknown."""
         shape = value(node).shape

@@ -27,9 +27,12 @@ class Site:
     - `position`: ``"output"``, ``"input"``, or the name of a node of the module's graph.
     - `leaf`: where in a structured output or in the arguments the tensor is; empty for the usual
       single tensor.
-    - `shape`: the recorded shape; the batch and the locations may differ in training.
+    - `shape`: the recorded shape; the batch and the locations may differ in training. Empty if the
+      model could not be recorded.
     - `layout`: which axis holds the channels.
     - `calls`: how often one forward pass of the model passes here.
+    - `leads_on`: whether the model's output depends on the tensor. Where it does not, no gradient
+      comes back to the site, and VCReg's cannot be added to it.
     - `clone`: the in-place write further down that makes a copy of the tensor necessary, if any.
     """
 
@@ -41,20 +44,21 @@ class Site:
     dtype: torch.dtype
     layout: Layout
     calls: int
+    leads_on: bool
     clone: str | None
     scope: Scope = field(repr=False, compare=False)
     node: fx.Node = field(repr=False, compare=False)
 
     @property
     def channels(self) -> int:
-        """d: the size of the channel axis."""
-        return self.shape[self.layout.axis]
+        """d: the size of the channel axis; 0 if the model could not be recorded."""
+        return self.shape[self.layout.axis] if self.shape else 0
 
     @property
     def samples(self) -> int:
         """n: batch elements × locations, at the recorded batch size."""
         count = 1
-        for axis in self.layout.sample_axes:
+        for axis in self.layout.sample_axes if self.shape else ():
             count *= self.shape[axis]
         return count
 
@@ -74,6 +78,7 @@ class Site:
             "channels": self.channels,
             "calls": self.calls,
             "form": self.form,
+            "leads_on": self.leads_on,
             "clone": self.clone,
         }
 
@@ -124,6 +129,7 @@ def _site(recording: Recording, name: str, calls: list[Spot], given: Layout | No
         dtype=tensor.dtype,
         layout=layouts.pop(),
         calls=len({id(spot.scope) for spot in calls}),
+        leads_on=any(recording.leads_on(spot.node) for spot in calls),
         clone=writes[0].name if writes else None,
         scope=first.scope,
         node=first.node,

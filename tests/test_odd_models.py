@@ -404,3 +404,78 @@ def test_nothing_is_left_behind() -> None:
     assert torch.backends.mha.get_fastpath_enabled() == fast
     assert nn.Module.__getattribute__ is lookup
     assert _get_current_function_mode_stack() == []
+
+
+class Picky(nn.Module):
+    """A model that runs only on what nobody can guess."""
+
+    def __init__(self, *, pair: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+        self.pair = TwoOutputs() if pair else nn.Identity()
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor, key: str) -> torch.Tensor:
+        if key != "sesame":
+            raise KeyError(key)
+        h = self.pair(self.body(x))
+        h = h[0] if isinstance(h, tuple) else h
+        return self.head(h.mul_(2))
+
+
+class TwoOutputs(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * 1, x
+
+
+def test_named_modules_with_a_layout_need_no_recording() -> None:
+    model, x = Picky().double(), torch.randn(8, 5, 6, dtype=torch.float64)
+    with pytest.raises(vcreg_fx.PlacementError):
+        vcreg_fx.plan(model, "modules('body')")
+    with pytest.raises(vcreg_fx.PlacementError):
+        vcreg_fx.plan(model, "blocks", layout="NLC")
+    planned = vcreg_fx.plan(model, "modules('body')", layout="NLC")
+    assert [site.name for site in planned.sites] == ["body.1:output"]
+    assert "not recorded" in str(planned)
+    with pytest.raises(vcreg_fx.InsertionError, match="example_inputs"):
+        planned.apply(demean="activations")
+    planned.apply()
+    model(x, "sesame").square().mean().backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    vcreg_fx.remove(model)
+    model.zero_grad()
+    h = model.body(x)
+    loss = model.head(h * 2).square().mean() + vcreg_fx.vcreg_loss(h, layout="NLC")
+    loss.backward()
+    for one, other in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(one, other.grad)
+
+
+def test_an_unrecorded_module_that_returns_a_tuple_is_reported() -> None:
+    model = vcreg_fx.insert(Picky(pair=True), "modules('pair')", layout="NLC")
+    with pytest.raises(vcreg_fx.LayoutError, match="is a tuple now"):
+        model(torch.randn(2, 5, 6), "sesame")
+
+
+def test_a_site_that_leads_nowhere_is_pointed_out() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.linear(x)
+
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Block(), Block()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            self.second(h)
+            return h
+
+    planned = vcreg_fx.plan(Unused(), example_inputs=(torch.zeros(8, 4),))
+    assert [site.leads_on for site in planned.sites] == [True, False]
+    assert "second:output: the model's output does not depend on it" in str(planned)

@@ -55,10 +55,10 @@ blocks = Blocks()
 
 
 def block_output(search: BlockSearch, scope: Scope) -> fx.Node | None:
-    """Return the output tensor that carries a block's merge, or its first activation."""
+    """Return the output tensor that carries a block's last merge, or its first activation."""
     activations = [node for _, node in scope.outputs if is_activation(node)]
     ancestry = Ancestry(scope)
-    for merge in search.merges(scope):
+    for merge in reversed(search.merges(scope)):
         for node in activations:
             if ancestry.depends(node, merge):
                 return node

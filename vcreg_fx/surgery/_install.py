@@ -40,6 +40,12 @@ def install(
     """
     edits: dict[str, list[Edit]] = {"": []}
     for site in sites:
+        if config.demean == "activations" and not site.shape:
+            raise InsertionError(
+                f"{site.name}: the model could not be recorded, so the number of channels is "
+                'unknown, and with it the running mean of demean="activations". Pass '
+                'example_inputs=, or use demean="statistics".'
+            )
         edits.setdefault(site.path, []).append(Edit.of(site, config))
     classes = {}
     for path, added in edits.items():

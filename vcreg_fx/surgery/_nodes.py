@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from placement_rules import get_leaf, leaves, replace_leaf
+from placement_rules import LayoutError, get_leaf, leaves, replace_leaf
 
 from .._live import LiveSite, in_backward
 
@@ -19,9 +19,14 @@ def demean(site: LiveSite, h: Tensor, training: bool) -> Tensor | None:
     if (tracer := tracer_of(h)) is not None:
         mean: Tensor = tracer.demean(site, h)
         return mean
-    if not isinstance(h, Tensor) or not site.active(h, training):
+    if not isinstance(h, Tensor):
+        if h is not None and training and not isinstance(h, torch.fx.Proxy):
+            raise LayoutError(
+                f"{site.name} was planned as one tensor and is a {type(h).__name__} now. Insert at "
+                "another module, or with example_inputs= as you train on them."
+            )
         return None
-    return site.batch_mean(h)
+    return site.batch_mean(h) if site.active(h, training) else None
 
 
 def demean_activation(site: LiveSite, h: Tensor, training: bool, running_mean: Tensor) -> Tensor:

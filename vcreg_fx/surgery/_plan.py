@@ -12,7 +12,19 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from placement_rules import Layout, PlacementError, Recording, Rule, Site, parse, record, resolve
+from placement_rules import (
+    ExampleInputsError,
+    Layout,
+    PlacementError,
+    Recording,
+    RecordingError,
+    Rule,
+    Site,
+    parse,
+    record,
+    resolve,
+    unrecorded,
+)
 
 from .._config import VCRegConfig
 from .._errors import InsertionError
@@ -105,9 +117,15 @@ def plan(
     **Raises:** `PlacementError`, in one of its kinds, that states the cause and the fix.
     """
     check_model(model)
-    parsed = parse(rule)
-    recording = record(model, example_inputs, example_kwargs)
-    sites = resolve(recording, parsed.require(recording), layout)
+    parsed, given = parse(rule), None if layout is None else Layout.parse(layout)
+    try:
+        recording = record(model, example_inputs, example_kwargs)
+    except (ExampleInputsError, RecordingError):
+        known = None if given is None else unrecorded(model, parsed, given)
+        if known is None:
+            raise
+        return Plan(model, parsed, known[1], known[0], given)
+    sites = resolve(recording, parsed.require(recording), given)
     for path in dict.fromkeys(site.path for site in sites):
         module = model.get_submodule(path)
         if "forward" in module.__dict__:
@@ -120,7 +138,7 @@ def plan(
             continue
         edits = [Edit.of(site, VCRegConfig()) for site in sites if site.path == path]
         build_forward(module, original_class(module).forward, edits)
-    return Plan(model, parsed, sites, recording, None if layout is None else Layout.parse(layout))
+    return Plan(model, parsed, sites, recording, given)
 
 
 def make_config(config: VCRegConfig | None, overrides: dict[str, Any]) -> VCRegConfig:

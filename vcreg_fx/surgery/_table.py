@@ -11,6 +11,9 @@ def table(sites: Sequence[Site]) -> str:
     """Return a table of sites with aligned columns."""
     rows = [("site", "shape", "layout", "channels", "calls", "form")]
     for site in sites:
+        if not site.shape:
+            rows.append((site.name, "not recorded", str(site.layout), "?", "?", site.form))
+            continue
         shape = " × ".join(str(size) for size in site.shape)
         form = site.form if site.clone is None else f"{site.form}, cloned"
         rows.append((site.name, shape, str(site.layout), str(site.channels), str(site.calls), form))
@@ -28,8 +31,13 @@ def notes(sites: Sequence[Site]) -> list[str]:
     found = [
         f"{site.name}: returned as a clone, because {site.clone} writes to it in place."
         for site in sites
-        if site.clone is not None
+        if site.clone is not None and site.shape
     ]
+    if lost := [site.name for site in sites if not site.leads_on]:
+        found.append(
+            f"{', '.join(lost)}: the model's output does not depend on it, so no gradient comes "
+            'back there; mode="gradient" adds nothing, mode="loss" does.'
+        )
     if narrow := [site for site in sites if site.samples < site.channels]:
         batch = max(-(-site.channels * site.shape[0] // site.samples) for site in narrow)
         names = narrow[0].name if len(narrow) == 1 else f"{len(narrow)} sites"
