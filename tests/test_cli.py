@@ -294,3 +294,56 @@ def test_draw_without_a_site_leaves_the_model_alone(tmp_path):
     model = torch.nn.Linear(4, 2)
     draw(model, tmp_path / "linear.png")
     assert (tmp_path / "linear.png").stat().st_size > 1000
+
+
+def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    from vcreg_fx.cli import _zoo
+
+    names = ["timm/resnet18", "timm/vgg11", "timm/vit_tiny_patch16_224"]
+    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: names)
+    file = tmp_path / "rows.json"
+    result = run("coverage", "--json", str(file))
+    assert result.exit_code == 0
+    assert "2 of 3 models planned (66.7 %), 1 refused with a reason, 0 failed." in result.output
+    assert "8 boundary" in result.output and "plain stack" in file.read_text()
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["model"], row["outcome"], row["sites"]) for row in rows] == [
+        (names[0], "planned", 8),
+        (names[1], "refused", 0),
+        (names[2], "planned", 12),
+    ]
+
+    rows[0]["sites"] = 99  # a row that is there is not measured again
+    del rows[2]
+    file.write_text(json.dumps({"rows": rows}))
+    assert "99" in run("coverage", "--json", str(file)).output
+    again = json.loads(file.read_text())["rows"]
+    assert [row["sites"] for row in again] == [99, 0, 12]
+    assert run("coverage", "--json", str(file), "--rule", "head").exit_code == 0
+    assert len(json.loads(file.read_text())["rows"]) == 6
+
+
+def test_coverage_tells_a_failure_from_a_refusal(monkeypatch):
+    from vcreg_fx.cli import _coverage_rows, _zoo
+
+    def broken(*_, **__):
+        raise ZeroDivisionError("a mistake of the library")
+
+    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: ["timm/resnet18"])
+    monkeypatch.setattr(_coverage_rows, "plan", broken)
+    result = run("coverage")
+    assert result.exit_code == 1
+    assert "failed" in result.output and "ZeroDivisionError" in result.output
+
+
+def test_the_zoo_holds_what_is_covered():
+    from vcreg_fx.cli._zoo import zoo
+
+    timm = zoo("timm", everything=True)
+    one_each = zoo("timm", everything=False)
+    assert len(timm) > 1000 and 90 < len(one_each) < 120 and set(one_each) < set(timm)
+    transformers = zoo("transformers", everything=True)
+    for family in ("VideoMAE", "Vivit", "Timesformer", "Segformer", "Dinov2", "CLIPVision"):
+        assert any(family in name for name in transformers)
+    assert "torchvision/mvit_v2_s" in zoo("torchvision", everything=True)
+    fails("coverage", "--source", "elsewhere")

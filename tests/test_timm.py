@@ -20,7 +20,7 @@ from vcreg_fx import rules
 QUICK = ["mobilenetv3_small_050", "tnt_s_patch16_224", "coat_tiny", "ese_vovnet19b_slim"]
 AT_32 = """
 beit_base_patch16_224 cait_s24_224 convit_tiny convmixer_768_32 convnext_atto cpubone_s0
-crossvit_18_240 cs3darknet_s cspnext_s davit_tiny deit_tiny_patch16_224 densenet121 dla34 dpn68
+cs3darknet_s cspnext_s davit_tiny deit_tiny_patch16_224 densenet121 dla34 dpn68
 edgenext_small efficientformerv2_s0 mixnet_s efficientvim_m1 efficientvit_b0 efficientvit_m0
 eva02_tiny_patch14_224 fasternet_s fastvit_s12 focalnet_base_srf gcvit_tiny gemma4_vit_167m gernet_s
 ghostnet_050 hardcorenas_a hgnet_tiny hiera_tiny_224 hieradet_small hrnet_w18 iformer_s
@@ -36,6 +36,7 @@ vitamin_small_224 volo_d1_224 xception xception41 xcit_nano_12_p8_224
 LARGER = {
     "csatv2": 64, "inception_v3": 96, "inception_v4": 96, "inception_resnet_v2": 96,
     "nasnetalarge": 96, "pnasnet5large": 96, "efficientformer_l1": 224, "halonet26t": 256,
+    "crossvit_9_240": 240,
 }  # fmt: skip
 MODELS = [
     *((name, 32) for name in QUICK),
