@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 
@@ -28,6 +28,10 @@ class VCRegConfig:
     - `convention`: ``"exact"`` is the gradient of the loss as written; ``"algorithm1"`` reproduces
       the pseudo-code of Appendix B (no 1/(n−1) in the covariance term, no δ, no centring).
 
+    - `sync`: ``True`` takes the statistics over the batches of all ranks, so that the gradient that
+      DistributedDataParallel averages is that of the whole batch; a process group, over its ranks;
+      ``False`` over each rank's own batch, as in the papers.
+
     **Raises:** `ValueError` for values outside their range and combinations that do not exist.
     """
 
@@ -40,6 +44,7 @@ class VCRegConfig:
     mode: Literal["gradient", "loss"] = "gradient"
     backend: Literal["fast", "naive"] = "fast"
     convention: Literal["exact", "algorithm1"] = "exact"
+    sync: bool | Any = False
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -49,6 +54,10 @@ class VCRegConfig:
             raise ValueError(f"delta={self.delta!r} must be positive, or None for Eq. 4.")
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps={self.eps!r} must be positive: √ has no slope at zero.")
+        if not isinstance(self.sync, bool) and not hasattr(self.sync, "rank"):
+            raise ValueError(
+                f"sync={self.sync!r} must be True, False, or a torch.distributed.ProcessGroup."
+            )
         hints = get_type_hints(type(self))
         for item in fields(self):
             choices = [choice for choice in get_args(hints[item.name]) if isinstance(choice, str)]
@@ -63,8 +72,22 @@ class VCRegConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain data."""
-        return asdict(self)
+        """Return the fields as plain data; a process group, which is none, as ``True``."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**values, "sync": bool(self.sync)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VCRegConfig:
+        """Return the config itself: it cannot change, and a process group cannot be copied."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Store plain data."""
+        return self.to_dict()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a stored config."""
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
 
 
 def check_coefficient(name: str, value: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from placement_rules import Layout, LayoutError
 
 from ._config import VCRegConfig, check_coefficient
+from ._distributed import GroupSum, group_of, group_sum
 from ._loss_scale import LossScale
 from .regularizers import (
     InjectGradient,
@@ -126,8 +128,8 @@ class LiveSite:
                 f"{self.name} was planned as {self.layout} and now gets a tensor of shape "
                 f"{tuple(h.shape)}. Insert with example_inputs= of the shape that you train on."
             )
-        if h.numel() >= 2 * h.shape[self.layout.axis]:
-            return True
+        if h.numel() >= 2 * h.shape[self.layout.axis] or self.group is not None:
+            return True  # every rank joins a collective, also with one sample
         self._warn_once(
             f"{self.name} got one sample (shape {tuple(h.shape)}): its features have no variance, "
             "so there is no penalty. Use batches of at least two."
@@ -136,7 +138,32 @@ class LiveSite:
 
     def batch_mean(self, h: Tensor) -> Tensor:
         """Return the mean over samples, shape (d,), in float32 or float64."""
-        return h.detach().mean(self.layout.sample_axes, dtype=working_dtype(h))
+        if self.group is None:
+            return h.detach().mean(self.layout.sample_axes, dtype=working_dtype(h))
+        return self._group_mean(h.detach(), group_sum)
+
+    def demeaned(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the activation less its mean, and the mean, shape (d,); differentiable."""
+        group = self.group
+        mean = (
+            h.mean(self.layout.sample_axes)
+            if group is None
+            else self._group_mean(h, GroupSum.apply).to(h.dtype)
+        )
+        shape = [1] * h.ndim
+        shape[self.layout.axis] = -1
+        return h - mean.view(shape), mean.detach()
+
+    @property
+    def group(self) -> Any:
+        """The process group over which statistics are taken, if any."""
+        return group_of(self.config.sync)
+
+    def _group_mean(self, h: Tensor, add_up: Callable[[Tensor, Any], Tensor]) -> Tensor:
+        total = h.sum(self.layout.sample_axes, dtype=working_dtype(h))
+        count = total.new_full((1,), h.numel() // total.numel())
+        summed = add_up(torch.cat([total, count]), self.group)
+        return summed[:-1] / summed[-1]
 
     def regularize(self, h: Tensor, mean: Tensor | None) -> Tensor:
         """Return the activation, with the penalty attached in the way `mode` says."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from placement_rules import Layout
 
 from .._config import VCRegConfig
+from .._distributed import GatherSamples, group_of
 from ..functional import covariance_loss, flatten_samples, variance_loss
 from ._gradient import Direction, Statistics, apply_direction, direction
 from ._products import add_product
@@ -119,6 +120,8 @@ def naive_penalty(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) ->
     """Return the penalty of Eq. 5 by the reference, for autograd to differentiate."""
     config = settings.config
     z = flatten_samples(h, settings.layout)
+    if (group := group_of(config.sync)) is not None:
+        z = GatherSamples.apply(z, group)
     spread = variance_loss(z, config.gamma, config.eps)
     correlation = covariance_loss(z, config.delta)
     if not torch.compiler.is_compiling():

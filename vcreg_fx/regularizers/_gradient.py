@@ -4,6 +4,9 @@ With C the covariance matrix and ρ' (x) = 2 clamp(x, −δ, δ) the slope of Eq
 
     G_ij = 4β / (d(d−1)(n−1)) · clamp(C_ij, −δ, δ)            for i ≠ j
     G_ii = −α / (d(n−1)) / √(C_ii + ε)                        where √(C_ii + ε) < γ, else 0.
+
+With ``sync``, n, μ and C are those of the batches of all ranks, and G is multiplied by the number
+of ranks, because DistributedDataParallel divides the sum of their gradients by it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .._config import VCRegConfig
+from .._distributed import group_of, group_size, group_sum
 from ._products import add_product, moments
 
 
@@ -28,7 +32,7 @@ class Statistics:
     - `covariance_loss`: Eq. 4 or Eq. 10, a 0-d tensor.
     """
 
-    samples: int
+    samples: int | Tensor
     variances: Tensor
     covariance_loss: Tensor
 
@@ -59,18 +63,17 @@ def direction(
     - `config`: γ, ε, δ and the convention.
     """
     d = h.shape[axis]
-    n = h.numel() // d
     if config.convention == "algorithm1":
         return _as_printed(h, axis, alpha, beta, config)
-    c, total = moments(h, axis, mean)
+    c, total, n, ranks = _moments_of_all(h, axis, mean, config)
     shift = total / n  # what rounding left of the mean
     c.sub_(torch.outer(shift, total)).div_(n - 1)
     variances = c.diagonal() + config.eps
     slope = torch.where(variances < config.gamma**2, variances.rsqrt(), 0)
     clamped = c if config.delta is None else c.clamp(-config.delta, config.delta)
     covariance_loss = _off_diagonal_loss(c, clamped)
-    g = clamped * (beta * (4 / max(d * (d - 1), 1) / (n - 1)))
-    g.diagonal().copy_(slope * (alpha * (-1 / d / (n - 1))))
+    g = clamped * (beta * (4 * ranks / max(d * (d - 1), 1) / (n - 1)))
+    g.diagonal().copy_(slope * (alpha * (-ranks / d / (n - 1))))
     return Direction(g, mean, shift, Statistics(n, variances, covariance_loss))
 
 
@@ -79,14 +82,28 @@ def _as_printed(
 ) -> Direction:
     """Algorithm 1 of Appendix B: no centring, no δ, and no 1/(n−1) in the covariance term."""
     d = h.shape[axis]
-    n = h.numel() // d
-    c = moments(h, axis, None)[0].div_(n - 1)
+    c, _, n, ranks = _moments_of_all(h, axis, None, config)
+    c.div_(n - 1)
     variances = c.diagonal() + config.eps
     slope = torch.where(variances < config.gamma**2, variances.rsqrt(), 0)
     covariance_loss = _off_diagonal_loss(c, c)
-    g = c * (beta * (4 / max(d * (d - 1), 1)))
-    g.diagonal().copy_(slope * (alpha * (-1 / d / (n - 1))))
+    g = c * (beta * (4 * ranks / max(d * (d - 1), 1)))
+    g.diagonal().copy_(slope * (alpha * (-ranks / d / (n - 1))))
     return Direction(g, None, None, Statistics(n, variances, covariance_loss))
+
+
+def _moments_of_all(
+    h: Tensor, axis: int, mean: Tensor | None, config: VCRegConfig
+) -> tuple[Tensor, Tensor, int | Tensor, int]:
+    """Return Σ x xᵀ, Σ x, n over all ranks, and the number of ranks."""
+    c, total = moments(h, axis, mean)
+    d = h.shape[axis]
+    n = h.numel() // d
+    group = group_of(config.sync)
+    if group is None:
+        return c, total, n, 1
+    summed = group_sum(torch.cat([c.flatten(), total, total.new_full((1,), n)]), group)
+    return summed[: d * d].view(d, d), summed[d * d : -1], summed[-1], group_size(group)
 
 
 def apply_direction(

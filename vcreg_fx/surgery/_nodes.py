@@ -34,15 +34,15 @@ def demean_activation(site: LiveSite, h: Tensor, training: bool, running_mean: T
     if (tracer := tracer_of(h)) is not None:
         demeaned: Tensor = tracer.demean_activation(site, h, running_mean)
         return demeaned
-    shape = [1] * h.ndim
-    shape[site.layout.axis] = -1
     if not training:
+        shape = [1] * h.ndim
+        shape[site.layout.axis] = -1
         return h - running_mean.to(h.dtype).view(shape)
-    mean = h.mean(site.layout.sample_axes, keepdim=True)
+    z, mean = site.demeaned(h)
     if not in_backward():  # once a step, also where checkpointing runs forward again
         with torch.no_grad():
-            running_mean.lerp_(mean.detach().flatten().to(running_mean.dtype), _MOMENTUM)
-    return h - mean
+            running_mean.lerp_(mean.to(running_mean.dtype), _MOMENTUM)
+    return z
 
 
 def vcreg(site: LiveSite, h: Tensor, mean: Tensor | None, training: bool) -> Tensor:

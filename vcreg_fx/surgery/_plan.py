@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
@@ -146,12 +147,12 @@ def make_config(config: VCRegConfig | None, overrides: dict[str, Any]) -> VCRegC
 
     **Raises:** `TypeError` that lists the fields, if one does not exist.
     """
-    fields = (config or VCRegConfig()).to_dict()
-    if unknown := sorted(set(overrides) - set(fields)):
+    known = [item.name for item in dataclasses.fields(VCRegConfig)]
+    if unknown := sorted(set(overrides) - set(known)):
         raise TypeError(
-            f"VCRegConfig has no field {', '.join(unknown)}. Its fields are: {', '.join(fields)}."
+            f"VCRegConfig has no field {', '.join(unknown)}. Its fields are: {', '.join(known)}."
         )
-    return VCRegConfig(**{**fields, **overrides})
+    return dataclasses.replace(config or VCRegConfig(), **overrides)
 
 
 def check_model(model: nn.Module) -> None:
