@@ -18,6 +18,10 @@ from ._insert import remove as remove
 from ._insert import set_loss_scale as set_loss_scale
 from ._insert import sites as sites
 from ._live import LiveSite as LiveSite
+from ._measure import Measurement as Measurement
+from ._measure import SiteMeasurement as SiteMeasurement
+from ._measure import measure as measure
+from ._metrics import metrics as metrics
 from .export import draw as draw
 from .export import to_graph_module as to_graph_module
 from .functional import covariance_loss as covariance_loss

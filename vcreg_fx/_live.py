@@ -62,10 +62,11 @@ class LiveSite:
         self.config = config
         self.loss_scale: LossScale | None = None
         self.pending: list[Tensor] = []
+        self.probe: Callable[[Tensor], None] | None = None  # notes activations in place of all else
         self._clone = clone
         self._alpha = torch.tensor(config.alpha, dtype=torch.float64, device="cpu")
         self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
-        self._statistics: Statistics | None = None
+        self._numbers: Tensor | None = None  # variances + ε, covariance loss, n of the last step
         self._warned: set[str] = set()
         self._settings = self._make_settings()
 
@@ -90,9 +91,14 @@ class LiveSite:
         self._beta.fill_(check_coefficient("beta", value))
 
     @property
+    def numbers(self) -> Tensor | None:
+        """C_ii + ε of each feature, ℓ_cov and n of the last step, shape (d + 2,), on the device."""
+        return self._numbers
+
+    @property
     def std(self) -> Tensor | None:
         """√(C_ii + ε) of each feature in the last step, shape (d,)."""
-        return None if self._statistics is None else self._statistics.variances.sqrt()
+        return None if self._numbers is None else self._numbers[:-2].sqrt()
 
     @property
     def variance_loss(self) -> float | None:
@@ -103,7 +109,12 @@ class LiveSite:
     @property
     def covariance_loss(self) -> float | None:
         """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given)."""
-        return None if self._statistics is None else float(self._statistics.covariance_loss)
+        return None if self._numbers is None else float(self._numbers[-2])
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples the last step had (n)."""
+        return None if self._numbers is None else int(self._numbers[-1])
 
     @property
     def penalty(self) -> float | None:
@@ -157,7 +168,7 @@ class LiveSite:
     @property
     def group(self) -> Any:
         """The process group over which statistics are taken, if any."""
-        return group_of(self.config.sync)
+        return None if self.probe is not None else group_of(self.config.sync)
 
     def _group_mean(self, h: Tensor, add_up: Callable[[Tensor, Any], Tensor]) -> Tensor:
         total = h.sum(self.layout.sample_axes, dtype=working_dtype(h))
@@ -167,6 +178,10 @@ class LiveSite:
 
     def regularize(self, h: Tensor, mean: Tensor | None) -> Tensor:
         """Return the activation, with the penalty attached in the way `mode` says."""
+        if self.probe is not None:
+            if not in_backward():  # where checkpointing runs forward again
+                self.probe(h)
+            return h.clone() if self._clone else h
         if torch.compiler.is_exporting():
             raise RuntimeError(
                 "torch.export in train mode would lose VCReg's gradient without a word. Export in "
@@ -180,7 +195,8 @@ class LiveSite:
             )
             return result
         if self.config.backend == "naive":
-            penalty = naive_penalty(h, self._alpha, self._beta, self._settings)
+            penalty, statistics = naive_penalty(h, self._alpha, self._beta, self._settings)
+            self._record(statistics)
         else:
             penalty = Penalty.apply(h, mean, self._alpha, self._beta, self._settings)[0]
         if in_backward():
@@ -225,19 +241,27 @@ class LiveSite:
             )
 
     def _warn_once(self, message: str) -> None:
-        if message[:60] not in self._warned:
+        if message[:60] not in self._warned and not torch.compiler.is_compiling():
             self._warned.add(message[:60])
             warnings.warn(message, stacklevel=2)
 
     def _record(self, statistics: Statistics) -> None:
-        self._statistics = statistics
+        """Note the numbers of a step in one small tensor, which compiled code can write to too."""
+        variances, loss = statistics.variances.detach(), statistics.covariance_loss.detach()
+        count = loss.new_full((1,), 1.0) * statistics.samples
+        numbers = torch.cat([variances, loss.view(1), count])
+        if torch.compiler.is_compiling():
+            memory = _memory(self, numbers.shape[0], numbers.dtype, str(numbers.device))
+            memory.copy_(numbers)
+        else:
+            self._numbers = numbers
 
     def _make_settings(self) -> Settings:
         return Settings(self.layout, self.config, self._clone, self._record)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""
-        state = {**self.__dict__, "pending": [], "_statistics": None}
+        state = {**self.__dict__, "pending": [], "_numbers": None, "probe": None}
         del state["_settings"]
         return state
 
@@ -245,3 +269,14 @@ class LiveSite:
         """Restore a copied or loaded site."""
         self.__dict__.update(state)
         self._settings = self._make_settings()
+
+
+def _memory(site: LiveSite, size: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Return the tensor that compiled steps of a site write their numbers to."""
+    memory = torch.zeros(size, dtype=dtype, device=device)
+    site._numbers = memory
+    return memory
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler here.
+_memory._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -107,7 +107,7 @@ class Penalty(torch.autograd.Function):
         axis = settings.layout.axis
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with _autocast_off(h):
-                penalty = naive_penalty(h, alpha, beta, settings)
+                penalty, _ = naive_penalty(h, alpha, beta, settings)
                 (found,) = torch.autograd.grad(penalty, h, grad, create_graph=True)
             return found, None, None, None, None
         with _autocast_off(h):
@@ -116,7 +116,9 @@ class Penalty(torch.autograd.Function):
         return result, None, None, None, None
 
 
-def naive_penalty(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) -> Tensor:
+def naive_penalty(
+    h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings
+) -> tuple[Tensor, Statistics]:
     """Return the penalty of Eq. 5 by the reference, for autograd to differentiate."""
     config = settings.config
     z = flatten_samples(h, settings.layout)
@@ -124,17 +126,25 @@ def naive_penalty(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) ->
         z = GatherSamples.apply(z, group)
     spread = variance_loss(z, config.gamma, config.eps)
     correlation = covariance_loss(z, config.delta)
-    if not torch.compiler.is_compiling():
-        with torch.no_grad():
-            variances = z.var(dim=0) + config.eps
-        settings.record(Statistics(z.shape[0], variances, correlation.detach()))
-    return alpha * spread + beta * correlation
+    with torch.no_grad():
+        variances = z.detach().var(dim=0) + config.eps
+        samples = variances.new_ones(()) * z.shape[0]
+    statistics = Statistics(variances, correlation.detach(), samples)
+    return alpha * spread + beta * correlation, statistics
 
 
 def _naive_gradient(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) -> Tensor:
-    with torch.enable_grad():
-        leaf = h.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(naive_penalty(leaf, alpha, beta, settings), leaf)
+    gradient: Tensor
+    if torch.compiler.is_compiling():  # which knows this form only
+        gradient, statistics = torch.func.grad(naive_penalty, has_aux=True)(
+            h.detach(), alpha, beta, settings
+        )
+    else:
+        with torch.enable_grad():
+            leaf = h.detach().requires_grad_()
+            penalty, statistics = naive_penalty(leaf, alpha, beta, settings)
+            (gradient,) = torch.autograd.grad(penalty, leaf)
+    settings.record(statistics)
     return gradient
 
 
@@ -142,8 +152,7 @@ def _direction(
     h: Tensor, mean: Tensor | None, alpha: Tensor, beta: Tensor, settings: Settings
 ) -> Direction:
     found = direction(h, settings.layout.axis, mean, alpha, beta, settings.config)
-    if not torch.compiler.is_compiling():
-        settings.record(found.statistics)
+    settings.record(found.statistics)
     return found
 
 

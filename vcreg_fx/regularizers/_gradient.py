@@ -12,29 +12,31 @@ of ranks, because DistributedDataParallel divides the sum of their gradients by 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from placement_rules import Layout
+
 from .._config import VCRegConfig
 from .._distributed import group_of, group_size, group_sum
-from ._products import add_product, moments
+from ._products import add_product, moments, working_dtype
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What one backward pass saw at a site: numbers on the device, nothing synchronized.
+class Statistics(NamedTuple):
+    """What one step saw at a site: numbers on the device, nothing synchronized.
 
     **Attributes:**
 
-    - `samples`: n.
     - `variances`: C_ii + ε, shape (d,).
     - `covariance_loss`: Eq. 4 or Eq. 10, a 0-d tensor.
+    - `samples`: n, a number or a 0-d tensor.
     """
 
-    samples: int | Tensor
     variances: Tensor
     covariance_loss: Tensor
+    samples: int | Tensor
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def direction(
     covariance_loss = _off_diagonal_loss(c, clamped)
     g = clamped * (beta * (4 * ranks / max(d * (d - 1), 1) / (n - 1)))
     g.diagonal().copy_(slope * (alpha * (-ranks / d / (n - 1))))
-    return Direction(g, mean, shift, Statistics(n, variances, covariance_loss))
+    return Direction(g, mean, shift, Statistics(variances, covariance_loss, n))
 
 
 def _as_printed(
@@ -89,7 +91,7 @@ def _as_printed(
     covariance_loss = _off_diagonal_loss(c, c)
     g = c * (beta * (4 * ranks / max(d * (d - 1), 1)))
     g.diagonal().copy_(slope * (alpha * (-ranks / d / (n - 1))))
-    return Direction(g, None, None, Statistics(n, variances, covariance_loss))
+    return Direction(g, None, None, Statistics(variances, covariance_loss, n))
 
 
 def _moments_of_all(
@@ -112,6 +114,29 @@ def apply_direction(
     """Return ``grad + scale · d penalty / dh`` as a new tensor."""
     g = found.g if scale is None else found.g * scale
     return add_product(grad, h, axis, found.mean, found.shift, g)
+
+
+def penalty_gradient(
+    h: Tensor, layout: Layout, config: VCRegConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of the penalty at a site, with what it was made from.
+
+    **Arguments:**
+
+    - `h`: the activation, detached.
+    - `layout`: its layout.
+    - `config`: the coefficients and the convention.
+
+    **Returns:** the gradient, of the shape of `h`; C_ii + ε, shape (d,); and ℓ_cov.
+    """
+    mean = h.mean(layout.sample_axes, dtype=working_dtype(h))
+    alpha, beta = (
+        torch.tensor(value, dtype=torch.float64) for value in (config.alpha, config.beta)
+    )
+    found = direction(h, layout.axis, mean, alpha, beta, config)
+    zero = torch.zeros((), dtype=mean.dtype, device=h.device).expand(h.shape)
+    gradient = apply_direction(zero, h, layout.axis, found, None)
+    return gradient, found.statistics.variances, found.statistics.covariance_loss
 
 
 def _off_diagonal_loss(c: Tensor, clamped: Tensor) -> Tensor:

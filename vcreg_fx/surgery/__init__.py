@@ -9,10 +9,12 @@ from ._install import uninstall as uninstall
 from ._plan import Plan as Plan
 from ._plan import make_config as make_config
 from ._plan import plan as plan
+from ._table import align as align
 from ._table import notes as notes
 
 __all__ = [
     "Plan",
+    "align",
     "check_uncovered",
     "insertions",
     "is_rewritten",

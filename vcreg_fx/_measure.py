@@ -1,0 +1,195 @@
+"""How strong VCReg is at each site, measured before training: for choosing α and β."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ._errors import InsertionError
+from ._live import LiveSite
+from .functional import covariance, flatten_samples
+from .regularizers import penalty_gradient
+from .surgery import align, live_sites
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class SiteMeasurement:
+    """What one step of training would see at a site.
+
+    **Attributes:**
+
+    - `site`: the site's name.
+    - `n`, `d`: samples and channels.
+    - `variance_loss`, `covariance_loss`: ℓ_var (Eq. 3) and ℓ_cov (Eq. 4 or 10), without α and β.
+    - `std`: √(C_ii + ε), mean over features.
+    - `correlation`: |C_ij| / √(C_ii C_jj), mean over pairs of different features.
+    - `task`: ‖∂ task loss / ∂h‖.
+    - `ratio`: ‖∂ penalty / ∂h‖ / ‖∂ task loss / ∂h‖, the penalty being this site's alone.
+    - `variance_ratio`, `covariance_ratio`: the same of α ℓ_var and of β ℓ_cov alone.
+    """
+
+    site: str
+    n: int
+    d: int
+    variance_loss: float
+    covariance_loss: float
+    std: float
+    correlation: float
+    task: float
+    ratio: float
+    variance_ratio: float
+    covariance_ratio: float
+
+
+class Measurement(list[SiteMeasurement]):
+    """One `SiteMeasurement` a site; printed as a table."""
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return the rows as plain data."""
+        return [asdict(row) for row in self]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the rows as a data frame, indexed by site."""
+        import pandas
+
+        columns = [item.name for item in fields(SiteMeasurement)]
+        return pandas.DataFrame(self.to_dicts(), columns=columns).set_index("site")
+
+    def __str__(self) -> str:
+        """Return a table of the sites."""
+        head = ("site", "n", "d", "ℓ_var", "ℓ_cov", "std", "|corr|", "VCReg/task", "of α", "of β")
+        rows = [
+            (
+                row.site, str(row.n), str(row.d),
+                *(f"{v:.3g}" for v in (
+                    row.variance_loss, row.covariance_loss, row.std, row.correlation, row.ratio,
+                    row.variance_ratio, row.covariance_ratio,
+                )),
+            )
+            for row in self
+        ]  # fmt: skip
+        return align([head, *rows])
+
+
+def measure(
+    model: nn.Module, inputs: Any, loss: Callable[[Any], Tensor], *, train: bool = True
+) -> Measurement:
+    """Measure VCReg at every site on one batch, without training and without leaving a trace.
+
+    At each site the gradient of its penalty is compared with the gradient of the task loss that
+    arrives there. A ratio far above one means that VCReg overrules the task, one far below that it
+    hardly acts.
+
+    **Arguments:**
+
+    - `model`: a model into which VCReg was inserted, not wrapped or compiled.
+    - `inputs`: one batch: a tensor, a tuple of positional arguments, or a mapping of keywords.
+    - `loss`: takes the model's output and returns the task loss, a scalar.
+    - `train`: measure in training mode, as training will see it; otherwise in the model's mode now.
+
+    **Returns:** a `Measurement`: a row a site, printable, with ``to_pandas()``.
+
+    **Raises:** `InsertionError` if nothing was inserted, or no gradient reaches any site.
+    """
+    sites = live_sites(model)
+    if not sites:
+        raise InsertionError("VCReg was not inserted into this model; there is nothing to measure.")
+    with _undisturbed(model), _probes(sites) as seen:
+        if train:
+            model.train()
+        with torch.enable_grad():
+            value = loss(_call(model, inputs))
+        pairs = [(site, h) for site in sites for h in seen[site.name]]
+        if not pairs:
+            raise InsertionError(
+                "No site saw an activation with a gradient: the layers before the sites are "
+                "frozen, or under reentrant checkpointing, which hides them."
+            )
+        grads = torch.autograd.grad(value, [h for _, h in pairs], allow_unused=True)
+        calls: dict[str, list[SiteMeasurement]] = {}
+        for (site, h), grad in zip(pairs, grads, strict=True):
+            calls.setdefault(site.name, []).append(_measured(site, h, grad))
+    return Measurement(row for rows in calls.values() for row in rows)
+
+
+def _measured(site: LiveSite, h: Tensor, grad: Tensor | None) -> SiteMeasurement:
+    h = h.detach()
+    z = flatten_samples(h, site.layout).to(torch.promote_types(h.dtype, torch.float32))
+    config = replace(site.config, alpha=site.alpha, beta=site.beta, sync=False)
+    both, variances, covariance_loss = penalty_gradient(h, site.layout, config)
+    of_variance = penalty_gradient(h, site.layout, replace(config, beta=0.0))[0]
+    of_covariance = penalty_gradient(h, site.layout, replace(config, alpha=0.0))[0]
+    task = 0.0 if grad is None else float(grad.norm(dtype=z.dtype))
+
+    def ratio(gradient: Tensor) -> float:
+        return float(gradient.norm(dtype=z.dtype)) / task if task else float("inf")
+
+    std = variances.sqrt()
+    return SiteMeasurement(
+        site=site.name,
+        n=z.shape[0],
+        d=z.shape[1],
+        variance_loss=float(torch.relu(config.gamma - std).mean()),
+        covariance_loss=float(covariance_loss),
+        std=float(std.mean()),
+        correlation=_mean_correlation(z),
+        task=task,
+        ratio=ratio(both),
+        variance_ratio=ratio(of_variance),
+        covariance_ratio=ratio(of_covariance),
+    )
+
+
+def _mean_correlation(z: Tensor) -> float:
+    """Mean |C_ij| / √(C_ii C_jj) over i ≠ j; features that never change are left out."""
+    c = covariance(z)
+    std = c.diagonal().sqrt()
+    std = torch.where(std > 0, std, torch.nan)
+    matrix = c / std / std[:, None]
+    matrix.fill_diagonal_(torch.nan)
+    return float(matrix.abs().nanmean())
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+@contextmanager
+def _probes(sites: list[LiveSite]) -> Iterator[dict[str, list[Tensor]]]:
+    """Let the sites note their activations instead of regularizing them."""
+    seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    try:
+        for site in sites:
+            site.probe = seen[site.name].append
+        yield seen
+    finally:
+        for site in sites:
+            site.probe = None
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Give back modes, buffers and random numbers as they were."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {p.device for p in model.parameters() if p.device.type not in {"cpu", "meta"}}
+    kinds = {device.type for device in devices}
+    try:
+        with torch.random.fork_rng(devices=list(devices), device_type=(kinds or {"cuda"}).pop()):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

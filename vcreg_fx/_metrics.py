@@ -1,0 +1,49 @@
+"""The numbers of the last training step, for a logger."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .surgery import live_sites
+
+
+def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
+    """Return the numbers of the last training step as a flat dictionary.
+
+    The step computed them on its way: no activation is read again, and nothing waits for the
+    device until this call, which fetches all of them at once. Sites that took part in no step are
+    left out.
+
+    **Arguments:**
+
+    - `prefix`: the first part of every key.
+
+    **Returns:** for each site, ``prefix/site/penalty`` (α ℓ_var + β ℓ_cov, Eq. 5),
+    ``…/variance_loss`` (Eq. 3), ``…/covariance_loss`` (Eq. 4 or 10), ``…/std`` (mean over features)
+    and ``…/below_gamma`` (share of the features whose std is below γ); and ``prefix/penalty``,
+    the sum of the penalties.
+    """
+    names: list[str] = []
+    found: list[torch.Tensor] = []
+    for site in live_sites(model):
+        if site.numbers is None:
+            continue
+        std, covariance = site.numbers[:-2].sqrt(), site.numbers[-2]
+        variance = torch.relu(site.config.gamma - std).mean()
+        values = {
+            "penalty": site.alpha * variance + site.beta * covariance,
+            "variance_loss": variance,
+            "covariance_loss": covariance,
+            "std": std.mean(),
+            "below_gamma": (std < site.config.gamma).to(std.dtype).mean(),
+        }
+        names += [f"{prefix}/{site.name}/{key}" for key in values]
+        found += values.values()
+    if not found:
+        return {}
+    device = found[0].device
+    numbers = torch.stack([value.double().to(device) for value in found]).tolist()
+    result = dict(zip(names, numbers, strict=True))
+    result[f"{prefix}/penalty"] = sum(v for k, v in result.items() if k.endswith("/penalty"))
+    return result
