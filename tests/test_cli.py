@@ -347,3 +347,18 @@ def test_the_zoo_holds_what_is_covered():
         assert any(family in name for name in transformers)
     assert "torchvision/mvit_v2_s" in zoo("torchvision", everything=True)
     fails("coverage", "--source", "elsewhere")
+
+
+def test_measure(tmp_path):
+    rows = json.loads(run("measure", "timm/resnet10t", "--batch", "4", "--json").output)
+    assert [row["d"] for row in rows] == [64, 128, 256, 512]
+    assert all(row["ratio"] > 0 and row["correlation"] > 0 for row in rows)
+    state = load_model("timm/resnet10t").state_dict()
+    torch.save(state, tmp_path / "weights.pt")
+    result = run("measure", "timm/resnet10t", "--checkpoint", str(tmp_path / "weights.pt"))
+    assert "VCReg/task" in result.output and "layer4.0:output" in result.output
+
+
+def test_measure_says_when_noise_is_no_input():
+    message = fails("measure", "transformers/BertModel", "--rule", "blocks")
+    assert "vcreg_fx.measure(model, inputs, loss)" in message

@@ -251,8 +251,8 @@ class LiveSite:
         count = loss.new_full((1,), 1.0) * statistics.samples
         numbers = torch.cat([variances, loss.view(1), count])
         if torch.compiler.is_compiling():
-            memory = _memory(self, numbers.shape[0], numbers.dtype, str(numbers.device))
-            memory.copy_(numbers)
+            if self.channels:  # known, unless the model could not be recorded
+                _memory(self, numbers.dtype, str(numbers.device)).copy_(numbers)
         else:
             self._numbers = numbers
 
@@ -271,9 +271,9 @@ class LiveSite:
         self._settings = self._make_settings()
 
 
-def _memory(site: LiveSite, size: int, dtype: torch.dtype, device: str) -> Tensor:
+def _memory(site: LiveSite, dtype: torch.dtype, device: str) -> Tensor:
     """Return the tensor that compiled steps of a site write their numbers to."""
-    memory = torch.zeros(size, dtype=dtype, device=device)
+    memory = torch.zeros(site.channels + 2, dtype=dtype, device=device)
     site._numbers = memory
     return memory
 

@@ -6,6 +6,7 @@ import typer
 
 from ._coverage import coverage
 from ._demo import demo
+from ._measure import measure
 from ._sites import sites
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(sites)
+app.command()(measure)
 app.command()(demo)
 app.command()(coverage)
 

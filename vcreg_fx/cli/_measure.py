@@ -1,0 +1,69 @@
+"""``vcreg-fx measure``: how strong VCReg is at each site of a model, before training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from placement_rules import RecordingError, leaves, record
+
+from .._insert import insert
+from .._measure import measure as measure_sites
+from ._errors import ModelError, clear_errors
+from ._model import FORMS, load_model
+
+
+def measure(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{FORMS}.")],
+    rule: Annotated[str, typer.Option(metavar="EXPR", help="Where.")] = "blocks",
+    alpha: Annotated[float, typer.Option(help="α, of the variance loss.")] = 0.64,
+    beta: Annotated[float, typer.Option(help="β, of the covariance loss.")] = 0.08,
+    batch: Annotated[int, typer.Option(min=2, help="Examples.")] = 16,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A state dict to load first.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, images and labels.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Compare VCReg's gradient with the task's at each site, on one batch of noise.
+
+    The task is cross-entropy against random labels. For your own data, call vcreg_fx.measure.
+    """
+    with clear_errors():
+        torch.manual_seed(seed)
+        network = load_model(model)
+        if checkpoint is not None:
+            network.load_state_dict(torch.load(checkpoint, map_location="cpu"))
+        inputs = _noise(network, batch)
+        insert(network, rule, alpha=alpha, beta=beta)
+        found = measure_sites(network, inputs, _task)
+        typer.echo(json.dumps(found.to_dicts(), indent=2) if as_json else str(found))
+
+
+def _noise(model: nn.Module, batch: int) -> tuple[Tensor, ...]:
+    """Return a batch of normal noise of the shape on which the model was recorded."""
+    scope = record(model).root
+    shapes = [(path, node.meta["val"]) for path, node in scope.inputs]
+    if len(shapes) != 1 or not shapes[0][1].is_floating_point():
+        raise ModelError(
+            f"{type(model).__name__} takes {len(shapes)} tensors or whole numbers, for which noise "
+            "is no input. Call vcreg_fx.measure(model, inputs, loss) with your own."
+        )
+    value = shapes[0][1]
+    return (torch.randn((batch, *value.shape[1:]), dtype=value.dtype),)
+
+
+def _task(output: object) -> Tensor:
+    """Cross-entropy of the largest tensor in the output, against random labels."""
+    tensors = [tensor for _, tensor in leaves(output) if tensor.is_floating_point()]
+    if not tensors:
+        raise RecordingError("The model's output holds no tensor, so there is nothing to train.")
+    logits = max(tensors, key=Tensor.numel)
+    logits = logits.flatten(1) if logits.ndim > 2 else logits
+    labels = torch.randint(logits.shape[1], (logits.shape[0],))
+    return nn.functional.cross_entropy(logits.float(), labels)
