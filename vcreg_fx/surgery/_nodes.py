@@ -35,8 +35,7 @@ def demean_activation(site: LiveSite, h: Tensor, training: bool, running_mean: T
         return h - running_mean.to(h.dtype).view(shape)
     mean = h.mean(site.layout.sample_axes, keepdim=True)
     if not in_backward():  # once a step, also where checkpointing runs forward again
-        with torch.no_grad():
-            running_mean.lerp_(mean.detach().flatten().to(running_mean.dtype), _MOMENTUM)
+        running_mean.lerp_(mean.detach().flatten().to(running_mean.dtype), _MOMENTUM)
     return h - mean
 
 
