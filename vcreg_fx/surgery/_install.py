@@ -13,7 +13,8 @@ from .._config import VCRegConfig
 from .._errors import InsertionError
 from .._live import LiveSite
 from ._class import SiteTable, is_covered, is_rewritten, original_class, rewritten_class, table_of
-from ._forward import TABLE, Edit, build_forward
+from ._forward import Edit, build_forward
+from ._symbolic import TABLE
 from ._watch import REGISTRY, Insertion
 
 EDITS = "vcreg_edits"  # the attribute of a rewritten module that lists its edits
