@@ -18,7 +18,10 @@ from ._insert import remove as remove
 from ._insert import set_loss_scale as set_loss_scale
 from ._insert import sites as sites
 from ._live import LiveSite as LiveSite
+from ._version import __version__ as __version__
+from .export import ExportError as ExportError
 from .export import draw as draw
+from .export import export as export
 from .export import to_graph_module as to_graph_module
 from .functional import covariance_loss as covariance_loss
 from .functional import variance_loss as variance_loss

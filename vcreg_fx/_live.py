@@ -112,6 +112,11 @@ class LiveSite:
             return None
         return self.alpha * variance + self.beta * covariance
 
+    @property
+    def clones(self) -> bool:
+        """Whether the site returns a copy, because what follows writes to it."""
+        return self._clone
+
     def __repr__(self) -> str:
         """Name the site and its coefficients."""
         return f"{self.name} ({self.layout}, d={self.channels}, α={self.alpha:g}, β={self.beta:g})"

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._errors import InsertionError
-from ..surgery import carry_insertions, live_sites, original_class
+from ..surgery import carry_insertions, insertions, live_sites, original_class
 from ._arguments import with_given_arguments
+from ._modes import keeping_modes
 from ._node_modules import Demean, VCReg
 from ._tracer import SiteTracer, can_be_whole
 from ._two_modes import TwoModeGraphModule, place
@@ -49,18 +50,14 @@ def to_graph_module(
     if isinstance(model, fx.GraphModule):
         raise InsertionError("This is a graph module already, with VCReg as nodes.")
     modes = {path: module.training for path, module in model.named_modules(remove_duplicate=False)}
-    flags = {module: module.training for module in model.modules()}
-    try:
+    with keeping_modes(model):
         tracers = _trace(model, example_inputs, example_kwargs)
-    finally:
-        for module, mode in flags.items():
-            module.training = mode
     result = _join(model, tracers[True], tracers[False])
     for path, module in result.named_modules(remove_duplicate=False):
         if path:
             where = module.site.path if isinstance(module, (Demean, VCReg)) else path
             module.training = modes.get(where, model.training)
-    carry_insertions(model, result)
+    carry_insertions(insertions(model), result)
     return result
 
 
@@ -125,13 +122,19 @@ def _join(model: nn.Module, training: SiteTracer, evaluation: SiteTracer) -> fx.
     first, second = training.targets(), evaluation.targets()
     _tell_apart(evaluation.graph, first, second)
     root = nn.Module()
+    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
+
+    def place_in_model(target: str) -> int:  # so that parameters keep their order
+        return order.get(target, order.get(target.rpartition(".")[0], len(order)))
+
     unsaved = {
         f"{path}.{name}".lstrip(".")
         for path, module in model.named_modules()
         for name in module._non_persistent_buffers_set
     }
-    for target, value in {**second, **first}.items():
-        place(root, target, value, persistent=target not in unsaved)
+    found = {**second, **first}
+    for target in sorted(found, key=place_in_model):
+        place(root, target, found[target], persistent=target not in unsaved)
     root.training = model.training
     graphs = (training.graph, evaluation.graph)
     sources = {graph.python_code("self").src for graph in graphs}

@@ -14,16 +14,21 @@ from ._install import insertions as insertions
 from ._install import live_sites as live_sites
 from ._install import uninstall as uninstall
 from ._plan import Plan as Plan
+from ._plan import check_model as check_model
 from ._plan import make_config as make_config
 from ._plan import plan as plan
+from ._suspend import suspended as suspended
 from ._symbolic import TABLE as TABLE
 from ._table import notes as notes
+from ._watch import Insertion as Insertion
 
 __all__ = [
     "TABLE",
+    "Insertion",
     "Plan",
     "SiteTable",
     "carry_insertions",
+    "check_model",
     "check_uncovered",
     "from_data",
     "has_inside_site",
@@ -36,6 +41,7 @@ __all__ = [
     "notes",
     "original_class",
     "plan",
+    "suspended",
     "to_data",
     "uninstall",
 ]

@@ -161,9 +161,9 @@ def has_inside_site(module: nn.Module) -> bool:
     return any(edit.inside for edit in module.__dict__.get(EDITS, ()))
 
 
-def carry_insertions(model: nn.Module, other: nn.Module) -> None:
+def carry_insertions(told: Sequence[Insertion], other: nn.Module) -> None:
     """Let what was inserted into a model be known of an exported form of it, too."""
-    other.__dict__[REGISTRY] = insertions(model)
+    other.__dict__[REGISTRY] = list(told)
 
 
 def insertions(model: nn.Module) -> list[Insertion]:
