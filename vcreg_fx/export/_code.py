@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import textwrap
 import types
@@ -18,7 +19,7 @@ from ._constructor import constructor, reference, source_of
 from ._node_modules import Demean, VCReg
 from ._two_modes import TwoModeGraphModule
 
-_WRAPPED = re.compile(r"^torch\.fx\.wrap\(.*\)\n", re.MULTILINE)
+_WRAPPED = re.compile(r"^torch\.fx[\w.]*\.wrap\([\"'](\w+)[\"']\)\n", re.MULTILINE)
 
 
 class _Page:
@@ -30,9 +31,10 @@ class _Page:
             "from torch import nn",
             "from vcreg_fx import LiveSite, VCRegConfig",
             "from vcreg_fx.export import Demean, VCReg, place",
-            "from vcreg_fx.rules import Layout",
+            "from placement_rules import Layout",
         }
         self.configs: dict[str, str] = {}  # the call that makes one → its name
+        self.wraps: dict[str, None] = {}  # functions that torch.fx is not to look into
         self.body: list[str] = []
 
 
@@ -48,7 +50,7 @@ def write_code(module: fx.GraphModule, name: str) -> str:
     """
     page = _Page()
     _write_members(page, module)
-    methods, wraps = _write_methods(page, module)
+    methods = _write_methods(page, module)
     count = sum(isinstance(part, VCReg) for part in module.modules())
     head = (
         f'"""{name} with VCReg at {count} site{"s" * (count != 1)}, written by vcreg_fx '
@@ -59,7 +61,7 @@ def write_code(module: fx.GraphModule, name: str) -> str:
     parts = [
         head,
         "\n".join(_sorted_imports(page.imports)),
-        "\n".join([*wraps, *configs]),
+        "\n\n".join(part for part in ("\n".join(page.wraps), "\n".join(configs)) if part),
         f'class {name}(nn.Module):\n    """The model as one flat forward."""\n',
     ]
     init = ["def __init__(self) -> None:", "    super().__init__()"]
@@ -70,7 +72,7 @@ def write_code(module: fx.GraphModule, name: str) -> str:
 
 
 def _sorted_imports(imports: set[str]) -> list[str]:
-    own = sorted(line for line in imports if re.match(r"(from|import) vcreg_fx", line))
+    own = sorted(line for line in imports if re.match(r"(from|import) (vcreg_fx|placement_rules)", line))
     plain = sorted(line for line in imports if line.startswith("import "))
     return [*plain, *sorted(imports - {*own, *plain}), *own]
 
@@ -133,12 +135,11 @@ def _write_tensor(page: _Page, owner: nn.Module, key: str, target: str, tensor: 
     page.body.append(f'place(self, "{target}", {made}{unsaved})')
 
 
-def _write_methods(page: _Page, module: fx.GraphModule) -> tuple[list[str], list[str]]:
+def _write_methods(page: _Page, module: fx.GraphModule) -> list[str]:
     if not isinstance(module, TwoModeGraphModule):
-        source, wraps = _write_graph(page, module.graph)
-        return [source], wraps
-    training, wraps = _write_graph(page, module.training_graph)
-    evaluation, more = _write_graph(page, module.evaluation_graph)
+        return [_write_graph(page, module.graph)]
+    training = _write_graph(page, module.training_graph)
+    evaluation = _write_graph(page, module.evaluation_graph)
     names = [
         str(node.target) for node in module.training_graph.nodes if node.op == "placeholder"
     ]
@@ -152,20 +153,28 @@ def _write_methods(page: _Page, module: fx.GraphModule) -> tuple[list[str], list
         forward,
         training.replace("def forward(", "def forward_in_training(", 1),
         evaluation.replace("def forward(", "def forward_in_evaluation(", 1),
-    ], [*wraps, *(line for line in more if line not in wraps)]
+    ]
 
 
-def _write_graph(page: _Page, graph: fx.Graph) -> tuple[str, list[str]]:
+def _write_graph(page: _Page, graph: fx.Graph) -> str:
     python = graph.python_code("self")
     source = python.src.strip("\n")
-    wraps = [line.strip() for line in _WRAPPED.findall(source)]
-    if wraps:
-        page.imports.add("import torch.fx")
+    wrapped = set(_WRAPPED.findall(source))
     source = _WRAPPED.sub("", source).strip("\n")
     for name, value in python.globals.items():
-        if re.search(rf"\b{re.escape(name)}\b", source):
-            page.imports.add(_import_line(name, value))
-    return "\n".join(line.rstrip() for line in source.splitlines()), wraps
+        if not re.search(rf"\b{re.escape(name)}\b", source):
+            continue
+        short = name
+        if inspect.isroutine(value):
+            shorter = f"{value.__module__.rpartition('.')[2]}_{value.__name__.lstrip('_')}"
+            if not re.search(rf"\b{shorter}\b", source):  # unless a node has this name
+                short = shorter
+                source = re.sub(rf"\b{re.escape(name)}\b", short, source)
+        page.imports.add(_import_line(short, value))
+        if name in wrapped:
+            page.imports.add("import torch.fx")
+            page.wraps[f'torch.fx.wrap("{short}")'] = None
+    return "\n".join(line.rstrip() for line in source.splitlines())
 
 
 def _import_line(name: str, value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from typing import Any
 
 import torch
@@ -32,7 +33,12 @@ def constructor(module: nn.Module, path: str) -> tuple[str, str | None]:
     """
     cls = type(module)
     _check_hooks(module, path)
-    values = _arguments(module, path)
+    parameters = inspect.signature(cls).parameters
+    values = {
+        key: value
+        for key, value in _arguments(module, path).items()
+        if not _is_default(value, parameters[key].default)
+    }
     try:
         with torch.device("meta"):
             made = cls(**values)
@@ -41,14 +47,12 @@ def constructor(module: nn.Module, path: str) -> tuple[str, str | None]:
     if difference := _difference(made, module):
         raise _refusal(module, path, f"constructed anew it differs in {difference}")
     name, line = reference(cls, path)
-    parameters = inspect.signature(cls).parameters
-    written = []
-    for key, value in values.items():
-        default = parameters[key].default
-        if default is inspect.Parameter.empty:
-            written.append(source_of(value))
-        elif not (type(default) is type(value) and default == value):
-            written.append(f"{key}={source_of(value)}")
+    written = [
+        source_of(value)
+        if parameters[key].default is inspect.Parameter.empty
+        else f"{key}={source_of(value)}"
+        for key, value in values.items()
+    ]
     return f"{name}({', '.join(written)})", line
 
 
@@ -86,7 +90,7 @@ def source_of(value: Any) -> str:
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if isinstance(value, list):
         return f"[{', '.join(source_of(item) for item in value)}]"
-    return repr(value)
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _arguments(module: nn.Module, path: str) -> dict[str, Any]:
@@ -104,6 +108,13 @@ def _arguments(module: nn.Module, path: str) -> dict[str, Any]:
             raise _refusal(module, path, f"it does not keep its argument {key}")
         values[key] = value
     return values
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether an argument need not be written; ``(1, 1)`` is how a convolution keeps ``1``."""
+    if isinstance(value, tuple) and isinstance(default, int) and value:
+        return all(item == default for item in value)
+    return type(value) is type(default) and bool(value == default)
 
 
 def _is_plain(value: Any) -> bool:

@@ -138,9 +138,16 @@ def _join(model: nn.Module, training: SiteTracer, evaluation: SiteTracer) -> fx.
     root.training = model.training
     graphs = (training.graph, evaluation.graph)
     sources = {graph.python_code("self").src for graph in graphs}
-    if len(sources) == 1:
-        return fx.GraphModule(root, graphs[0], type(model).__name__)
-    return TwoModeGraphModule(root, *graphs, type(model).__name__)
+    name = type(model).__name__
+    result = (
+        fx.GraphModule(root, graphs[0], name)
+        if len(sources) == 1
+        else TwoModeGraphModule(root, *graphs, name)
+    )
+    for table in ("_modules", "_parameters", "_buffers"):  # which torch.fx fills in graph order
+        getattr(result, table).clear()
+        getattr(result, table).update(getattr(root, table))
+    return result
 
 
 def _tell_apart(graph: fx.Graph, first: dict[str, Any], second: dict[str, Any]) -> None:

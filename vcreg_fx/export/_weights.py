@@ -89,7 +89,7 @@ def _tell_insertions(model: nn.Module, folder: Path) -> None:
 def _restride(tensor: Tensor, notes: dict[str, Any], name: str) -> Tensor:
     stride = notes["strides"].get(name)
     if stride is None:
-        return tensor
+        return tensor.clone()  # safetensors aligns to 8 bytes, where kernels may round otherwise
     made = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
     return made.copy_(tensor)
 
