@@ -6,6 +6,8 @@ import typer
 
 from ._coverage import coverage
 from ._demo import demo
+from ._draw import draw
+from ._export import export
 from ._sites import sites
 
 app = typer.Typer(
@@ -17,6 +19,8 @@ app = typer.Typer(
 )
 app.command()(sites)
 app.command()(demo)
+app.command()(draw)
+app.command()(export)
 app.command()(coverage)
 
 

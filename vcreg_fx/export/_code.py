@@ -54,7 +54,7 @@ def write_code(module: fx.GraphModule, name: str) -> str:
     count = sum(isinstance(part, VCReg) for part in module.modules())
     head = (
         f'"""{name} with VCReg at {count} site{"s" * (count != 1)}, written by vcreg_fx '
-        f'{__version__}.\n\nThe class has no weights of its own; `load` in this package gives them.'
+        f"{__version__}.\n\nThe class has no weights of its own; `load` in this package gives them."
         f'\n"""'
     )
     configs = [f"{key} = {call}" for call, key in page.configs.items()]
@@ -72,7 +72,9 @@ def write_code(module: fx.GraphModule, name: str) -> str:
 
 
 def _sorted_imports(imports: set[str]) -> list[str]:
-    own = sorted(line for line in imports if re.match(r"(from|import) (vcreg_fx|placement_rules)", line))
+    own = sorted(
+        line for line in imports if re.match(r"(from|import) (vcreg_fx|placement_rules)", line)
+    )
     plain = sorted(line for line in imports if line.startswith("import "))
     return [*plain, *sorted(imports - {*own, *plain}), *own]
 
@@ -140,9 +142,7 @@ def _write_methods(page: _Page, module: fx.GraphModule) -> list[str]:
         return [_write_graph(page, module.graph)]
     training = _write_graph(page, module.training_graph)
     evaluation = _write_graph(page, module.evaluation_graph)
-    names = [
-        str(node.target) for node in module.training_graph.nodes if node.op == "placeholder"
-    ]
+    names = [str(node.target) for node in module.training_graph.nodes if node.op == "placeholder"]
     listed = ", ".join(names)
     forward = (
         f"def forward(self, {listed}):\n    if self.training:\n"

@@ -93,7 +93,9 @@ def _keep_whole(model: nn.Module, tracer: SiteTracer, error: Exception) -> set[s
     """
     path = tracer.failed
     reason = f"{type(error).__name__}: {error}"
-    other = 'vcreg_fx.export(model, path, format="pt2", training=True) needs no tracing of this kind.'
+    other = (
+        'vcreg_fx.export(model, path, format="pt2", training=True) needs no tracing of this kind.'
+    )
     if not path:
         raise InsertionError(
             f"{type(model).__name__} cannot be traced as one graph, because its own forward cannot "

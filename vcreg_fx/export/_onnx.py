@@ -45,7 +45,9 @@ def write_onnx(
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise export_failed(model, "torch.onnx", cause, dynamic_batch=dynamic_batch) from error
     if program is None:
-        raise export_failed(model, "torch.onnx", RuntimeError("it made nothing"), dynamic_batch=False)
+        raise export_failed(
+            model, "torch.onnx", RuntimeError("it made nothing"), dynamic_batch=False
+        )
     program.model.metadata_props[KEY] = to_text(metadata)
     program.save(str(path))
     if check:
@@ -60,7 +62,9 @@ def _runner(path: Path) -> Any:
 
     def run(call: Example) -> list[torch.Tensor]:
         names = [given.name for given in session.get_inputs()]
-        given = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, torch.Tensor)]
+        given = [
+            leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, torch.Tensor)
+        ]
         feeds = {name: t.cpu().numpy() for name, t in zip(names, given, strict=True)}
         return [torch.from_numpy(output) for output in session.run(None, feeds)]
 

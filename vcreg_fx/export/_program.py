@@ -37,7 +37,9 @@ def write_program(
     if training:
         check_gradients(model, loaded, example, sizes[::2])
     else:
-        check_outputs(model, lambda call: loaded(*call.args, **call.kwargs), example, sizes, str(path))
+        check_outputs(
+            model, lambda call: loaded(*call.args, **call.kwargs), example, sizes, str(path)
+        )
 
 
 def make_program(

@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._live import LiveSite
 from ..surgery import Insertion, carry_insertions
 from ._errors import ExportError
-from ._metadata import KEY, WEIGHTS, read_metadata
+from ._metadata import WEIGHTS, read_metadata
 
 M = TypeVar("M", bound=nn.Module)
 
