@@ -149,7 +149,7 @@ class LiveSite:
 
     def regularize(self, h: Tensor, mean: Tensor | None) -> Tensor:
         """Return the activation, with the penalty attached in the way `mode` says."""
-        if torch.jit.is_tracing():
+        if torch._C._get_tracing_state() is not None:
             raise RuntimeError(
                 f"torch.jit.trace in train mode would lose the gradient of {self.name} without a "
                 "word. Trace in eval mode, where VCReg does nothing: model.eval()."

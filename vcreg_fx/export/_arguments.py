@@ -73,7 +73,9 @@ def _given(
         raise ExampleInputsError(
             f"The example does not fit {type(model).__name__}.forward{signature}: {error}."
         ) from error
-    names, spread, fixed = [], [], {}
+    names: list[str] = []
+    spread: list[str] = []
+    fixed: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:

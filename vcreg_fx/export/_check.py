@@ -89,13 +89,13 @@ def _weighted(output: Tensor) -> Tensor:
 def _compare(found: Sequence[Tensor], expected: Sequence[Tensor], what: str) -> None:
     if len(found) != len(expected):
         raise ExportError(f"The {what} are {len(found)} tensors, the model's {len(expected)}.")
-    for one, other in zip(found, expected, strict=True):
-        if one.shape != other.shape:
+    for ours, theirs in zip(found, expected, strict=True):
+        if ours.shape != theirs.shape:
             raise ExportError(
-                f"The {what} have shape {tuple(one.shape)}, the model's {tuple(other.shape)}."
+                f"The {what} have shape {tuple(ours.shape)}, the model's {tuple(theirs.shape)}."
             )
-        half = other.dtype in {torch.float16, torch.bfloat16}
-        one, other = one.detach().double().cpu(), other.detach().double().cpu()
+        half = theirs.dtype in {torch.float16, torch.bfloat16}
+        one, other = ours.detach().double().cpu(), theirs.detach().double().cpu()
         largest = float(other.abs().max()) if other.numel() else 0.0
         difference = float((one - other).abs().max()) if other.numel() else 0.0
         # Written so that NaN on one side only is a difference, too.

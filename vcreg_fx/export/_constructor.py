@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def reference(target: Any, path: str) -> tuple[str, str | None]:
 
 def source_of(value: Any) -> str:
     """Return a plain value as Python code."""
-    if isinstance(value, float) and not value - value == 0:  # infinite, or no number
+    if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")'
     if isinstance(value, tuple):
         inner = ", ".join(source_of(item) for item in value)

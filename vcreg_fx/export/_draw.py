@@ -13,6 +13,7 @@ from placement_rules import Recording, Site, at, record, resolve
 from .._insert import get_configs
 from ..surgery import Plan, plan
 from ._dot import dot_text
+from ._errors import ExportError
 from ._outline import outline, shape_text
 from ._page import BOX_HEIGHT, MARGIN, PAD, TOP, Box, Frame, Page, make_page
 
@@ -40,12 +41,12 @@ def draw(
 
     - `model_or_plan`: a plan, or a model, whose inserted sites are shown, if there are any.
     - `path`: where the picture goes.
-    - `format`: ``"svg"``, ``"png"``, ``"pdf"``, or ``"dot"``, text for Graphviz; by default what the
-      ending of the path says.
+    - `format`: ``"svg"``, ``"png"``, ``"pdf"``, or ``"dot"``, text for Graphviz; by default what
+      the ending of the path says.
     - `example_inputs`, `example_kwargs`: of a model, as for `insert`.
 
-    **Raises:** `PlacementError` if the model cannot be recorded; `ValueError` for an unknown
-    format.
+    **Raises:** `PlacementError` if the model cannot be recorded; `ExportError`, a `ValueError`,
+    for an unknown format.
     """
     form = _check_format(Path(path), format)
     recording, sites, subtitle = _read(model_or_plan, example_inputs, example_kwargs)
@@ -80,7 +81,7 @@ def _check_format(path: Path, form: str | None) -> str:
     form = path.suffix.removeprefix(".").lower() if form is None else form
     form = {"gv": "dot"}.get(form, form)
     if form not in _FORMATS:
-        raise ValueError(
+        raise ExportError(
             f"{form or str(path)!r} is no format for a picture. Let the path end in one of "
             f"{', '.join(f'.{name}' for name in _FORMATS)}, or pass format=."
         )

@@ -50,7 +50,7 @@ class Example:
 
     def dynamic_shapes(self, model: nn.Module) -> dict[str, Any]:
         """Return what tells `torch.export` that the batch size is free."""
-        batch = torch.export.Dim("batch", min=1)  # type: ignore[no-untyped-call]
+        batch = torch.export.Dim("batch", min=1)
         bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs)
 
         def free(value: Any) -> Any:

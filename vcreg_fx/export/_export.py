@@ -47,8 +47,8 @@ def export(
       otherwise nothing of VCReg is left.
     - `example_inputs`, `example_kwargs`: arguments of one forward call; by default worked out from
       the model.
-    - `dynamic_batch`: False fixes the batch size of a ``"pt2"`` or ``"onnx"`` file to the example's,
-      for models that were written for one size.
+    - `dynamic_batch`: False fixes the batch size of a ``"pt2"`` or ``"onnx"`` file to that of the
+      example, for models that were written for one size.
     - `check`: run what was written and compare it with the model, on random inputs.
 
     **Returns:** the path.

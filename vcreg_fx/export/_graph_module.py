@@ -93,9 +93,7 @@ def _keep_whole(model: nn.Module, tracer: SiteTracer, error: Exception) -> set[s
     """
     path = tracer.failed
     reason = f"{type(error).__name__}: {error}"
-    other = (
-        'vcreg_fx.export(model, path, format="pt2", training=True) needs no tracing of this kind.'
-    )
+    other = 'vcreg_fx.export(model, path, format="pt2", training=True) does not need torch.fx.'
     if not path:
         raise InsertionError(
             f"{type(model).__name__} cannot be traced as one graph, because its own forward cannot "
@@ -157,7 +155,8 @@ def _tell_apart(graph: fx.Graph, first: dict[str, Any], second: dict[str, Any]) 
     for node in graph.nodes:
         target = str(node.target)
         one, other = first.get(target), second.get(target)
-        if node.op == "get_attr" and isinstance(one, Tensor) and isinstance(other, Tensor):
-            if one is not other and not (one.dtype == other.dtype and torch.equal(one, other)):
-                node.target = f"evaluation_{target}"
-                second[node.target] = other
+        if not (isinstance(one, Tensor) and isinstance(other, Tensor)) or one is other:
+            continue
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            node.target = f"evaluation_{target}"
+            second[node.target] = other

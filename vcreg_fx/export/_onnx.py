@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from ..surgery import suspended
-from ._check import check_outputs
+from ._check import check_outputs, tensors_in
+from ._errors import ExportError
 from ._example import Example
 from ._metadata import KEY, to_text
 from ._modes import keeping_modes
@@ -45,9 +45,7 @@ def write_onnx(
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise export_failed(model, "torch.onnx", cause, dynamic_batch=dynamic_batch) from error
     if program is None:
-        raise export_failed(
-            model, "torch.onnx", RuntimeError("it made nothing"), dynamic_batch=False
-        )
+        raise ExportError(f"torch.onnx made nothing of {type(model).__name__}.")
     program.model.metadata_props[KEY] = to_text(metadata)
     program.save(str(path))
     if check:
@@ -62,9 +60,7 @@ def _runner(path: Path) -> Any:
 
     def run(call: Example) -> list[torch.Tensor]:
         names = [given.name for given in session.get_inputs()]
-        given = [
-            leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, torch.Tensor)
-        ]
+        given = tensors_in((call.args, call.kwargs))
         feeds = {name: t.cpu().numpy() for name, t in zip(names, given, strict=True)}
         return [torch.from_numpy(output) for output in session.run(None, feeds)]
 

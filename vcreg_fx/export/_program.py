@@ -33,13 +33,15 @@ def write_program(
     if not check:
         return
     loaded = torch.export.load(path).module()
+
+    def run(call: Example) -> Any:
+        return loaded(*call.args, **call.kwargs)
+
     sizes = (example.batch, 1, 3) if dynamic_batch else (example.batch,)
     if training:
         check_gradients(model, loaded, example, sizes[::2])
     else:
-        check_outputs(
-            model, lambda call: loaded(*call.args, **call.kwargs), example, sizes, str(path)
-        )
+        check_outputs(model, run, example, sizes, str(path))
 
 
 def make_program(

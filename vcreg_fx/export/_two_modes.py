@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from ..surgery import from_data, to_data
 
+_GENERATED = ("_code", "_lineno_map", "_prologue_start")  # anew, from a graph
 _GRAPHS = ("_graph", "training_graph", "evaluation_graph")
 
 
@@ -71,8 +72,8 @@ class TwoModeGraphModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> TwoModeGraphModule:
         """Copy the parameters, and both graphs."""
         state = copy.deepcopy(self._state(), memo)
-        graphs = (copy.deepcopy(self._graph_of(mode)) for mode in (True, False))
-        return _assemble(state, *graphs, type(self).__name__)
+        training, evaluation = (copy.deepcopy(self._graph_of(mode)) for mode in (True, False))
+        return _assemble(state, training, evaluation, type(self).__name__)
 
     def __reduce__(self) -> Any:
         """Pickle both graphs as plain data."""
@@ -125,6 +126,5 @@ def _assemble(
     root = nn.Module()
     root.__dict__.update(state)
     result = TwoModeGraphModule(root, training, evaluation, name)
-    current = {key: result.__dict__[key] for key in ("_code", "_lineno_map") if key in state}
-    result.__dict__.update({**state, **current})
+    result.__dict__.update({key: value for key, value in state.items() if key not in _GENERATED})
     return result

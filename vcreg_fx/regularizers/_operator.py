@@ -69,7 +69,7 @@ def exported_vcreg(
 @torch.library.custom_op(
     "vcreg_fx::vcreg", mutates_args=(), schema=f"(Tensor h, {_WHAT}, {_HOW}) -> Tensor"
 )
-def vcreg_operator(h: Tensor, *rest: Any) -> Tensor:
+def vcreg_operator(h: Tensor, *_rest: Any) -> Tensor:
     """Return a copy of `h`; backward adds the penalty's gradient to what arrives.
 
     **Arguments:** the activation `h`; its batch mean, shape (d,), or None if it was demeaned; α and
@@ -83,7 +83,7 @@ def vcreg_operator(h: Tensor, *rest: Any) -> Tensor:
     mutates_args=(),
     schema=f"(Tensor grad, Tensor h, {_WHAT}, {_HOW}) -> Tensor",
 )
-def vcreg_backward_operator(
+def vcreg_backward_operator(  # noqa: PLR0913, PLR0917 (those of the schema)
     grad: Tensor,
     h: Tensor,
     mean: Tensor | None,
@@ -106,16 +106,16 @@ def vcreg_backward_operator(
 
 
 @vcreg_operator.register_fake
-def _(h: Tensor, *rest: Any) -> Tensor:
+def _(h: Tensor, *_rest: Any) -> Tensor:
     return torch.empty_like(h)
 
 
 @vcreg_backward_operator.register_fake
-def _(grad: Tensor, *rest: Any) -> Tensor:
+def _(grad: Tensor, *_rest: Any) -> Tensor:
     return torch.empty_like(grad)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
     ctx.save_for_backward(*inputs[:5])
     ctx.how = inputs[5:]
 
@@ -125,7 +125,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return result, *[None] * 9
 
 
-def _refuse(ctx: Any, grad: Tensor) -> Any:
+def _refuse(*_: Any) -> Any:
     raise RuntimeError(
         "The gradient that an exported program adds for VCReg has no derivative of its own, so "
         "create_graph=True would give wrong second derivatives."
