@@ -309,7 +309,7 @@ def test_a_rewritten_middle_refuses_other_arguments() -> None:
 def test_symbolic_tracing_in_train_mode_does_not_drop_vcreg_silently() -> None:
     model = vcreg_fx.insert(resnet18(), "blocks")
     with pytest.raises(TypeError, match="to_graph_module"):
-        torch.fx.symbolic_trace(model)
+        torch.fx.symbolic_trace(lambda x: model(x))
     x = torch.randn(2, 3, 32, 32)
     traced = torch.fx.symbolic_trace(model.eval())
     assert torch.equal(traced(x), model(x))

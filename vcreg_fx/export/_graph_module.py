@@ -127,14 +127,10 @@ def _join(model: nn.Module, training: SiteTracer, evaluation: SiteTracer) -> fx.
     def place_in_model(target: str) -> int:  # so that parameters keep their order
         return order.get(target, order.get(target.rpartition(".")[0], len(order)))
 
-    unsaved = {
-        f"{path}.{name}".lstrip(".")
-        for path, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-    }
+    saved = set(model.state_dict())  # and not the constants that tracing found
     found = {**second, **first}
     for target in sorted(found, key=place_in_model):
-        place(root, target, found[target], persistent=target not in unsaved)
+        place(root, target, found[target], persistent=target in saved)
     root.training = model.training
     graphs = (training.graph, evaluation.graph)
     sources = {graph.python_code("self").src for graph in graphs}

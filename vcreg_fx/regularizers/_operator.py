@@ -75,7 +75,7 @@ def vcreg_operator(h: Tensor, *_rest: Any) -> Tensor:
     **Arguments:** the activation `h`; its batch mean, shape (d,), or None if it was demeaned; α and
     β and the loss scale, 0-d tensors; the channel axis; δ, γ, ε and the convention.
     """
-    return h.clone()
+    return h.view_as(h).clone()  # a view may change the stride of a batch of one
 
 
 @torch.library.custom_op(
@@ -107,7 +107,7 @@ def vcreg_backward_operator(  # noqa: PLR0913, PLR0917 (those of the schema)
 
 @vcreg_operator.register_fake
 def _(h: Tensor, *_rest: Any) -> Tensor:
-    return torch.empty_like(h)
+    return torch.empty_like(h.view_as(h))
 
 
 @vcreg_backward_operator.register_fake
