@@ -59,16 +59,24 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
 
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
+        import safetensors
         from safetensors.torch import load_file
 
-        return load_file(path)
+        try:
+            return load_file(path)
+        except safetensors.SafetensorError as error:
+            raise _unreadable(path, error) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ModelError(
-            f"{path} cannot be read as weights: {str(error).splitlines()[0]} Save a state dict "
-            "alone: torch.save(model.state_dict(), path)."
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path} cannot be read as weights: {str(error).splitlines()[0]} Save a state dict alone: "
+        "torch.save(model.state_dict(), path)."
+    )
 
 
 def _some(keys: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -33,6 +34,14 @@ class SiteTracer(fx.Tracer):
         if any(is_rewritten(module) for module in m.modules()):
             return False
         return self._is_whole(m, module_qualified_name)
+
+    def create_arg(self, a: Any) -> Any:
+        """Keep the class of transformers' outputs, dictionaries that are dataclasses."""
+        if isinstance(a, dict) and is_dataclass(a) and not isinstance(a, type):
+            given = {item.name: getattr(a, item.name) for item in fields(a)}
+            kwargs = {key: self.create_arg(v) for key, v in given.items() if v is not None}
+            return self.create_node("call_function", type(a), (), kwargs)
+        return super().create_arg(a)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Remember where tracing failed first."""

@@ -6,7 +6,6 @@ The schema is part of saved programs: change it by adding an operator beside thi
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -20,6 +19,8 @@ from ._gradient import apply_direction, direction
 _WHAT = "Tensor? mean, Tensor alpha, Tensor beta, Tensor? scale"
 _HOW = "int axis, float? delta, float gamma, float eps, str convention"
 _CARRIED = ("alpha", "beta", "delta", "gamma", "eps", "convention", "demean", "mode", "backend")
+# Fields that the operator knows nothing of, and the values at which that does not matter.
+_OTHERS = {key: value for key, value in VCRegConfig().to_dict().items() if key not in _CARRIED}
 
 
 def exported_vcreg(
@@ -51,16 +52,12 @@ def exported_vcreg(
             'model; an exported program has none. Insert with mode="gradient" to export training, '
             "or export in eval mode: model.eval()."
         )
-    carried = VCRegConfig(**{key: getattr(config, key) for key in _CARRIED})
-    if lost := [
-        item.name
-        for item in fields(config)
-        if getattr(config, item.name) != getattr(carried, item.name)
-    ]:
-        raise RuntimeError(
-            f"{name} has {', '.join(f'{key}={getattr(config, key)!r}' for key in lost)}, which an "
-            "exported program cannot keep. Insert without it, or export in eval mode."
-        )
+    for key, harmless in _OTHERS.items():
+        if getattr(config, key) != harmless:
+            raise RuntimeError(
+                f"{name} has {key}={getattr(config, key)!r}, which an exported program cannot "
+                "keep. Insert without it, or export in eval mode."
+            )
     how = (layout.axis, config.delta, config.gamma, config.eps, config.convention)
     result: Tensor = torch.ops.vcreg_fx.vcreg(h, mean, alpha, beta, scale, *how)
     return result
