@@ -299,6 +299,16 @@ def test_fx_folder_of_an_odd_model(odd, tmp_path):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def test_a_class_named_like_an_import(tmp_path):
+    class Demean(Odd):
+        pass
+
+    call = (torch.randn(4, 6), torch.randn(4, 1))
+    model = vcreg_fx.insert(Demean(), "blocks", example_inputs=call)
+    vcreg_fx.export(model, tmp_path / "odd", example_inputs=call)
+    assert type(import_folder(tmp_path / "odd").load()).__name__ == "DemeanModel"
+
+
 def test_weights_of_another_model_are_refused(odd, tmp_path):
     model, call = odd
     vcreg_fx.export(model, tmp_path / "odd", example_inputs=call)

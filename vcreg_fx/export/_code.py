@@ -19,6 +19,7 @@ from ._constructor import constructor, reference, source_of
 from ._node_modules import Demean, VCReg
 from ._two_modes import TwoModeGraphModule
 
+TAKEN = {"Demean", "LiveSite", "Layout", "VCReg", "VCRegConfig", "nn", "place", "torch"}
 _WRAPPED = re.compile(r"^torch\.fx[\w.]*\.wrap\([\"'](\w+)[\"']\)\n", re.MULTILINE)
 
 

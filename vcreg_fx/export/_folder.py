@@ -10,11 +10,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from .._version import __version__
-from ._check import check_outputs
-from ._code import write_code
+from ._check import check_gradients, check_outputs
+from ._code import TAKEN, write_code
 from ._errors import ExportError
 from ._example import Example
 from ._graph_module import to_graph_module
@@ -55,6 +56,8 @@ def write_folder(
         )
     graph = to_graph_module(model, example.args, example.kwargs)
     name = type(model).__name__
+    if name in TAKEN:  # by what the code imports
+        name = f"{name}Model"
     files = {
         "__init__.py": _INIT.format(name=name, version=__version__),
         "model.py": write_code(graph, name),
@@ -74,6 +77,8 @@ def write_folder(
             (example.batch, 1, 3),
             str(folder),
         )
+        if not any(tensor.dtype == torch.float16 for tensor in graph.parameters()):
+            check_gradients(model, loaded.train(), example, (example.batch, 3))
 
 
 def import_folder(folder: Path) -> ModuleType:
