@@ -12,7 +12,8 @@ from torch import nn
 import vcreg_fx
 from tests.models import SMALL, step, task_loss
 
-NAMES = ["resnet18", "convnext_atto", "vit_tiny", "swin_t"]
+SWIN = pytest.param("swin_t", marks=pytest.mark.slow)
+NAMES = ["resnet18", "convnext_atto", "vit_tiny", SWIN]
 
 
 def both(
@@ -65,13 +66,17 @@ def test_onnx_export():
     session = runtime.InferenceSession(program.model_proto.SerializeToString())
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), plain(x), rtol=1e-4, atol=1e-4)
-    with pytest.raises(Exception, match="step 1/3") as caught:
+    # Torch tries several ways to export. Dynamo's does not see that it is for ONNX; then the
+    # operator is what ONNX has no function for.
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
         torch.onnx.export(model.train(), (x,), dynamo=True, verbose=False)
-    assert "ONNX has no operator for VCReg" in str(caught.value.__cause__)
+    reasons = ("ONNX has no operator for VCReg", "No ONNX function found for <OpOverload(op='vcreg")
+    causes = f"{caught.value} {caught.value.__cause__} {caught.value.__cause__.__cause__}"
+    assert any(reason in causes for reason in reasons), causes
 
 
 @pytest.mark.parametrize("options", [{}, {"rule": "residual"}, {"demean": "activations"}], ids=str)
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "swin_t"])
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", SWIN])
 def test_torchvision_feature_extractors(name, options):
     from torchvision.models.feature_extraction import (
         create_feature_extractor,
