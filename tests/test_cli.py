@@ -362,3 +362,130 @@ def test_measure(tmp_path):
 def test_measure_says_when_noise_is_no_input():
     message = fails("measure", "transformers/BertModel", "--rule", "blocks")
     assert "vcreg_fx.measure(model, inputs, loss)" in message
+
+
+@pytest.mark.parametrize("ending", ["dot", "gv"])
+def test_draw_as_dot(tmp_path, ending):
+    path = tmp_path / f"model.{ending}"
+    vcreg_fx.draw(vcreg_fx.plan(load_model("torchvision/vit_b_32", meta=True), "residual"), path)
+    text = path.read_text("utf-8")
+    assert text.startswith('digraph "VisionTransformer" {') and text.endswith("}\n")
+    assert text.count("{") == text.count("}") == 2  # the graph, and the encoder as a cluster
+    assert text.count(r"VCReg: add, output, d = 768") == 12
+    nodes = [
+        line for line in text.splitlines() if line.strip().startswith("n") and "[label" in line
+    ]
+    assert text.count(" -> ") == len(nodes) - 1 == 14
+
+
+def test_pictures_in_unknown_formats(tmp_path):
+    plan = vcreg_fx.plan(load_model("timm/test_vit", meta=True), "blocks")
+    with pytest.raises(vcreg_fx.ExportError, match=r"'bmp' is no format.*\.svg, \.png"):
+        vcreg_fx.draw(plan, tmp_path / "model.bmp")
+    vcreg_fx.draw(plan, tmp_path / "model.bmp", format="png")
+    assert (tmp_path / "model.bmp").read_bytes().startswith(b"\x89PNG")
+
+
+def test_draw_shows_what_was_inserted_by_any_rule(tmp_path):
+    model = load_model("timm/test_vit")
+    vcreg_fx.insert(model, placement_rules.custom(placement_rules.blocks.find))
+    vcreg_fx.draw(model, tmp_path / "model.dot")
+    assert (tmp_path / "model.dot").read_text("utf-8").count("VCReg: output") == 6
+
+
+def test_long_stages_fill_their_columns():
+    from vcreg_fx.export._outline import outline
+    from vcreg_fx.export._page import make_page
+
+    plan = vcreg_fx.plan(load_model("torchvision/vit_b_32", meta=True), "blocks")
+    page = make_page(outline(plan.recording, plan.sites))
+    columns = [box.column for box in page.boxes]
+    assert [columns.count(0), columns.count(1)] == [8, 7]
+    assert [(frame.name, frame.continued) for frame in page.frames] == [
+        ("encoder", False),
+        ("encoder", True),
+    ]
+
+
+# draw and export ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["svg", "png", "dot"])
+def test_draw_command(tmp_path, ending):
+    path = tmp_path / f"model.{ending}"
+    result = run("draw", "timm/test_convnext", "--rule", "blocks | downsample", "-o", str(path))
+    assert result.exit_code == 0
+    assert f"{path}: " in result.stdout and "for the rule blocks | downsample" in result.stdout
+    assert path.stat().st_size > 500
+
+
+def test_draw_command_reports_errors(tmp_path):
+    assert "no format" in fails("draw", "timm/test_vit", "-o", str(tmp_path / "model.bmp"))
+    text = fails("draw", "timm/test_vit", "-o", str(tmp_path / "nowhere" / "model.svg"))
+    assert "No such file or directory" in text
+
+
+@pytest.mark.parametrize(("form", "name"), [("fx", "folder"), ("pt2", "model"), ("onnx", "m")])
+def test_export_command(own, tmp_path, form, name):
+    from vcreg_fx.export import read_metadata
+
+    model = load_model(f"{own}:make")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, "c.pt")
+    path = tmp_path / (name if form == "fx" else f"{name}.{form}")
+    result = run(
+        *["export", f"{own}:make", "--format", form, "-o", str(path), "--input-size", "3,12,12"],
+        *["--checkpoint", "c.pt", "--alpha", "0.32"],
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "2 sites, checked" in result.stdout and result.stderr == ""
+    assert {site["alpha"] for site in read_metadata(path)["sites"]} == {0.32}
+    if form == "pt2":
+        x = torch.randn(3, 3, 12, 12)
+        assert torch.equal(torch.export.load(path).module()(x), model.eval()(x))
+
+
+def test_export_command_of_training(own, tmp_path):
+    path = tmp_path / "t.pt2"
+    result = run(
+        *["export", f"{own}:make", "-o", str(path), "--input-size", "3,12,12", "--training"]
+    )
+    assert result.exit_code == 0 and "random" in result.stderr
+    targets = [node.target for node in torch.export.load(path).graph.nodes]
+    assert targets.count(torch.ops.vcreg_fx.vcreg.default) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.zeros(1)}, "it lacks 0.weight, 0.bias"),
+        ({"model": {"epoch": 3}}, "holds no state dict"),
+        ([1, 2], "holds no state dict"),
+        (torch.nn.Linear(2, 2), "cannot be read as weights"),
+    ],
+)
+def test_checkpoints_that_do_not_fit(own, content, message):
+    torch.save(content, "c.pt")
+    assert message in fails("export", f"{own}:make", "-o", "m.pt2", "--checkpoint", "c.pt")
+
+
+def test_checkpoints_of_other_kinds(own):
+    from safetensors.torch import save_file
+
+    from vcreg_fx.cli._checkpoint import load_checkpoint
+
+    model, other = load_model(f"{own}:make"), load_model(f"{own}:make")
+    save_file(model.state_dict(), "c.safetensors")
+    load_checkpoint(other, Path("c.safetensors"))
+    assert torch.equal(other[0].weight, model[0].weight)
+    Path("broken.safetensors").write_bytes(b"nothing")
+    Path("broken.pt").write_bytes(b"nothing")
+    for file in ("broken.safetensors", "broken.pt"):
+        text = fails("export", f"{own}:make", "-o", "m.pt2", "--checkpoint", file)
+        assert "cannot be read as weights" in text
+    model[0] = torch.nn.Conv2d(3, 8, 5)
+    torch.save(model.state_dict(), "c.pt")
+    text = fails("export", f"{own}:make", "-o", "m.pt2", "--checkpoint", "c.pt")
+    assert "0.weight (8, 3, 5, 5) instead of (8, 3, 3, 3)" in text
+    assert "nowhere.pt: No such file" in fails(
+        "export", f"{own}:make", "-o", "m.pt2", "--checkpoint", "nowhere.pt"
+    )

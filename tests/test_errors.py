@@ -307,9 +307,14 @@ def test_a_rewritten_middle_refuses_other_arguments() -> None:
 
 
 def test_symbolic_tracing_in_train_mode_does_not_drop_vcreg_silently() -> None:
-    model = vcreg_fx.insert(resnet18(), "blocks")
+    relu = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    vcreg_fx.insert(relu, vcreg_fx.rules.at("1:output"), example_inputs=(torch.randn(2, 4),))
     with pytest.raises(TypeError, match="to_graph_module"):
-        torch.fx.symbolic_trace(model)
+        torch.fx.symbolic_trace(lambda x: relu[1].forward(x))  # noqa: PLW0108 (fx wants one)
+    model = vcreg_fx.insert(resnet18(), "blocks")
+    targets = [node.target for node in torch.fx.symbolic_trace(model).graph.nodes]
+    assert targets.count(vcreg_fx.surgery.node_functions.vcreg) == 8
+    model.eval()
     x = torch.randn(2, 3, 32, 32)
     traced = torch.fx.symbolic_trace(model.eval())
     assert torch.equal(traced(x), model(x))

@@ -144,6 +144,7 @@ def test_schedules_by_assignment() -> None:
 
 def test_compiled_steps_have_metrics_and_follow_schedules() -> None:
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model = timm.create_model("resnet18", num_classes=5).double()
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     vcreg_fx.insert(model, "blocks | head")

@@ -35,6 +35,7 @@ TOP_LEVEL = {
 def test_import_is_light(package):
     """Importing the library imports torch, and what torch imports, alone."""
     heavy = {"torchvision", "timm", "sklearn", "matplotlib", "typer", "rich", "transformers"}
+    heavy |= {"onnx", "onnxruntime", "onnxscript", "safetensors"}
     code = f"import sys, {package}; print(*sorted(set(sys.modules) & {heavy}))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

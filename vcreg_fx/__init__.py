@@ -22,7 +22,10 @@ from ._measure import Measurement as Measurement
 from ._measure import SiteMeasurement as SiteMeasurement
 from ._measure import measure as measure
 from ._metrics import metrics as metrics
+from ._version import __version__ as __version__
+from .export import ExportError as ExportError
 from .export import draw as draw
+from .export import export as export
 from .export import to_graph_module as to_graph_module
 from .functional import covariance_loss as covariance_loss
 from .functional import variance_loss as variance_loss

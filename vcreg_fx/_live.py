@@ -19,6 +19,7 @@ from .regularizers import (
     Penalty,
     Settings,
     Statistics,
+    exported_vcreg,
     naive_penalty,
     working_dtype,
 )
@@ -124,6 +125,11 @@ class LiveSite:
             return None
         return self.alpha * variance + self.beta * covariance
 
+    @property
+    def clones(self) -> bool:
+        """Whether the site returns a copy, because what follows writes to it."""
+        return self._clone
+
     def __repr__(self) -> str:
         """Name the site and its coefficients."""
         return f"{self.name} ({self.layout}, d={self.channels}, α={self.alpha:g}, β={self.beta:g})"
@@ -132,13 +138,16 @@ class LiveSite:
 
     def active(self, h: Tensor, training: bool) -> bool:
         """Whether anything is to be done: in training, where a gradient will be computed."""
-        if not (training and torch.is_grad_enabled() and h.requires_grad):
+        exporting = torch.compiler.is_exporting()
+        if not training or not (exporting or (torch.is_grad_enabled() and h.requires_grad)):
             return False
         if h.ndim != self.layout.ndim:
             raise LayoutError(
                 f"{self.name} was planned as {self.layout} and now gets a tensor of shape "
                 f"{tuple(h.shape)}. Insert with example_inputs= of the shape that you train on."
             )
+        if exporting:  # the program will be called with any number of samples
+            return True
         if h.numel() >= 2 * h.shape[self.layout.axis] or self.group is not None:
             return True  # every rank joins a collective, also with one sample
         self._warn_once(
@@ -182,14 +191,19 @@ class LiveSite:
             if not in_backward():  # where checkpointing runs forward again
                 self.probe(h)
             return h.clone() if self._clone else h
-        if torch.compiler.is_exporting():
+        if torch._C._get_tracing_state() is not None:
             raise RuntimeError(
-                "torch.export in train mode would lose VCReg's gradient without a word. Export in "
-                "eval mode, where VCReg does nothing: model.eval()."
+                f"torch.jit.trace in train mode would lose the gradient of {self.name} without a "
+                "word. Trace in eval mode, where VCReg does nothing: model.eval()."
             )
         if self.config.mode == "gradient":
             self._check_half(h)
-            scale = None if self.loss_scale is None else self.loss_scale.read()
+        scale = None if self.loss_scale is None else self.loss_scale.read()
+        if torch.compiler.is_exporting():
+            return exported_vcreg(
+                self.name, h, mean, self._alpha, self._beta, scale, self.layout, self.config
+            )
+        if self.config.mode == "gradient":
             result: Tensor = InjectGradient.apply(
                 h, mean, self._alpha, self._beta, scale, self._settings
             )

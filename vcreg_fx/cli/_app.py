@@ -6,6 +6,8 @@ import typer
 
 from ._coverage import coverage
 from ._demo import demo
+from ._draw import draw
+from ._export import export
 from ._measure import measure
 from ._sites import sites
 
@@ -19,6 +21,8 @@ app = typer.Typer(
 app.command()(sites)
 app.command()(measure)
 app.command()(demo)
+app.command()(draw)
+app.command()(export)
 app.command()(coverage)
 
 

@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from placement_rules import Recording, Site, record, resolve
+from placement_rules import Recording, Site, at, record, resolve
 
 from .._insert import get_configs
 from ..surgery import Plan, plan
+from ._dot import dot_text
+from ._errors import ExportError
 from ._outline import outline, shape_text
 from ._page import BOX_HEIGHT, MARGIN, PAD, TOP, Box, Frame, Page, make_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_FORMATS = ("svg", "png", "pdf", "dot")
 _FILL = {"block": "#dbe8f5", "downsample": "#e5dcf1", "other": "#f1f2f4"}
 _EDGE = {"block": "#5c87b2", "downsample": "#8a6bb0", "other": "#9aa2ab"}
 _NAMES = {"block": "block", "downsample": "downsampling", "other": "other module"}
@@ -28,6 +31,7 @@ def draw(
     model_or_plan: nn.Module | Plan,
     path: str | Path,
     *,
+    format: str | None = None,  # noqa: A002 (the name that matplotlib and others use)
     example_inputs: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
@@ -36,25 +40,32 @@ def draw(
     **Arguments:**
 
     - `model_or_plan`: a plan, or a model, whose inserted sites are shown, if there are any.
-    - `path`: where the picture goes; ``.png``, ``.svg`` or ``.pdf`` says in which format.
+    - `path`: where the picture goes.
+    - `format`: ``"svg"``, ``"png"``, ``"pdf"``, or ``"dot"``, text for Graphviz; by default what
+      the ending of the path says.
     - `example_inputs`, `example_kwargs`: of a model, as for `insert`.
 
-    **Raises:** `PlacementError` if the model cannot be recorded; `ValueError` for an unknown
-    format.
+    **Raises:** `PlacementError` if the model cannot be recorded; `ExportError`, a `ValueError`,
+    for an unknown format.
     """
+    form = _check_format(Path(path), format)
+    recording, sites, subtitle = _read(model_or_plan, example_inputs, example_kwargs)
+    given = [t for _, t in recording.root.inputs if hasattr(t.meta.get("val"), "shape")]
+    if given:
+        subtitle = f"input {shape_text(given[0].meta['val'])}; {subtitle}"
+    title = type(recording.model).__name__
+    parts = outline(recording, sites)
+    if form == "dot":
+        Path(path).write_text(dot_text(parts, title, subtitle, _FILL, _EDGE), "utf-8")
+        return
     from matplotlib.figure import Figure
 
-    recording, sites, subtitle = _read(model_or_plan, example_inputs, example_kwargs)
-    page = make_page(outline(recording, sites))
+    page = make_page(parts)
     figure = Figure(figsize=(page.width, page.height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, page.width)
     axes.set_ylim(page.height, 0)
     axes.set_axis_off()
-    given = [t for _, t in recording.root.inputs if hasattr(t.meta.get("val"), "shape")]
-    if given:
-        subtitle = f"input {shape_text(given[0].meta['val'])}; {subtitle}"
-    title = type(recording.model).__name__
     axes.text(MARGIN, 0.36, title, fontsize=15, weight="bold", color=_TEXT, va="center")
     axes.text(MARGIN, 0.64, subtitle, fontsize=9.5, color=_FAINT, va="center")
     _draw_legend(axes, page, bool(sites))
@@ -63,7 +74,18 @@ def draw(
     _draw_arrows(axes, page)
     for box in page.boxes:
         _draw_box(axes, box, page.box_width)
-    figure.savefig(Path(path), dpi=130)
+    figure.savefig(Path(path), dpi=130, format=form)
+
+
+def _check_format(path: Path, form: str | None) -> str:
+    form = path.suffix.removeprefix(".").lower() if form is None else form
+    form = {"gv": "dot"}.get(form, form)
+    if form not in _FORMATS:
+        raise ExportError(
+            f"{form or str(path)!r} is no format for a picture. Let the path end in one of "
+            f"{', '.join(f'.{name}' for name in _FORMATS)}, or pass format=."
+        )
+    return form
 
 
 def _read(
@@ -77,7 +99,7 @@ def _read(
         return source.recording, source.sites, note
     given: dict[str, Any] = {"example_inputs": example_inputs, "example_kwargs": example_kwargs}
     plans = [
-        plan(source, config["rule"], layout=config["layout"], **given)
+        plan(source, at(*config["coefficients"]), layout=config["layout"], **given)
         for config in get_configs(source)
     ]
     if not plans:
@@ -86,7 +108,7 @@ def _read(
     sites = list(plans[0].sites)
     for other in plans[1:]:  # the same rule on the one recording, so that tensors can be compared
         sites += resolve(recording, other.rule.require(recording), other.layout)
-    rules = " and ".join(str(planned.rule) for planned in plans)
+    rules = " and ".join(config["rule"] for config in get_configs(source))
     return recording, sites, f"VCReg inserted by the rule {rules}"
 
 
@@ -108,7 +130,7 @@ def _draw_frame(axes: Axes, frame: Frame, width: float) -> None:
     axes.text(
         frame.left + 0.12,
         frame.top + 0.18,
-        frame.name,
+        f"{frame.name}, continued" if frame.continued else frame.name,
         fontsize=9,
         weight="bold",
         color=_FAINT,

@@ -33,12 +33,13 @@ class Box:
 
 @dataclass(frozen=True)
 class Frame:
-    """A stage, or the piece of it in one column: name and corners."""
+    """A stage, or the piece of it in one column: name, corners, whether it began before."""
 
     name: str
     left: float
     top: float
     bottom: float
+    continued: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def make_page(parts: Sequence[Part]) -> Page:
                 boxes.append(Box(part, left + PAD + box_width / 2, y + ROW / 2, column))
                 y += ROW
             if group[0].frame:
-                frames.append(Frame(group[0].frame, left, top, y))
+                seen = any(frame.name == group[0].frame for frame in frames)
+                frames.append(Frame(group[0].frame, left, top, y, seen))
             y += _GAP
         height = max(height, y)
     width = 2 * MARGIN + len(columns) * (frame_width + _GUTTER) - _GUTTER
@@ -92,11 +94,14 @@ def _columns(parts: Sequence[Part]) -> list[list[list[Part]]]:
     groups = [list(group) for _, group in groupby(parts, key=lambda part: part.frame)]
     count = ceil(len(parts) / _MOST_ROWS)
     shortest = ceil(len(parts) / count)
-    pieces = [
-        group[start : start + shortest + 2]
-        for group in groups
-        for start in range(0, len(group), shortest + 2)
-    ]
+    pieces: list[list[Part]] = []
+    for group in groups:
+        rest, before = group, sum(map(len, pieces))
+        if len(group) > shortest + 2:  # the first piece fills the column that it begins in
+            cut = shortest - before % shortest
+            pieces.append(group[:cut])
+            rest = group[cut:]
+        pieces += [rest[start : start + shortest] for start in range(0, len(rest), shortest)]
     for room in range(shortest, len(parts) + 1):
         columns = _fill(pieces, room)
         if len(columns) <= count:

@@ -6,4 +6,5 @@ from ._functions import Settings as Settings
 from ._functions import naive_penalty as naive_penalty
 from ._gradient import Statistics as Statistics
 from ._gradient import penalty_gradient as penalty_gradient
+from ._operator import exported_vcreg as exported_vcreg
 from ._products import working_dtype as working_dtype

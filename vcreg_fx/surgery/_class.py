@@ -11,9 +11,10 @@ from torch import fx, nn
 
 from .._errors import InsertionError
 from .._live import LiveSite
-from ._forward import TABLE, Forward
+from ._forward import Forward
 from ._graph_data import from_data, to_data
 from ._inside import Inside
+from ._symbolic import TABLE, tracer_of
 from ._watch import REGISTRY, watch_sites
 
 _made: WeakValueDictionary[tuple[int, str, bool], type[nn.Module]] = WeakValueDictionary()
@@ -83,6 +84,8 @@ def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -
     def original_forward(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if watch:
             watch_sites(self)
+        if (tracer := tracer_of(*args, *kwargs.values())) is not None and tracer.keeps(self):
+            return tracer.original(self, args, kwargs)
         if inside is None or traced is None or not inside.applies(self):
             return original.forward(self, *args, **kwargs)
         return traced(self, *inside.bind(self, args, kwargs))

@@ -23,8 +23,7 @@ from ._nodes import (
     put_tensor,
     vcreg,
 )
-
-TABLE = "vcreg_sites"  # the attribute of a rewritten module that holds its live sites
+from ._symbolic import TABLE
 
 
 @dataclass(frozen=True)

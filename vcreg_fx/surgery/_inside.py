@@ -23,6 +23,7 @@ from .._errors import InsideError
 from ._agreement import compare, refusal
 from ._graph_data import from_data, to_data
 from ._reads import Read, is_plain, same, watch_reads
+from ._symbolic import hold_to
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ class Inside:
         where = type(module).__name__
         values = {**self.fixed, **dict(zip(self.names, args, strict=False)), **kwargs}
         for name, value in values.items():
-            if name not in self.given and not same(value, self.fixed.get(name, self)):
-                raise InsideError(
-                    f"{where} was rewritten for calls with {name}={self.fixed.get(name)!r}, as "
-                    "recorded, and is now called with another value. Insert with example_inputs "
-                    'that call it this way, or use a rule for module outputs, such as "blocks".'
-                )
+            if name in self.given:
+                continue
+            checked = (value, self.fixed.get(name, self), where, name)
+            if isinstance(value, fx.Proxy):
+                value.tracer.create_proxy("call_function", hold_to, checked, {})
+            else:
+                hold_to(*checked)
         if missing := [name for name in self.given if name not in values]:
             raise InsideError(
                 f"{where} was rewritten for calls with {', '.join(missing)}, and is now called "

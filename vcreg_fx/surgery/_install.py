@@ -13,7 +13,8 @@ from .._config import VCRegConfig
 from .._errors import InsertionError
 from .._live import LiveSite
 from ._class import SiteTable, is_covered, is_rewritten, original_class, rewritten_class, table_of
-from ._forward import TABLE, Edit, build_forward
+from ._forward import Edit, build_forward
+from ._symbolic import TABLE
 from ._watch import REGISTRY, Insertion
 
 EDITS = "vcreg_edits"  # the attribute of a rewritten module that lists its edits
@@ -126,6 +127,11 @@ def check_uncovered(module: nn.Module) -> None:
 def uninstall(module: nn.Module) -> None:
     """Give a rewritten module its own class back."""
     if not is_rewritten(module):
+        if table_of(module):
+            raise InsertionError(
+                "VCReg is part of this graph module, as nodes. Remove it from the model that the "
+                "graph was made from, and trace that."
+            )
         return
     check_uncovered(module)
     for edit in module.__dict__.pop(EDITS, ()):
@@ -154,6 +160,16 @@ def live_sites(model: nn.Module) -> list[LiveSite]:
     order = [place for insertion in insertions(model) for place in insertion.sites.values()]
     places = dict.fromkeys([*(place for place in order if place in found), *found])
     return [found[place] for place in places]
+
+
+def has_inside_site(module: nn.Module) -> bool:
+    """Whether a site lies in the middle of the module's own forward."""
+    return any(edit.inside for edit in module.__dict__.get(EDITS, ()))
+
+
+def carry_insertions(told: Sequence[Insertion], other: nn.Module) -> None:
+    """Let what was inserted into a model be known of an exported form of it, too."""
+    other.__dict__[REGISTRY] = list(told)
 
 
 def insertions(model: nn.Module) -> list[Insertion]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from placement_rules import LayoutError, get_leaf, leaves, replace_leaf
 
 from .._live import LiveSite, in_backward
+from ._symbolic import site_and_mode, tracer_of
 
 _MOMENTUM = 0.1  # as in torch's batch norms
 
@@ -19,8 +20,11 @@ def demean(site: LiveSite, h: Tensor, training: bool) -> Tensor | None:
     if (tracer := tracer_of(h)) is not None:
         mean: Tensor = tracer.demean(site, h)
         return mean
+    if isinstance(h, torch.fx.Proxy) and training:
+        live, mode = site_and_mode(site, h)
+        return h.tracer.create_proxy("call_function", demean, (live, h, mode), {})
     if not isinstance(h, Tensor):
-        if h is not None and training and not isinstance(h, torch.fx.Proxy):
+        if h is not None and training:
             raise LayoutError(
                 f"{site.name} was planned as one tensor and is a {type(h).__name__} now. Insert at "
                 "another module, or with example_inputs= as you train on them."
@@ -34,14 +38,17 @@ def demean_activation(site: LiveSite, h: Tensor, training: bool, running_mean: T
     if (tracer := tracer_of(h)) is not None:
         demeaned: Tensor = tracer.demean_activation(site, h, running_mean)
         return demeaned
+    if isinstance(h, torch.fx.Proxy) and training:
+        live, mode = site_and_mode(site, h)
+        args = (live, h, mode, running_mean)
+        return h.tracer.create_proxy("call_function", demean_activation, args, {})
     if not training:
-        shape = [1] * h.ndim
+        shape = [1] * (h.ndim if isinstance(h, Tensor) else site.layout.ndim)
         shape[site.layout.axis] = -1
         return h - running_mean.to(h.dtype).view(shape)
     z, mean = site.demeaned(h)
     if not in_backward():  # once a step, also where checkpointing runs forward again
-        with torch.no_grad():
-            running_mean.lerp_(mean.to(running_mean.dtype), _MOMENTUM)
+        running_mean.lerp_(mean.to(running_mean.dtype), _MOMENTUM)
     return z
 
 
@@ -51,10 +58,8 @@ def vcreg(site: LiveSite, h: Tensor, mean: Tensor | None, training: bool) -> Ten
         marked: Tensor = tracer.vcreg(site, h, mean)
         return marked
     if isinstance(h, torch.fx.Proxy) and training:
-        raise TypeError(
-            "Symbolic tracing in train mode would lose VCReg. Use vcreg_fx.to_graph_module(model), "
-            "which keeps it as nodes, or trace in eval mode, where VCReg does nothing."
-        )
+        live, mode = site_and_mode(site, h)
+        return h.tracer.create_proxy("call_function", vcreg, (live, h, mean, mode), {})
     if not isinstance(h, Tensor) or not site.active(h, training):
         return h
     return site.regularize(h, mean)
@@ -77,13 +82,6 @@ def put_tensor(value: Any, path: tuple[int | str, ...], tensor: Any) -> Any:
     for place in places or [path]:
         value = replace_leaf(value, place, tensor)
     return value
-
-
-def tracer_of(value: Any) -> Any:
-    """Return the tracer that turns these calls into nodes, if ``value`` is being traced by one."""
-    if isinstance(value, torch.fx.Proxy) and hasattr(value.tracer, "demean_activation"):
-        return value.tracer
-    return None
 
 
 def get_argument(args: Any, kwargs: Any, names: tuple[str, ...], path: Any) -> Any:

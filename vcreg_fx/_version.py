@@ -1,0 +1,3 @@
+"""The version, which exported files name."""
+
+__version__ = "0.1.0"

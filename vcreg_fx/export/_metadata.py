@@ -1,0 +1,78 @@
+"""What an exported file says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._errors import InsertionError
+from .._insert import get_configs
+from .._version import __version__
+from ..surgery import live_sites
+
+KEY = "vcreg_fx.json"  # the file or entry that holds it, in each of the formats
+WEIGHTS = "weights.safetensors"
+
+
+def make_metadata(model: nn.Module, form: str, *, training: bool) -> dict[str, Any]:
+    """Return rules, sites, coefficients and versions as plain data."""
+    return {
+        "vcreg_fx": __version__,
+        "torch": str(torch.__version__),
+        "model": type(model).__name__,
+        "format": form,
+        "training": training,
+        "insertions": get_configs(model),
+        "sites": [
+            {
+                "name": site.name,
+                "layout": str(site.layout),
+                "channels": site.channels,
+                "alpha": site.alpha,
+                "beta": site.beta,
+            }
+            for site in live_sites(model)
+        ],
+    }
+
+
+def to_text(metadata: dict[str, Any]) -> str:
+    """Return the metadata as JSON."""
+    return json.dumps(metadata, indent=2, ensure_ascii=False)
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Return what `vcreg_fx.export` wrote about a file or folder: rule, sites, coefficients.
+
+    **Arguments:**
+
+    - `path`: what was exported: a folder, a ``.pt2`` or an ``.onnx`` file.
+
+    **Returns:** ``vcreg_fx`` and ``torch`` (versions), ``model`` (the class's name), ``format``,
+    ``training``, ``insertions`` (as `get_configs` gives them) and ``sites``.
+
+    **Raises:** `InsertionError` if `vcreg_fx.export` did not write it.
+    """
+    path = Path(path)
+    text = ""
+    if path.is_dir() and (path / KEY).is_file():
+        text = (path / KEY).read_text("utf-8")
+    elif path.suffix == ".onnx":
+        import onnx
+
+        model = onnx.load(str(path), load_external_data=False)
+        text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY, "")
+    elif path.is_file():
+        found = {KEY: ""}
+        torch.export.load(str(path), extra_files=found)
+        text = found[KEY]
+    elif not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    if not text:
+        raise InsertionError(f"{path} was not written by vcreg_fx.export: it has no {KEY}.")
+    metadata: dict[str, Any] = json.loads(text)
+    return metadata

@@ -1,0 +1,75 @@
+"""Programs of ``torch.export``: ``.pt2`` files and what ONNX is made from."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..surgery import suspended
+from ._check import check_gradients, check_outputs
+from ._errors import ExportError
+from ._example import Example
+from ._metadata import KEY, to_text
+from ._modes import keeping_modes
+
+
+def write_program(
+    model: nn.Module,
+    path: Path,
+    example: Example,
+    metadata: dict[str, Any],
+    *,
+    training: bool,
+    dynamic_batch: bool,
+    check: bool,
+) -> None:
+    """Write a ``.pt2`` file: inference without VCReg, or a training step with its operator."""
+    program = make_program(model, example, training=training, dynamic_batch=dynamic_batch)
+    torch.export.save(program, path, extra_files={KEY: to_text(metadata)})
+    if not check:
+        return
+    loaded = torch.export.load(path).module()
+
+    def run(call: Example) -> Any:
+        return loaded(*call.args, **call.kwargs)
+
+    sizes = (example.batch, 1, 3) if dynamic_batch else (example.batch,)
+    if training:
+        check_gradients(model, loaded, example, sizes[::2])
+    else:
+        check_outputs(model, run, example, sizes, str(path))
+
+
+def make_program(
+    model: nn.Module, example: Example, *, training: bool, dynamic_batch: bool
+) -> torch.export.ExportedProgram:
+    """Return the model as an exported program.
+
+    **Raises:** `ExportError` if `torch.export` cannot export it, or not with a free batch size.
+    """
+    shapes = example.dynamic_shapes(model) if dynamic_batch else None
+    without_vcreg = nullcontext() if training else suspended(model)
+    try:
+        with keeping_modes(model), without_vcreg, torch.random.fork_rng(devices=[]):
+            model.train(training)
+            return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=shapes)
+    except Exception as error:
+        raise export_failed(model, "torch.export", error, dynamic_batch=dynamic_batch) from error
+
+
+def export_failed(
+    model: nn.Module, by: str, error: Exception, *, dynamic_batch: bool
+) -> ExportError:
+    """Return the error that says what failed, and what else may work."""
+    hint = (
+        " If the model was written for one batch size, pass dynamic_batch=False with "
+        "example_inputs= of that size."
+    )
+    return ExportError(
+        f"{by} cannot export {type(model).__name__}: {type(error).__name__}: {error}"
+        f"{hint if dynamic_batch else ''}"
+    )

@@ -1,0 +1,110 @@
+"""Trace a rewritten model: what happens at a site becomes two nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from .._live import LiveSite
+from ..surgery import has_inside_site, is_rewritten
+from ._node_modules import Demean, VCReg
+from ._shadow import shadow
+
+
+class SiteTracer(fx.Tracer):
+    """Traces through rewritten modules.
+
+    **Attributes:**
+
+    - `failed`: the path of the innermost module whose forward raised, None if none did.
+    """
+
+    def __init__(self, whole: Collection[str] = ()) -> None:
+        """Take the paths of the modules that are kept whole, besides those of torch.nn."""
+        super().__init__(param_shapes_constant=True)
+        self.site_modules: dict[str, nn.Module] = {}
+        self.failed: str | None = None
+        self._whole = whole
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Keep torch's own modules whole, unless a site lies in them."""
+        if any(is_rewritten(module) for module in m.modules()):
+            return False
+        return self._is_whole(m, module_qualified_name)
+
+    def create_arg(self, a: Any) -> Any:
+        """Keep the class of transformers' outputs, dictionaries that are dataclasses."""
+        if isinstance(a, dict) and is_dataclass(a) and not isinstance(a, type):
+            given = {item.name: getattr(a, item.name) for item in fields(a)}
+            kwargs = {key: self.create_arg(v) for key, v in given.items() if v is not None}
+            return self.create_node("call_function", type(a), (), kwargs)
+        return super().create_arg(a)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Remember where tracing failed first."""
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            if self.failed is None:
+                self.failed = self.path_of_module(m)
+            raise
+
+    # What rewritten forwards ask for --------------------------------------------------------
+
+    def keeps(self, module: nn.Module) -> bool:
+        """Whether the module's original forward is one node, between those of its sites."""
+        if module is self.root or not can_be_whole(module):
+            return False
+        return self._is_whole(module, self.path_of_module(module))
+
+    def original(self, module: nn.Module, args: Any, kwargs: Any) -> fx.Proxy:
+        """Make a node for a module's original forward."""
+        return self._call(self.path_of_module(module), shadow(module), args, kwargs)
+
+    def demean(self, site: LiveSite, h: fx.Proxy) -> fx.Proxy:
+        """Make a demean node that returns the mean."""
+        return self._call(_name("demean", site), Demean(site), (h,))
+
+    def demean_activation(self, site: LiveSite, h: fx.Proxy, running_mean: Tensor) -> fx.Proxy:
+        """Make a demean node that returns the demeaned activation."""
+        return self._call(_name("demean", site), Demean(site, running_mean), (h,))
+
+    def vcreg(self, site: LiveSite, h: fx.Proxy, mean: fx.Proxy | None) -> fx.Proxy:
+        """Make a vcreg node."""
+        args = (h,) if mean is None else (h, mean)
+        return self._call(_name("vcreg", site), VCReg(site), args)
+
+    # ----------------------------------------------------------------------------------------
+
+    def targets(self) -> dict[str, Any]:
+        """Return what the graph's targets name: modules, parameters, buffers, constants."""
+        found: dict[str, Any] = {}
+        for node in self.graph.nodes:
+            target = str(node.target)
+            if node.op == "call_module":
+                found[target] = self.site_modules.get(target) or self.root.get_submodule(target)
+            elif node.op == "get_attr":
+                owner, _, name = target.rpartition(".")
+                found[target] = getattr(self.root.get_submodule(owner), name)
+        return found
+
+    def _is_whole(self, module: nn.Module, path: str) -> bool:
+        return path in self._whole or super().is_leaf_module(module, path)
+
+    def _call(self, name: str, module: nn.Module, args: Any, kwargs: Any = None) -> fx.Proxy:
+        self.site_modules.setdefault(name, module)
+        proxy: fx.Proxy = self.create_proxy("call_module", name, tuple(args), dict(kwargs or {}))
+        return proxy
+
+
+def can_be_whole(module: nn.Module) -> bool:
+    """Whether no site lies inside the module; those at its own inputs and outputs do not count."""
+    inner = any(is_rewritten(child) for child in module.modules() if child is not module)
+    return not inner and not has_inside_site(module)
+
+
+def _name(kind: str, site: LiveSite) -> str:
+    return f"{kind}_{''.join(c if c.isalnum() else '_' for c in site.name)}"
