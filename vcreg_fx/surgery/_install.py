@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -153,3 +154,16 @@ def live_sites(model: nn.Module) -> list[LiveSite]:
 def insertions(model: nn.Module) -> list[Insertion]:
     """Return what was inserted into a model, in order."""
     return list(model.__dict__.get(REGISTRY, ()))
+
+
+def replace_site(model: nn.Module, name: str, stand_in: Any) -> None:
+    """Put another object in the place of a live site; the rewritten forward will call it.
+
+    **Raises:** `InsertionError` if the model has no such site.
+    """
+    for module in model.modules():
+        for key, site in table_of(module).items():
+            if site.name == name:
+                setattr(module.__dict__[TABLE], key, stand_in)
+                return
+    raise InsertionError(f"The model has no site {name}.")
