@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ._ablate import app as ablate
 from ._coverage import coverage
 from ._demo import demo
 from ._sites import sites
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command()(sites)
 app.command()(demo)
 app.command()(coverage)
+app.add_typer(ablate, name="ablate")
 
 
 @app.callback()

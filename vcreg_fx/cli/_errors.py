@@ -9,6 +9,8 @@ import typer
 
 from placement_rules import ExampleInputsError, PlacementError
 
+from ..ablation import AblationError
+
 
 class ModelError(Exception):
     """A model that the command line names does not exist or cannot be built."""
@@ -26,7 +28,7 @@ def clear_errors() -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(1) from error
-    except (ModelError, PlacementError, OSError) as error:
+    except (ModelError, PlacementError, AblationError, OSError) as error:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         typer.echo(f"Error: {message}", err=True)
         raise typer.Exit(1) from error

@@ -23,7 +23,7 @@ def build_from_factory(name: str) -> nn.Module:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ModelError(f"{name!r} is not package.module:factory; a part is missing.")
-    found = _find(_import(module_name), module_name, attribute)
+    found = _find(import_module(module_name), module_name, attribute)
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
@@ -40,7 +40,11 @@ def build_from_factory(name: str) -> nn.Module:
     return model
 
 
-def _import(name: str) -> Any:
+def import_module(name: str) -> Any:
+    """Import a user's module; the current directory is searched first.
+
+    **Raises:** `ModelError` if it does not exist or raises.
+    """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

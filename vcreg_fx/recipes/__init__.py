@@ -1,5 +1,6 @@
-"""Experiments: the demo."""
+"""Experiments: the demo, the embedded ablation."""
 
+from . import _digits_ablation
 from ._demo import DemoResult as DemoResult
 from ._demo import run_demo as run_demo
 from ._gradient_check import SiteCheck as SiteCheck
@@ -10,3 +11,5 @@ from ._rows import COLUMNS as COLUMNS
 from ._rows import rows as rows
 from ._settings import DemoSettings as DemoSettings
 from ._words import conclusions as conclusions
+
+digits_ablation = _digits_ablation
