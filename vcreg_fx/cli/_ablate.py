@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._errors import ModelError, clear_errors
+from ._values import parse_value
 
 if TYPE_CHECKING:
     from ..ablation import AblationResult, Record
@@ -137,15 +137,7 @@ def _axis(text: str) -> tuple[str, list[Any]]:
         raise typer.BadParameter(
             f"{text!r} is no axis. Write NAME=VALUE,VALUE: alpha=0.32,0.64.", param_hint="--set"
         )
-    return name, [_value(value) for value in values.split(",")]
-
-
-def _value(text: str) -> Any:
-    """Return a number, true, false or null as JSON has them; anything else is a string."""
-    try:
-        return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
-    except json.JSONDecodeError:
-        return text
+    return name, [parse_value(value) for value in values.split(",")]
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ import typer
 from ._ablate import app as ablate
 from ._coverage import coverage
 from ._demo import demo
+from ._evaluate import evaluate
 from ._sites import sites
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
 app.command()(sites)
 app.command()(demo)
 app.command()(coverage)
+app.command()(evaluate)
 app.add_typer(ablate, name="ablate")
 
 

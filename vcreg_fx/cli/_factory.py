@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from torch import nn
 from ._errors import ModelError
 
 
-def build_from_factory(name: str) -> nn.Module:
+def build_from_factory(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     """Return what the factory ``package.module:factory`` returns, or the module that it names.
+
+    **Arguments:**
+
+    - `options`: named arguments for the factory.
 
     The current directory is searched for the package first.
 
@@ -29,11 +34,11 @@ def build_from_factory(name: str) -> nn.Module:
     if not callable(found):
         raise ModelError(f"{name} is a {type(found).__name__}, neither callable nor a module.")
     try:
-        model = found()
+        model = found(**(options or {}))
     except Exception as error:
         raise ModelError(
             f"{name}() raised {type(error).__name__}: {error}. A factory is called without "
-            "arguments."
+            "arguments, or with those of --set."
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name}() returned a {type(model).__name__}, not a torch.nn.Module.")

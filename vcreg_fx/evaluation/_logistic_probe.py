@@ -23,7 +23,7 @@ def logistic_probe(
     *,
     validation: float | tuple[Tensor, Tensor] = 0.2,
     strengths: Sequence[float] = STRENGTHS,
-    max_iter: int = 1000,
+    max_iter: int = 300,
     seed: int = 0,
 ) -> ProbeResult:
     """Train the linear probe of VCReg's Appendix C.1 and test it.
