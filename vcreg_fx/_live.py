@@ -14,6 +14,7 @@ from ._config import VCRegConfig, check_coefficient
 from ._loss_scale import LossScale
 from .regularizers import (
     InjectGradient,
+    Penalize,
     Penalty,
     Settings,
     Statistics,
@@ -51,6 +52,7 @@ class LiveSite:
         channels: int,
         config: VCRegConfig,
         clone: bool,
+        penalize: Penalize | None = None,
     ) -> None:
         self.name = name
         self.path = path
@@ -61,6 +63,7 @@ class LiveSite:
         self.loss_scale: LossScale | None = None
         self.pending: list[Tensor] = []
         self._clone = clone
+        self._penalize = penalize
         self._alpha = torch.tensor(config.alpha, dtype=torch.float64, device="cpu")
         self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
         self._statistics: Statistics | None = None
@@ -100,12 +103,16 @@ class LiveSite:
 
     @property
     def covariance_loss(self) -> float | None:
-        """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given)."""
-        return None if self._statistics is None else float(self._statistics.covariance_loss)
+        """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given); None for a competitor."""
+        if self._statistics is None or self._statistics.other is not None:
+            return None
+        return float(self._statistics.covariance_loss)
 
     @property
     def penalty(self) -> float | None:
-        """α ℓ_var + β ℓ_cov of the last step (Eq. 5)."""
+        """α ℓ_var + β ℓ_cov of the last step (Eq. 5); α times a competitor's value."""
+        if self._statistics is not None and self._statistics.other is not None:
+            return self.alpha * float(self._statistics.other)
         variance, covariance = self.variance_loss, self.covariance_loss
         if variance is None or covariance is None:
             return None
@@ -206,7 +213,7 @@ class LiveSite:
         self._statistics = statistics
 
     def _make_settings(self) -> Settings:
-        return Settings(self.layout, self.config, self._clone, self._record)
+        return Settings(self.layout, self.config, self._clone, self._record, self._penalize)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""

@@ -12,11 +12,12 @@ from torch import nn
 from placement_rules import Rule, Series, parse, record
 
 from .._config import VCRegConfig
+from ..regularizers import choose
 from ._errors import AblationError
 from ._trial import BASELINE, Trial, to_json
 
 RuleLike = str | Rule | Series
-INSERT = (*(item.name for item in fields(VCRegConfig)), "layout")
+INSERT = (*(item.name for item in fields(VCRegConfig)), "layout", "regularizer")
 _RESERVED = {"rule", "rules", "seed", "seeds", "label", "status", "id", "seconds"}
 
 
@@ -90,7 +91,8 @@ def _values(name: str, values: Any) -> list[Any]:
 def _check_configs(configs: Sequence[Mapping[str, Any]]) -> None:
     for config in configs:
         try:
-            VCRegConfig(**{name: value for name, value in config.items() if name != "layout"})
+            own = {k: v for k, v in config.items() if k not in {"layout", "regularizer"}}
+            choose(config.get("regularizer", "vcreg"), VCRegConfig(**own))
         except (TypeError, ValueError) as error:
             raise AblationError(f"VCReg cannot be inserted with {dict(config)}: {error}") from error
 

@@ -43,6 +43,11 @@ def draw_placements(result: AblationResult, path: Path, metrics: Sequence[str] |
         axes.set_ylim(len(rows) - 0.5, -0.5)
     for axes in list(grid.flat)[len(names) :]:
         axes.set_visible(False)
+    figure.supxlabel(
+        "diamond: mean over seeds, bar: ± one standard deviation, dots: seeds, dashed: baseline",
+        fontsize=8,
+        color="#5b6470",
+    )
     figure.savefig(path, dpi=150)
 
 

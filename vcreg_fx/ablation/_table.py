@@ -80,7 +80,8 @@ class _Form:
         """Return a number without its unit."""
         if math.isnan(value):
             return "–"
-        return f"{value * (100 if self.percent else 1):{sign}.{self.decimals}f}".replace("-", "−")
+        rounded = round(value * (100 if self.percent else 1), self.decimals) + 0.0  # no −0
+        return f"{rounded:{sign}.{self.decimals}f}".replace("-", "−")
 
 
 def _mean(found: Summary, form: _Form) -> str:

@@ -13,6 +13,8 @@ from placement_rules import Layout
 
 from .._config import VCRegConfig
 from ..functional import covariance_loss, flatten_samples, variance_loss
+from ._choice import Penalize
+from ._gather import gather_samples
 from ._gradient import Direction, Statistics, apply_direction, direction
 from ._products import add_product
 
@@ -25,6 +27,7 @@ class Settings:
     config: VCRegConfig
     clone: bool
     record: Callable[[Statistics], None]
+    penalize: Penalize | None = None  # what acts instead of VCReg, if anything
 
 
 class InjectGradient(torch.autograd.Function):
@@ -117,6 +120,8 @@ class Penalty(torch.autograd.Function):
 
 def naive_penalty(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) -> Tensor:
     """Return the penalty of Eq. 5 by the reference, for autograd to differentiate."""
+    if settings.penalize is not None:
+        return alpha * other_penalty(h, settings.penalize, settings)
     config = settings.config
     z = flatten_samples(h, settings.layout)
     spread = variance_loss(z, config.gamma, config.eps)
@@ -126,6 +131,32 @@ def naive_penalty(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) ->
             variances = z.var(dim=0) + config.eps
         settings.record(Statistics(z.shape[0], variances, correlation.detach()))
     return alpha * spread + beta * correlation
+
+
+def other_penalty(h: Tensor, penalize: Penalize, settings: Settings) -> Tensor:
+    """Return a competitor's penalty, for autograd to differentiate.
+
+    **Raises:** `TypeError` if the function does not return a scalar that depends on z.
+    """
+    z = flatten_samples(h, settings.layout)
+    if sync := getattr(settings.config, "sync", False):
+        z = gather_samples(z, None if sync is True else sync)
+    penalty = penalize(z)
+    if not isinstance(penalty, Tensor) or penalty.numel() != 1 or not penalty.requires_grad:
+        shape = (
+            f"a tensor of shape {tuple(penalty.shape)}" if isinstance(penalty, Tensor) else penalty
+        )
+        raise TypeError(
+            f"The regularizer {getattr(penalize, '__name__', penalize)} returned {shape}; it must "
+            "return a scalar tensor that depends on its argument."
+        )
+    penalty = penalty.reshape(())
+    if not torch.compiler.is_compiling():
+        with torch.no_grad():
+            variances = z.var(dim=0) + settings.config.eps
+        none = torch.full_like(penalty, torch.nan)
+        settings.record(Statistics(z.shape[0], variances, none, penalty.detach()))
+    return penalty
 
 
 def _naive_gradient(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) -> Tensor:

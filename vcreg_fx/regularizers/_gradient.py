@@ -26,11 +26,13 @@ class Statistics:
     - `samples`: n.
     - `variances`: C_ii + ε, shape (d,).
     - `covariance_loss`: Eq. 4 or Eq. 10, a 0-d tensor.
+    - `other`: the value of the regularizer that acted instead of VCReg, a 0-d tensor.
     """
 
     samples: int
     variances: Tensor
     covariance_loss: Tensor
+    other: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from placement_rules import Recording, Site
 from .._config import VCRegConfig
 from .._errors import InsertionError
 from .._live import LiveSite
+from ..regularizers import Penalize
 from ._class import SiteTable, is_covered, is_rewritten, original_class, rewritten_class, table_of
 from ._forward import TABLE, Edit, build_forward
 from ._watch import REGISTRY, Insertion
@@ -26,6 +27,7 @@ def install(
     recording: Recording,
     insertion: Insertion,
     config: VCRegConfig,
+    penalize: Penalize | None = None,
 ) -> nn.Module:
     """Rewrite the modules that own ``sites``, in place.
 
@@ -35,6 +37,7 @@ def install(
     - `recording`: the recording they were planned on.
     - `insertion`: what to remember of this insertion.
     - `config`: what to apply at the sites.
+    - `penalize`: what to apply instead of VCReg, if anything.
 
     **Raises:** `InsertionError` if a site is taken, or a forward cannot be rewritten; nothing has
     been changed then.
@@ -54,7 +57,8 @@ def install(
         classes[path] = rewritten_class(original, forward, not path or REGISTRY in module.__dict__)
     _swap_classes(model, classes)
     for site in sites:
-        _attach(model.get_submodule(site.path), site, Edit.of(site, config).detached(), config)
+        edit = Edit.of(site, config).detached()
+        _attach(model.get_submodule(site.path), site, edit, config, penalize)
     model.__dict__.setdefault(REGISTRY, []).append(insertion)
     return model
 
@@ -93,10 +97,12 @@ def _swap_classes(model: nn.Module, classes: dict[str, type[nn.Module]]) -> None
         done.append((module, before))
 
 
-def _attach(module: nn.Module, site: Site, edit: Edit, config: VCRegConfig) -> None:
+def _attach(
+    module: nn.Module, site: Site, edit: Edit, config: VCRegConfig, penalize: Penalize | None
+) -> None:
     live = LiveSite(
         site.name, site.path, site.position, site.layout, site.channels, config,
-        clone=site.clone is not None,
+        clone=site.clone is not None, penalize=penalize,
     )  # fmt: skip
     module.__dict__.setdefault(TABLE, SiteTable())
     setattr(module.__dict__[TABLE], edit.key, live)
