@@ -1,6 +1,6 @@
 """Train any vision model with variance-covariance regularization (VCReg, arXiv 2306.13292)."""
 
-from typing import TYPE_CHECKING, Any
+import typing as _typing
 
 import placement_rules
 from placement_rules import ExampleInputsError as ExampleInputsError
@@ -29,13 +29,13 @@ from .functional import vicreg_loss as vicreg_loss
 from .surgery import Plan as Plan
 from .surgery import plan as plan
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from .ablation import ablate as ablate
 
 rules = placement_rules
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     """Import what stands above the core when it is first asked for."""
     if name == "ablate":
         from .ablation import ablate
