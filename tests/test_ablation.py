@@ -209,6 +209,39 @@ def test_a_store_belongs_to_its_functions(tmp_path):
         report(tmp_path / "nothing")
 
 
+def test_a_store_knows_a_script_that_is_imported_later(tmp_path):
+    """Run as a script, its functions lie in __main__; the command line imports it."""
+    script = tmp_path / "study.py"
+    script.write_text(
+        "from tests.ablation_task import build as make\n"
+        "def build(): return make()\n"
+        "def train(model, trial): pass\n"
+        "def evaluate(model, trial): return {'a': 1}\n"
+        "if __name__ == '__main__':\n"
+        "    import vcreg_fx\n"
+        "    vcreg_fx.ablate(build, train, evaluate, rules=[], seeds=[0], store='store')\n"
+    )
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    for arguments in (
+        [str(script)],
+        [
+            "-c",
+            "import vcreg_fx, study as s; print(vcreg_fx.ablate(s.build, s.train, s.evaluate, "
+            "rules=[], seeds=[0, 1], store='store'))",
+        ],
+    ):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "| baseline | 1.000 ± 0.000 | 2 |" in done.stdout
+
+
 def test_half_a_trial_is_no_trial(tmp_path):
     """What a killed process leaves behind is neither read nor in the way."""
     result = ablate(tmp_path / "store", seeds=[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -108,9 +109,17 @@ def _notes(options: AblationOptions, *functions: Any) -> dict[str, Any]:
         "title": options.title,
         "lower_is_better": sorted(options.lower_is_better),
         "percent": sorted(options.percent),
-        # The module is left out: a script's is __main__ when it runs and its name when imported.
         "functions": {
-            name: getattr(function, "__qualname__", type(function).__qualname__)
-            for name, function in zip(names, functions, strict=True)
+            name: _identity(function) for name, function in zip(names, functions, strict=True)
         },
     }
+
+
+def _identity(function: Any) -> str:
+    """Name a function: the same whether its file runs as a script or is imported."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = named.__module__.rpartition(".")[2]
+    if named.__module__ == "__main__":
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        module = Path(file).stem if file else module
+    return f"{module}.{named.__qualname__}"

@@ -60,7 +60,7 @@ def _panel(axes: Any, result: AblationResult, rows: Sequence[Row], metric: str) 
         found = row.summary(metric)
         color = _BASELINE if row.is_baseline else _POINT
         if row.is_baseline:
-            axes.axvline(found.mean * scale, color=_BASELINE, linewidth=1, linestyle="--", zorder=0)
+            axes.axvline(found.mean * scale, color=_BASELINE, linewidth=1, linestyle="--", zorder=1)
         axes.plot(values, [height] * len(values), "o", color=_SEED, markersize=4)
         spread = found.std * scale if found.count > 1 else None
         axes.errorbar(found.mean * scale, height, xerr=spread, fmt="D", color=color, markersize=5)
@@ -99,8 +99,11 @@ def draw_heatmaps(result: AblationResult, path: Path, metric: str, x: str, y: st
     )
     grid = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
     low, high = min(known), max(known)
+    form = ".1f" if scale == 100 and high - low > 1 else ".2f" if scale == 100 else "#.3g"
     for axes, (label, cells) in zip(grid, maps.items(), strict=True):
-        image = axes.imshow(cells, vmin=low, vmax=high, cmap="viridis", aspect="auto")
+        image = axes.imshow(
+            cells, vmin=low, vmax=high, cmap="viridis", aspect="auto", origin="lower"
+        )
         axes.set_xticks(range(len(xs)), [str(value) for value in xs])
         axes.set_yticks(range(len(ys)), [str(value) for value in ys])
         axes.set_xlabel(x)
@@ -108,10 +111,10 @@ def draw_heatmaps(result: AblationResult, path: Path, metric: str, x: str, y: st
         for i, line in enumerate(cells):
             for j, value in enumerate(line):
                 if is_number(value):
-                    dark = value < (low + high) / 2
+                    light = value > low + 0.6 * (high - low)
                     axes.text(
-                        j, i, f"{value:.4g}", ha="center", va="center", fontsize=8,
-                        color="white" if dark else "black",
+                        j, i, f"{value:{form}}", ha="center", va="center", fontsize=8,
+                        color="black" if light else "white",
                     )  # fmt: skip
     grid[0].set_ylabel(y)
     unit = " (%)" if scale == 100 else ""

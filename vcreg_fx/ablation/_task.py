@@ -26,7 +26,7 @@ Train = Callable[[nn.Module, Trial], object]
 Evaluate = Callable[[nn.Module, Trial], Mapping[str, float]]
 
 # Seeds are those of a process, so one process runs one trial at a time, whatever its threads.
-_alone = threading.Lock()
+_alone = threading.RLock()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,8 +67,9 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
             load_checkpoint(built, checkpoint)
         train, test = load_data(data, built, size, seed)
         output.mkdir(parents=True, exist_ok=True)
-        known = extract_features(built, train, rule, device=device, progress=True)
-        new = extract_features(built, test, rule, device=device, progress=True)
+        shown = sys.stdout.isatty()
+        known = extract_features(built, train, rule, device=device, progress=shown)
+        new = extract_features(built, test, rule, device=device, progress=shown)
         if known.labels is None or new.labels is None:
             raise ModelError("The data has no labels.")
         inputs = _small(test) if information else None
