@@ -209,6 +209,7 @@ def test_a_store_belongs_to_its_functions(tmp_path):
         report(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_a_store_knows_a_script_that_is_imported_later(tmp_path):
     """Run as a script, its functions lie in __main__; the command line imports it."""
     script = tmp_path / "study.py"
@@ -359,6 +360,7 @@ def test_a_lost_workers_trial_is_run_again(tmp_path):
     assert counts["head"] == 2
 
 
+@pytest.mark.slow
 def test_a_trial_that_always_kills_its_worker_is_given_up(tmp_path):
     options = AblationOptions(example_inputs=INPUTS, retries=1)
     result = ablate(

@@ -153,7 +153,8 @@ def _shard(text: str | None) -> tuple[int, int] | None:
 def _executor(dask: str | None, workers: int | None) -> Iterator[Any]:
     """Yield what `vcreg_fx.ablate` takes as executor."""
     if dask is None:
-        yield workers or _cores()
+        count = workers or _cores()
+        yield count if count > 1 else None  # one worker is this process
         return
     if workers is not None:
         raise ModelError("--workers is of this machine; the Dask cluster has its own.")
