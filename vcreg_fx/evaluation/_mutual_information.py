@@ -30,8 +30,9 @@ def mutual_information(
     the estimate comes from the last quarter, so that T cannot raise it by learning samples by
     heart.
 
-    The estimate is a lower bound. It cannot grow much beyond the logarithm of the number of pairs it
-    comes from, 16 for each test sample, so compare only estimates from equally many samples. A deterministic function of a
+    The estimate is a lower bound. It cannot grow much beyond the logarithm of the number of pairs
+    that it comes from, 16 for each test sample, so compare only estimates from equally many
+    samples. A deterministic function of a
     continuous input has infinite mutual information with it; what is compared is how much of it a
     small network can see.
 
