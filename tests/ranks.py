@@ -110,7 +110,7 @@ def statistics_are_each_ranks_own_by_default(rank: int) -> None:
 def _synced(**config: Any) -> Callable[[int], None]:
     def function(rank: int) -> None:
         model, x = model_and_batch()
-        common = {k: v for k, v in config.items() if k in {"demean", "delta"}}
+        common = {k: v for k, v in config.items() if k in {"demean", "delta", "regularizer"}}
         expected = naive(model, x, **common)
         vcreg_fx.insert(model, RULE, sync=True, **config)
         agree(gradients(DistributedDataParallel(model), part(x, rank)), expected)
@@ -127,6 +127,8 @@ for _mode in ("gradient", "loss"):
         CHECKS[f"synced_{_mode}_{_backend}"] = _synced(mode=_mode, backend=_backend)
 CHECKS["synced_with_demeaned_activations"] = _synced(demean="activations")
 CHECKS["synced_without_delta"] = _synced(delta=None)
+for _mode in ("gradient", "loss"):
+    CHECKS[f"synced_competitor_{_mode}"] = _synced(mode=_mode, regularizer="decov")
 
 
 @check

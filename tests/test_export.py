@@ -425,6 +425,12 @@ def test_models_that_are_refused(tmp_path):
     with pytest.raises(ExportError, match='mode="loss"'):
         vcreg_fx.export(model, path, training=True, example_inputs=(torch.randn(2, 3, 64, 64),))
     assert not path.exists()
+    model = vcreg_fx.insert(SMALL["resnet18"][0](), "blocks", regularizer="decov")
+    with pytest.raises(ExportError, match="a regularizer other than VCReg"):
+        vcreg_fx.export(model, tmp_path / "decov")
+    with pytest.raises(ExportError, match="a regularizer other than VCReg"):
+        vcreg_fx.export(model, path, training=True)
+    vcreg_fx.export(model, path)
 
 
 class FixedBatch(nn.Module):

@@ -1,5 +1,7 @@
 """Train any vision model with variance-covariance regularization (VCReg, arXiv 2306.13292)."""
 
+import typing as _typing
+
 import placement_rules
 from placement_rules import ExampleInputsError as ExampleInputsError
 from placement_rules import LayoutError as LayoutError
@@ -34,4 +36,20 @@ from .functional import vicreg_loss as vicreg_loss
 from .surgery import Plan as Plan
 from .surgery import plan as plan
 
+if _typing.TYPE_CHECKING:
+    from .ablation import ablate as ablate
+
 rules = placement_rules
+
+
+def __getattr__(name: str) -> _typing.Any:
+    """Import what stands above the core when it is first asked for."""
+    if name == "ablate":
+        from .ablation import ablate
+
+        return ablate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), "ablate"])

@@ -14,6 +14,7 @@ from ._config import VCRegConfig
 from ._errors import InsertionError
 from ._live import LiveSite
 from ._loss_scale import LossScale
+from .regularizers import Penalize, choose
 from .surgery import check_uncovered, live_sites, make_config, plan, uninstall
 from .surgery import insertions as _insertions
 
@@ -27,6 +28,7 @@ def insert(
     example_kwargs: Mapping[str, Any] | None = None,
     layout: str | Layout | None = None,
     coefficients: Mapping[str, Mapping[str, float]] | None = None,
+    regularizer: str | Penalize = "vcreg",
     **overrides: Any,
 ) -> nn.Module:
     """Insert VCReg into a model, in place: every training step then adds the penalty's gradient.
@@ -46,6 +48,11 @@ def insert(
     - `layout`: the layout of every site, such as ``"NHWC"``, where it is not to be inferred.
     - `coefficients`: ``{site name: {"alpha": …, "beta": …}}`` to set sites apart, as `get_config`
       returns it; the names must be those that the rule selects.
+    - `regularizer`: what acts at the sites: ``"vcreg"``; ``"variance"``, its variance term alone
+      (VICReg's Eq. 1, fast); ``"decov"`` or ``"wld"``, as `vcreg_fx.functional.decov_loss` and
+      ``wld_loss`` define them; or any function of z (n, d) that returns a scalar, or its name,
+      ``"module:function"``. All but the first two are differentiated by autograd, and weighted by α
+      alone.
     - `overrides`: fields of the configuration to change: ``alpha=0.32``.
 
     **Returns:** the same model.
@@ -54,12 +61,13 @@ def insert(
     is then exactly as it was.
     """
     merged = make_config(config, overrides)
+    choose(regularizer, merged)  # a mistake is found before anything is recorded
     planned = plan(
         model, rule, example_inputs=example_inputs, example_kwargs=example_kwargs, layout=layout
     )
     if coefficients is not None:
         _check_coefficients(coefficients, [site.name for site in planned.sites], merged)
-    planned.apply(merged)
+    planned.apply(merged, regularizer=regularizer)
     for site in sites(model):
         for name, value in (coefficients or {}).get(site.name, {}).items():
             setattr(site, name, value)
@@ -111,6 +119,7 @@ def get_configs(model: nn.Module) -> list[dict[str, Any]]:
         {
             "rule": insertion.rule,
             **insertion.config,
+            "regularizer": insertion.regularizer,
             "layout": insertion.layout,
             "coefficients": {
                 name: {"alpha": live[name].alpha, "beta": live[name].beta}

@@ -16,6 +16,7 @@ from ._distributed import GroupSum, group_of, group_sum
 from ._loss_scale import LossScale
 from .regularizers import (
     InjectGradient,
+    Penalize,
     Penalty,
     Settings,
     Statistics,
@@ -54,6 +55,7 @@ class LiveSite:
         channels: int,
         config: VCRegConfig,
         clone: bool,
+        penalize: Penalize | None = None,
     ) -> None:
         self.name = name
         self.path = path
@@ -65,6 +67,7 @@ class LiveSite:
         self.pending: list[Tensor] = []
         self.probe: Callable[[Tensor], None] | None = None  # notes activations in place of all else
         self._clone = clone
+        self.penalize = penalize
         self._alpha = torch.tensor(config.alpha, dtype=torch.float64, device="cpu")
         self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
         self._numbers: Tensor | None = None  # variances + ε, covariance loss, n of the last step
@@ -93,7 +96,10 @@ class LiveSite:
 
     @property
     def numbers(self) -> Tensor | None:
-        """C_ii + ε of each feature, ℓ_cov and n of the last step, shape (d + 2,), on the device."""
+        """C_ii + ε of each feature, ℓ_cov (or a competitor's value) and n of the last step.
+
+        Shape (d + 2,), on the device.
+        """
         return self._numbers
 
     @property
@@ -109,8 +115,10 @@ class LiveSite:
 
     @property
     def covariance_loss(self) -> float | None:
-        """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given)."""
-        return None if self._numbers is None else float(self._numbers[-2])
+        """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given); None for a competitor."""
+        if self._numbers is None or self.penalize is not None:
+            return None
+        return float(self._numbers[-2])
 
     @property
     def samples(self) -> int | None:
@@ -119,7 +127,9 @@ class LiveSite:
 
     @property
     def penalty(self) -> float | None:
-        """α ℓ_var + β ℓ_cov of the last step (Eq. 5)."""
+        """α ℓ_var + β ℓ_cov of the last step (Eq. 5); α times a competitor's value."""
+        if self._numbers is not None and self.penalize is not None:
+            return self.alpha * float(self._numbers[-2])
         variance, covariance = self.variance_loss, self.covariance_loss
         if variance is None or covariance is None:
             return None
@@ -200,6 +210,11 @@ class LiveSite:
             self._check_half(h)
         scale = None if self.loss_scale is None else self.loss_scale.read()
         if torch.compiler.is_exporting():
+            if self.penalize is not None:
+                raise RuntimeError(
+                    f"{self.name} has a regularizer other than VCReg, for which exported programs "
+                    "have no operator. Export in eval mode: model.eval()."
+                )
             return exported_vcreg(
                 self.name, h, mean, self._alpha, self._beta, scale, self.layout, self.config
             )
@@ -271,7 +286,7 @@ class LiveSite:
             self._numbers = numbers
 
     def _make_settings(self) -> Settings:
-        return Settings(self.layout, self.config, self._clone, self._record)
+        return Settings(self.layout, self.config, self._clone, self._record, self.penalize)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""

@@ -124,6 +124,10 @@ def _measured(site: LiveSite, h: Tensor, grad: Tensor | None) -> SiteMeasurement
     h = h.detach()
     z = flatten_samples(h, site.layout).to(torch.promote_types(h.dtype, torch.float32))
     config = replace(site.config, alpha=site.alpha, beta=site.beta, sync=False)
+    if site.penalize is not None:
+        raise InsertionError(
+            f"{site.name} has a regularizer other than VCReg; measure compares VCReg's two terms."
+        )
     both, variances, covariance_loss = penalty_gradient(h, site.layout, config)
     of_variance = penalty_gradient(h, site.layout, replace(config, beta=0.0))[0]
     of_covariance = penalty_gradient(h, site.layout, replace(config, alpha=0.0))[0]

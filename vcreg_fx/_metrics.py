@@ -22,7 +22,8 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
     **Returns:** for each site, ``prefix/site/penalty`` (α ℓ_var + β ℓ_cov, Eq. 5),
     ``…/variance_loss`` (Eq. 3), ``…/covariance_loss`` (Eq. 4 or 10), ``…/std`` (mean over features)
     and ``…/below_gamma`` (share of the features whose std is below γ); and ``prefix/penalty``,
-    the sum of the penalties.
+    the sum of the penalties. A site with another regularizer has no two losses, and its penalty is
+    α times its value.
     """
     names: list[str] = []
     found: list[torch.Tensor] = []
@@ -31,10 +32,16 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
             continue
         std, covariance = site.numbers[:-2].sqrt(), site.numbers[-2]
         variance = torch.relu(site.config.gamma - std).mean()
+        if site.penalize is None:
+            losses = {
+                "penalty": site.alpha * variance + site.beta * covariance,
+                "variance_loss": variance,
+                "covariance_loss": covariance,
+            }
+        else:
+            losses = {"penalty": site.alpha * covariance}
         values = {
-            "penalty": site.alpha * variance + site.beta * covariance,
-            "variance_loss": variance,
-            "covariance_loss": covariance,
+            **losses,
             "std": std.mean(),
             "below_gamma": (std < site.config.gamma).to(std.dtype).mean(),
         }

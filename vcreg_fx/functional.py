@@ -1,7 +1,8 @@
 """The losses as the papers write them: the reference every fast path is tested against.
 
-VCReg is arXiv 2306.13292, VICReg arXiv 2105.04906. Nothing here is optimized; gradients come from
-autograd. Samples are rows: z has shape (n, d), n samples of d features.
+VCReg is arXiv 2306.13292, VICReg arXiv 2105.04906; its competitors name their papers. Nothing here
+is optimized; gradients come from autograd. Samples are rows: z has shape (n, d), n samples of d
+features.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from placement_rules import Layout
+
+_WLD_BLOCK = 8_388_608  # elements of the differences of one block of samples
 
 
 def flatten_samples(h: Tensor, layout: str | Layout) -> Tensor:
@@ -156,3 +160,80 @@ def vicreg_loss(
     v = torch.stack([variance_loss(view, gamma, eps) for view in views]).sum()
     c = torch.stack([covariance_loss(view, normalization="vicreg") for view in views]).sum()
     return invariance * invariance_loss(z, other) + variance * v + covariance_weight * c
+
+
+def decov_loss(z: Tensor) -> Tensor:
+    """Return ½ (‖C‖²_F − ‖diag C‖²): DeCov (Cogswell et al. 2015, arXiv 1511.06068).
+
+    C is the covariance matrix with 1/n, so this is half the sum of its squared entries beside the
+    diagonal.
+
+    **Arguments:**
+
+    - `z`: shape (n, d).
+    """
+    centred = z - z.mean(dim=0)
+    c = centred.T @ centred / len(z)
+    return (c.square().sum() - c.diagonal().square().sum()) / 2
+
+
+def wld_loss(
+    z: Tensor,
+    form: Literal["direct", "det", "logdet"] = "direct",
+    *,
+    gamma: float = 10.0,
+    norm_weight: float = 0.0,
+) -> Tensor:
+    """Return the diversity penalty of WLD-Reg (Laakom et al. 2023, arXiv 2301.01352).
+
+    Two features are as similar as S_nm = (1/N) Σ_j exp(−γ (z_jn − z_jm)²). The penalty is
+    Σ_{n≠m} S_nm (``"direct"``), −det S (``"det"``) or −log det S (``"logdet"``), plus
+    ``norm_weight`` · Σ_j ‖z_j‖², against features that are told apart by growing.
+
+    Samples are taken in blocks whose differences are computed again in backward, so that memory
+    grows with d² and not with n d².
+
+    **Arguments:**
+
+    - `z`: shape (n, d).
+    - `form`: which of the three.
+    - `gamma`: γ, how soon features count as different.
+    - `norm_weight`: relative to the diversity penalty; 0 leaves the norm out.
+
+    **Raises:** `ValueError` for another form.
+    """
+    if form not in {"direct", "det", "logdet"}:
+        raise ValueError(f'form={form!r} must be "direct", "det" or "logdet".')
+    n, d = z.shape
+    rows = max(_WLD_BLOCK // (d * d), 1)
+    similarity = z.new_zeros(d, d)
+    for block in z.split(rows):
+        similarity = similarity + checkpoint(_similarity, block, gamma, use_reentrant=False)
+    similarity = similarity / n
+    if form == "direct":
+        penalty = similarity.sum() - similarity.diagonal().sum()
+    elif form == "det":
+        penalty = -torch.linalg.det(similarity)
+    else:
+        penalty = -torch.linalg.slogdet(similarity).logabsdet
+    return penalty + norm_weight * z.square().sum()
+
+
+def spectral_decoupling_loss(logits: Tensor, weight: float = 1.0) -> Tensor:
+    """Return (λ/2) ‖ŷ‖², averaged over samples: spectral decoupling (Pezeshki et al. 2021).
+
+    A penalty on logits instead of weights (arXiv 2011.09468), to be added to the cross-entropy:
+    ``loss + spectral_decoupling_loss(logits, weight)``. The paper sums over samples beside a summed
+    cross-entropy; this is the mean, beside PyTorch's mean.
+
+    **Arguments:**
+
+    - `logits`: shape (n, classes), or (n,) for two classes.
+    - `weight`: λ.
+    """
+    return weight / 2 * logits.square().sum() / len(logits)
+
+
+def _similarity(block: Tensor, gamma: float) -> Tensor:
+    differences = block[:, :, None] - block[:, None, :]
+    return torch.exp(-gamma * differences.square()).sum(dim=0)

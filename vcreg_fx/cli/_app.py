@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from ._ablate import app as ablate
 from ._coverage import coverage
 from ._demo import demo
 from ._draw import draw
+from ._evaluate import evaluate
 from ._export import export
 from ._measure import measure
 from ._sites import sites
@@ -24,6 +26,8 @@ app.command()(demo)
 app.command()(draw)
 app.command()(export)
 app.command()(coverage)
+app.command()(evaluate)
+app.add_typer(ablate, name="ablate")
 
 
 @app.callback()

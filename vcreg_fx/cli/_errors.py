@@ -9,6 +9,7 @@ import typer
 
 from placement_rules import ExampleInputsError, PlacementError
 
+from ..ablation import AblationError
 from ..export import ExportError
 
 
@@ -28,7 +29,7 @@ def clear_errors() -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(1) from error
-    except (ModelError, PlacementError, ExportError, OSError) as error:
+    except (ModelError, PlacementError, AblationError, ExportError, OSError) as error:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         typer.echo(f"Error: {message}", err=True)
         raise typer.Exit(1) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from torch import nn
 from ._errors import ModelError
 
 
-def build_from_factory(name: str) -> nn.Module:
+def build_from_factory(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     """Return what the factory ``package.module:factory`` returns, or the module that it names.
+
+    **Arguments:**
+
+    - `options`: named arguments for the factory.
 
     The current directory is searched for the package first.
 
@@ -23,24 +28,28 @@ def build_from_factory(name: str) -> nn.Module:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ModelError(f"{name!r} is not package.module:factory; a part is missing.")
-    found = _find(_import(module_name), module_name, attribute)
+    found = _find(import_module(module_name), module_name, attribute)
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
         raise ModelError(f"{name} is a {type(found).__name__}, neither callable nor a module.")
     try:
-        model = found()
+        model = found(**(options or {}))
     except Exception as error:
         raise ModelError(
             f"{name}() raised {type(error).__name__}: {error}. A factory is called without "
-            "arguments."
+            "arguments, or with those of --set."
         ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name}() returned a {type(model).__name__}, not a torch.nn.Module.")
     return model
 
 
-def _import(name: str) -> Any:
+def import_module(name: str) -> Any:
+    """Import a user's module; the current directory is searched first.
+
+    **Raises:** `ModelError` if it does not exist or raises.
+    """
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

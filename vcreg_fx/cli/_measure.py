@@ -14,6 +14,7 @@ from placement_rules import RecordingError, leaves, record
 
 from .._insert import insert
 from .._measure import measure as measure_sites
+from ._checkpoint import load_checkpoint
 from ._errors import ModelError, clear_errors
 from ._model import FORMS, load_model
 
@@ -38,7 +39,7 @@ def measure(
         torch.manual_seed(seed)
         network = load_model(model)
         if checkpoint is not None:
-            network.load_state_dict(torch.load(checkpoint, map_location="cpu"))
+            load_checkpoint(network, checkpoint)
         inputs = _noise(network, batch)
         insert(network, rule, alpha=alpha, beta=beta)
         found = measure_sites(network, inputs, _task)

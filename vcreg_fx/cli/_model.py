@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from ._factory import build_from_factory
 FORMS = "timm/NAME, torchvision/NAME, transformers/CLASS or package.module:factory"
 
 
-def load_model(name: str, *, meta: bool = False) -> nn.Module:
+def load_model(
+    name: str, *, meta: bool = False, options: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Return the model that ``name`` stands for, with random weights.
 
     **Arguments:**
@@ -25,35 +28,36 @@ def load_model(name: str, *, meta: bool = False) -> nn.Module:
     - `name`: ``timm/NAME``, ``torchvision/NAME``, ``transformers/CLASS`` (from its default
       configuration), or ``package.module:factory`` (any callable that returns a module).
     - `meta`: build the library's models on the meta device, without weights at all.
+    - `options`: arguments of the model's builder, such as ``num_classes``.
 
     **Raises:** `ModelError` for an unknown name, with close ones, or a model that cannot be built;
     `ModuleNotFoundError` if the library is not installed.
     """
     library, slash, rest = name.partition("/")
-    sources: dict[str, Callable[[str], Callable[[], Any]]] = {
+    sources: dict[str, Callable[[str], Callable[..., Any]]] = {
         "timm": _timm,
         "torchvision": _torchvision,
         "transformers": _transformers,
     }
     if slash and library in sources:
-        build = sources[library](rest)
+        build = functools.partial(sources[library](rest), **(options or {}))
         return _build(name, build, torch.device("meta" if meta else "cpu"))
     if ":" in name:
-        return build_from_factory(name)
+        return build_from_factory(name, options)
     if not slash and name in sources:
         raise ModelError(f"{name!r} names a library and no model. Write {name}/NAME.")
     raise ModelError(f"{name!r} is not a model. Write {FORMS}, such as timm/convnext_atto.")
 
 
-def _timm(name: str) -> Callable[[], Any]:
+def _timm(name: str) -> Callable[..., Any]:
     import timm
 
     if ":" in name or not timm.is_model(name):
         raise _unknown(name, "timm", timm.list_models())
-    return lambda: timm.create_model(name, pretrained=False)
+    return functools.partial(timm.create_model, name, pretrained=False)
 
 
-def _torchvision(name: str) -> Callable[[], Any]:
+def _torchvision(name: str) -> Callable[..., Any]:
     from torchvision import models
 
     if name not in models.list_models():
@@ -62,10 +66,10 @@ def _torchvision(name: str) -> Callable[[], Any]:
     # Segmentation and detection models would otherwise download their backbone's weights.
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None
-    return lambda: models.get_model(name, **options)
+    return functools.partial(models.get_model, name, **options)
 
 
-def _transformers(name: str) -> Callable[[], Any]:
+def _transformers(name: str) -> Callable[..., Any]:
     import transformers
 
     found = getattr(transformers, name, None) if name.isidentifier() else None
@@ -77,7 +81,7 @@ def _transformers(name: str) -> Callable[[], Any]:
             f"transformers/{name} is no model class with a configuration of its own. Name one, "
             "such as transformers/ViTForImageClassification."
         )
-    return lambda: found(config_class())
+    return lambda **options: found(config_class(**options))
 
 
 def _build(name: str, build: Callable[[], Any], device: torch.device) -> nn.Module:

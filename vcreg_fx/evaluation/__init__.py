@@ -1,11 +1,33 @@
-"""What a representation is worth: spread, correlation, spectrum, linear probe."""
+"""What a representation is worth: probes, clustering, information, correlation, spectrum."""
 
 from ._capture import captured as captured
+from ._cdnv import cdnv as cdnv
+from ._classes import ClassMoments as ClassMoments
+from ._classes import class_moments as class_moments
 from ._correlation import correlation_matrix as correlation_matrix
 from ._correlation import mean_correlation as mean_correlation
+from ._correlation import squared_correlation as squared_correlation
+from ._features import Features as Features
+from ._features import extract_features as extract_features
 from ._features import head_features as head_features
+from ._gradient_probe import ADAMW_PROBE as ADAMW_PROBE
+from ._gradient_probe import INATURALIST_PROBE as INATURALIST_PROBE
+from ._gradient_probe import PLACES_PROBE as PLACES_PROBE
+from ._gradient_probe import SGD_PROBE as SGD_PROBE
+from ._gradient_probe import ProbeSettings as ProbeSettings
+from ._gradient_probe import gradient_probe as gradient_probe
+from ._knn_probe import knn_probe as knn_probe
+from ._logistic_probe import STRENGTHS as STRENGTHS
+from ._logistic_probe import logistic_probe as logistic_probe
+from ._measure import PROBES as PROBES
+from ._measure import measure_features as measure_features
+from ._mutual_information import mutual_information as mutual_information
+from ._ncc import nearest_center as nearest_center
+from ._ncc import nearest_center_accuracy as nearest_center_accuracy
 from ._probe import linear_probe as linear_probe
+from ._probe_result import ProbeResult as ProbeResult
 from ._sign_test import sign_test as sign_test
 from ._spectrum import covariance_spectrum as covariance_spectrum
 from ._spectrum import effective_rank as effective_rank
+from ._spread import mean_std as mean_std
 from ._spread import share_below as share_below

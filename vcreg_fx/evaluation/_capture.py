@@ -48,7 +48,7 @@ def captured(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, list
 
 def _keep_output(site: Site, tensors: list[Tensor]) -> Callable[..., None]:
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        tensors.append(get_leaf(output, site.leaf))
+        tensors.append(_kept(site, get_leaf(output, site.leaf)))
 
     return hook
 
@@ -56,6 +56,11 @@ def _keep_output(site: Site, tensors: list[Tensor]) -> Callable[..., None]:
 def _keep_input(site: Site, tensors: list[Tensor]) -> Callable[..., None]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         source = args if isinstance(site.leaf[0], int) else kwargs
-        tensors.append(get_leaf(source, site.leaf))
+        tensors.append(_kept(site, get_leaf(source, site.leaf)))
 
     return hook
+
+
+def _kept(site: Site, tensor: Tensor) -> Tensor:
+    """Return the tensor; a copy where the model writes to it further down."""
+    return tensor if site.clone is None else tensor.clone()

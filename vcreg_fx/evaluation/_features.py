@@ -1,15 +1,108 @@
-"""Features: what a model hands to its classifier."""
+"""Features: what a frozen model computes at its sites, one vector an image."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from placement_rules import PlacementError
+from placement_rules import Layout, PlacementError, Rule, Site, parse, record, resolve
 
 from ..functional import flatten_samples
 from ..surgery import plan
+from ._batches import Batch, batches
 from ._capture import captured
+from ._tap import tapped
+
+
+@dataclass(frozen=True)
+class Features:
+    """What was extracted; everything lies on the CPU.
+
+    **Attributes:**
+
+    - `tensors`: site name → features, shape (n, d).
+    - `labels`: shape (n,), where the batches had labels.
+    """
+
+    tensors: dict[str, Tensor]
+    labels: Tensor | None
+
+    @property
+    def only(self) -> Tensor:
+        """The features of the only site.
+
+        **Raises:** `PlacementError` if there are several.
+        """
+        if len(self.tensors) != 1:
+            names = ", ".join(self.tensors)
+            raise PlacementError(f"There are {len(self.tensors)} sites ({names}), not one.")
+        return next(iter(self.tensors.values()))
+
+
+def extract_features(
+    model: nn.Module,
+    data: Tensor | Iterable[Any],
+    rule: str | Rule = "head",
+    *,
+    pool: Literal["mean", "none"] = "mean",
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    layout: str | Layout | None = None,
+    progress: bool = False,
+) -> Features:
+    """Run a frozen model over data and keep what passes at the sites of a rule.
+
+    The model runs in eval mode without gradients, and is left in the mode and on the device it was
+    on. It may have VCReg or not.
+
+    **Arguments:**
+
+    - `data`: images, shape (n, …); or batches, such as a ``DataLoader``: tensors, pairs of a tensor
+      and labels, or dictionaries of the model's named arguments, with ``labels`` beside them.
+    - `rule`: the sites; by default the input of the classifier.
+    - `pool`: ``"mean"`` averages each channel over locations, which gives one vector an image;
+      ``"none"`` keeps every location as a row, as VCReg does.
+    - `batch_size`: images in one forward pass, where `data` is a tensor.
+    - `device`: where to run; by default where the model is.
+    - `layout`: of every site, where it is not to be inferred.
+    - `progress`: show a progress bar.
+
+    **Raises:** `PlacementError` if a site does not have one tensor a forward pass, whose first axis
+    is that of the batch; `ValueError` for data without batches.
+    """
+    if pool not in {"mean", "none"}:
+        raise ValueError(f'pool={pool!r} must be "mean" or "none".')
+    stream = batches(data, batch_size, progress)
+    first = next(stream, None)
+    if first is None:
+        raise ValueError("There is no batch to extract features from: the data is empty.")
+    kept: dict[str, list[Tensor]] = {}
+    labels: list[Tensor] = []
+    with _frozen(model, device) as where, ExitStack() as stack:
+        example = first.to(where)
+        recording = record(model, example.args, example.kwargs)
+        sites = resolve(recording, parse(rule).require(recording), layout)
+        inside = [site for site in sites if site.form == "inside"]
+        running = model
+        found: dict[str, list[Tensor]] = {site.name: [] for site in inside}
+        if inside:
+            running = tapped(model, inside, found, (example.args, example.kwargs))
+        outside = [site for site in sites if site.form != "inside"]
+        found.update(stack.enter_context(captured(running, outside)))
+        for batch in _chain(first, stream):
+            moved = batch.to(where)
+            running(*moved.args, **moved.kwargs)
+            for site in sites:
+                kept.setdefault(site.name, []).append(_take(site, found, batch.size, pool))
+            if batch.labels is not None:
+                labels.append(batch.labels.cpu())
+    tensors = {name: torch.cat(parts) for name, parts in kept.items()}
+    return Features(tensors, torch.cat(labels) if labels else None)
 
 
 def head_features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -21,7 +114,7 @@ def head_features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Te
     - `images`: shape (n, channels, height, width).
     - `batch_size`: images in one forward pass.
 
-    **Returns:** shape (n, d).
+    **Returns:** shape (n, d), where the model is.
 
     **Raises:** `PlacementError` if the model has no head, several, or one that does not see one
     vector an image.
@@ -30,20 +123,56 @@ def head_features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Te
     if len(sites) != 1:
         names = ", ".join(site.name for site in sites)
         raise PlacementError(f"{type(model).__name__} has {len(sites)} heads ({names}), not one.")
-    training = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), captured(model, sites) as found:
-            for batch in images.split(batch_size):
-                model(batch)
-    finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
-    layout = sites[0].layout
-    features = torch.cat([flatten_samples(h, layout) for h in found[sites[0].name]])
+    features = extract_features(model, images, pool="none", batch_size=batch_size).only
     if len(features) != len(images):
         raise PlacementError(
             f"{sites[0].name} holds {len(features)} vectors for {len(images)} images; features are "
             "one vector an image."
         )
-    return features
+    return features.to(images.device)
+
+
+def _take(site: Site, found: Mapping[str, list[Tensor]], size: int, pool: str) -> Tensor:
+    """Return the features of one batch, and forget the tensor they came from."""
+    tensors = found[site.name]
+    if len(tensors) != 1:
+        raise PlacementError(
+            f"{site.name} was passed {len(tensors)} times in one forward pass; features are read "
+            "where a tensor passes once. Choose another rule."
+        )
+    h = tensors.pop()
+    if site.layout.axis == 0 or h.shape[0] != size:
+        raise PlacementError(
+            f"{site.name} has shape {tuple(h.shape)} ({site.layout}) for a batch of {size}: its "
+            "first axis is not that of the images, so there is no vector an image. Choose another "
+            "rule."
+        )
+    if pool == "mean" and h.ndim > 2:
+        axes = [axis for axis in site.layout.sample_axes if axis]
+        return h.mean(dim=axes, dtype=torch.promote_types(h.dtype, torch.float32)).cpu()
+    return flatten_samples(h, site.layout).cpu()
+
+
+def _chain(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
+    yield first
+    yield from rest
+
+
+@contextmanager
+def _frozen(model: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
+    """Set a model to eval mode on a device, and back afterwards."""
+    parameter = next(model.parameters(), None)
+    before = parameter.device if parameter is not None else torch.device("cpu")
+    wanted = before if device is None else torch.device(device)
+    training = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        if wanted != before:
+            model.to(wanted)
+        with torch.no_grad():
+            yield wanted
+    finally:
+        for name, module in model.named_modules():
+            module.training = training[name]
+        if wanted != before:
+            model.to(before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -17,12 +19,13 @@ def covariance_spectrum(features: Tensor) -> Tensor:
 
     **Returns:** shape (d,), none below zero.
     """
-    eigenvalues: Tensor = torch.linalg.eigvalsh(covariance(features.double()))
-    return eigenvalues.flip(0).clamp(min=0)
+    return spectrum_of(covariance(features.double()))
 
 
-def effective_rank(features: Tensor) -> float:
-    """Return (Σλ)² / Σλ², the number of equally strong directions that vary as much.
+def effective_rank(
+    features: Tensor, kind: Literal["participation", "entropy"] = "participation"
+) -> float:
+    """Return in how many equally strong directions the features might vary.
 
     Between 1 (all features move together) and d (uncorrelated, all equally strong); 0 where
     nothing varies.
@@ -30,7 +33,30 @@ def effective_rank(features: Tensor) -> float:
     **Arguments:**
 
     - `features`: shape (n, d).
+    - `kind`: ``"participation"`` is (Σλ)² / Σλ², with λ the eigenvalues of the covariance matrix;
+      ``"entropy"`` is exp(−Σ p log p) with p = λ / Σλ (Roy and Vetterli 2007, whose p are singular
+      values of the data; here, variances).
+
+    **Raises:** `ValueError` for another kind.
     """
-    spectrum = covariance_spectrum(features)
-    squares = float(spectrum.square().sum())
-    return float(spectrum.sum()) ** 2 / squares if squares > 0 else 0.0
+    return float(rank_of(covariance_spectrum(features), kind))
+
+
+def spectrum_of(c: Tensor) -> Tensor:
+    """Return the eigenvalues of a covariance matrix, the largest first, none below zero."""
+    eigenvalues: Tensor = torch.linalg.eigvalsh(c)
+    return eigenvalues.flip(0).clamp(min=0)
+
+
+def rank_of(spectrum: Tensor, kind: str = "participation") -> Tensor:
+    """Return the effective rank of a spectrum as a 0-d tensor; see `effective_rank`."""
+    if kind not in {"participation", "entropy"}:
+        raise ValueError(f'kind={kind!r} must be "participation" or "entropy".')
+    total = spectrum.sum()
+    if not total > 0:
+        return torch.zeros_like(total)
+    p = spectrum / total
+    if kind == "participation":
+        return p.square().sum().reciprocal()
+    entropy: Tensor = torch.special.entr(p).sum()
+    return entropy.exp()

@@ -16,3 +16,13 @@ def share_below(features: Tensor, threshold: float = 1.0) -> float:
     - `threshold`: the standard deviation asked for.
     """
     return float((features.double().std(dim=0) < threshold).double().mean())
+
+
+def mean_std(features: Tensor) -> float:
+    """Return the standard deviation of each feature, averaged over features (VICReg's figure 4).
+
+    **Arguments:**
+
+    - `features`: shape (n, d), n ≥ 2.
+    """
+    return float(features.double().std(dim=0).mean())

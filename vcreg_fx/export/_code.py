@@ -16,6 +16,7 @@ from .._config import VCRegConfig
 from .._live import LiveSite
 from .._version import __version__
 from ._constructor import constructor, reference, source_of
+from ._errors import ExportError
 from ._node_modules import Demean, VCReg
 from ._two_modes import TwoModeGraphModule
 
@@ -117,6 +118,11 @@ def _write_module(page: _Page, path: str, part: nn.Module, sites: dict[LiveSite,
 
 
 def _site_call(page: _Page, site: LiveSite) -> str:
+    if site.penalize is not None:
+        raise ExportError(
+            f"{site.name} has a regularizer other than VCReg, which the written code cannot name. "
+            "Export with to_graph_module, or insert VCReg."
+        )
     now = {"alpha": site.alpha, "beta": site.beta}
     values = {item.name: getattr(site.config, item.name) for item in fields(VCRegConfig)} | now
     listed = "".join(f"    {key}={source_of(value)},\n" for key, value in values.items())

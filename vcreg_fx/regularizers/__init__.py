@@ -1,5 +1,7 @@
 """What is applied at a site."""
 
+from ._choice import Penalize as Penalize
+from ._choice import choose as choose
 from ._functions import InjectGradient as InjectGradient
 from ._functions import Penalty as Penalty
 from ._functions import Settings as Settings

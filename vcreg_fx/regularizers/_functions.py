@@ -14,6 +14,7 @@ from placement_rules import Layout
 from .._config import VCRegConfig
 from .._distributed import GatherSamples, group_of
 from ..functional import covariance_loss, flatten_samples, variance_loss
+from ._choice import Penalize
 from ._gradient import Direction, Statistics, apply_direction, direction
 from ._products import add_product
 
@@ -26,6 +27,7 @@ class Settings:
     config: VCRegConfig
     clone: bool
     record: Callable[[Statistics], None]
+    penalize: Penalize | None = None  # what acts instead of VCReg, if anything
 
 
 class InjectGradient(torch.autograd.Function):
@@ -124,13 +126,33 @@ def naive_penalty(
     z = flatten_samples(h, settings.layout)
     if (group := group_of(config.sync)) is not None:
         z = GatherSamples.apply(z, group)
-    spread = variance_loss(z, config.gamma, config.eps)
-    correlation = covariance_loss(z, config.delta)
+    if settings.penalize is not None:
+        loss = other_penalty(z, settings.penalize)
+        penalty = alpha * loss
+    else:
+        loss = covariance_loss(z, config.delta)
+        penalty = alpha * variance_loss(z, config.gamma, config.eps) + beta * loss
     with torch.no_grad():
         variances = z.detach().var(dim=0) + config.eps
         samples = variances.new_ones(()) * z.shape[0]
-    statistics = Statistics(variances, correlation.detach(), samples)
-    return alpha * spread + beta * correlation, statistics
+    return penalty, Statistics(variances, loss.detach(), samples)
+
+
+def other_penalty(z: Tensor, penalize: Penalize) -> Tensor:
+    """Return a competitor's penalty, for autograd to differentiate. z: (n, d).
+
+    **Raises:** `TypeError` if the function does not return a scalar that depends on z.
+    """
+    penalty = penalize(z)
+    if not isinstance(penalty, Tensor) or penalty.numel() != 1 or not penalty.requires_grad:
+        shape = (
+            f"a tensor of shape {tuple(penalty.shape)}" if isinstance(penalty, Tensor) else penalty
+        )
+        raise TypeError(
+            f"The regularizer {getattr(penalize, '__name__', penalize)} returned {shape}; it must "
+            "return a scalar tensor that depends on its argument."
+        )
+    return penalty.reshape(())
 
 
 def _naive_gradient(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) -> Tensor:

@@ -30,7 +30,8 @@ class Statistics(NamedTuple):
     **Attributes:**
 
     - `variances`: C_ii + ε, shape (d,).
-    - `covariance_loss`: Eq. 4 or Eq. 10, a 0-d tensor.
+    - `covariance_loss`: Eq. 4 or Eq. 10; the value of a regularizer that acts instead of VCReg. A
+      0-d tensor.
     - `samples`: n, a number or a 0-d tensor.
     """
 

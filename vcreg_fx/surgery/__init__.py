@@ -12,6 +12,7 @@ from ._install import check_uncovered as check_uncovered
 from ._install import has_inside_site as has_inside_site
 from ._install import insertions as insertions
 from ._install import live_sites as live_sites
+from ._install import replace_site as replace_site
 from ._install import uninstall as uninstall
 from ._plan import Plan as Plan
 from ._plan import check_model as check_model
@@ -43,6 +44,7 @@ __all__ = [
     "notes",
     "original_class",
     "plan",
+    "replace_site",
     "suspended",
     "to_data",
     "uninstall",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -12,6 +13,7 @@ from placement_rules import Recording, Site
 from .._config import VCRegConfig
 from .._errors import InsertionError
 from .._live import LiveSite
+from ..regularizers import Penalize
 from ._class import SiteTable, is_covered, is_rewritten, original_class, rewritten_class, table_of
 from ._forward import Edit, build_forward
 from ._symbolic import TABLE
@@ -26,6 +28,7 @@ def install(
     recording: Recording,
     insertion: Insertion,
     config: VCRegConfig,
+    penalize: Penalize | None = None,
 ) -> nn.Module:
     """Rewrite the modules that own ``sites``, in place.
 
@@ -35,6 +38,7 @@ def install(
     - `recording`: the recording they were planned on.
     - `insertion`: what to remember of this insertion.
     - `config`: what to apply at the sites.
+    - `penalize`: what to apply instead of VCReg, if anything.
 
     **Raises:** `InsertionError` if a site is taken, or a forward cannot be rewritten; nothing has
     been changed then.
@@ -60,7 +64,8 @@ def install(
         classes[path] = rewritten_class(original, forward, not path or REGISTRY in module.__dict__)
     _swap_classes(model, classes)
     for site in sites:
-        _attach(model.get_submodule(site.path), site, Edit.of(site, config).detached(), config)
+        edit = Edit.of(site, config).detached()
+        _attach(model.get_submodule(site.path), site, edit, config, penalize)
     model.__dict__.setdefault(REGISTRY, []).append(insertion)
     return model
 
@@ -99,10 +104,12 @@ def _swap_classes(model: nn.Module, classes: dict[str, type[nn.Module]]) -> None
         done.append((module, before))
 
 
-def _attach(module: nn.Module, site: Site, edit: Edit, config: VCRegConfig) -> None:
+def _attach(
+    module: nn.Module, site: Site, edit: Edit, config: VCRegConfig, penalize: Penalize | None
+) -> None:
     live = LiveSite(
         site.name, site.path, site.position, site.layout, site.channels, config,
-        clone=site.clone is not None,
+        clone=site.clone is not None, penalize=penalize,
     )  # fmt: skip
     module.__dict__.setdefault(TABLE, SiteTable())
     setattr(module.__dict__[TABLE], edit.key, live)
@@ -175,3 +182,16 @@ def carry_insertions(told: Sequence[Insertion], other: nn.Module) -> None:
 def insertions(model: nn.Module) -> list[Insertion]:
     """Return what was inserted into a model, in order."""
     return list(model.__dict__.get(REGISTRY, ()))
+
+
+def replace_site(model: nn.Module, name: str, stand_in: Any) -> None:
+    """Put another object in the place of a live site; the rewritten forward will call it.
+
+    **Raises:** `InsertionError` if the model has no such site.
+    """
+    for module in model.modules():
+        for key, site in table_of(module).items():
+            if site.name == name:
+                setattr(module.__dict__[TABLE], key, stand_in)
+                return
+    raise InsertionError(f"The model has no site {name}.")

@@ -29,6 +29,7 @@ from placement_rules import (
 
 from .._config import VCRegConfig
 from .._errors import InsertionError
+from ..regularizers import Penalize, choose
 from ._class import original_class
 from ._forward import Edit, build_forward
 from ._install import install
@@ -55,24 +56,31 @@ class Plan:
     recording: Recording = field(repr=False)
     layout: Layout | None = None
 
-    def apply(self, config: VCRegConfig | None = None, **overrides: Any) -> nn.Module:
+    def apply(
+        self,
+        config: VCRegConfig | None = None,
+        *,
+        regularizer: str | Penalize = "vcreg",
+        **overrides: Any,
+    ) -> nn.Module:
         """Insert VCReg at the planned sites, in place, and return the model.
 
         **Arguments:**
 
         - `config`: the coefficients; by default those of `VCRegConfig`.
+        - `regularizer`: as for `insert`.
         - `overrides`: fields of the configuration to change: ``alpha=0.32``.
 
         **Raises:** `InsertionError` if a site is taken already or a forward cannot be rewritten;
         the model is then as it was.
         """
-        config = make_config(config, overrides)
+        penalize, config, name = choose(regularizer, make_config(config, overrides))
         check_model(self.model)
         sites = {site.name: (site.path, Edit.of(site, config).key) for site in self.sites}
         layout = None if self.layout is None else str(self.layout)
-        insertion = Insertion(str(self.rule), config.to_dict(), sites, layout)
+        insertion = Insertion(str(self.rule), config.to_dict(), sites, layout, name)
         with torch.inference_mode(mode=False):  # tensors made there could not be trained with
-            return install(self.model, self.sites, self.recording, insertion, config)
+            return install(self.model, self.sites, self.recording, insertion, config, penalize)
 
     def explain(self, path: str) -> str:
         """Say why the module at ``path`` was, or was not, selected.

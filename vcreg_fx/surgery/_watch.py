@@ -22,12 +22,14 @@ class Insertion:
     - `config`: the `VCRegConfig`'s fields.
     - `sites`: site name → module path and the key of the site in that module.
     - `layout`: the layout that was given, if any.
+    - `regularizer`: its name, or the user's function.
     """
 
     rule: str
     config: dict[str, Any]
     sites: dict[str, tuple[str, str]]
     layout: str | None = None
+    regularizer: Any = "vcreg"
     reported: set[str] = field(default_factory=set)
 
 

@@ -1,0 +1,138 @@
+"""``vcreg-fx evaluate``: any model, a checkpoint, the digits or a folder of images."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from vcreg_fx import evaluation
+from vcreg_fx.cli._app import app
+from vcreg_fx.cli._checkpoint import load_checkpoint
+from vcreg_fx.cli._model import load_model
+from vcreg_fx.recipes import load_digits
+
+NAME = "timm/test_convnext"
+
+
+def command(*arguments):
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def fails(*arguments):
+    result = command(*arguments)
+    assert result.exit_code in {1, 2}
+    assert "Traceback" not in result.output
+    return " ".join(result.stderr.replace("│", " ").split())
+
+
+def pictures(folder, count, seed=0):
+    """Write images of two classes, one brighter than the other."""
+    generator = torch.Generator().manual_seed(seed)
+    for label, level in (("dark", 60), ("light", 190)):
+        (folder / label).mkdir(parents=True)
+        for k in range(count):
+            pixels = torch.randint(-50, 50, (40, 36, 3), generator=generator) + level
+            Image.fromarray(pixels.byte().numpy()).save(folder / label / f"{k}.png")
+
+
+@pytest.mark.parametrize("information", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_everything_about_a_checkpoint(tmp_path, information):
+    options = {"num_classes": 3, "in_chans": 1}
+    model = load_model(NAME, options=options)
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    result = command(
+        *(NAME, "--checkpoint", tmp_path / "weights.pt", "--set", "num_classes=3"),
+        *("--rule", "last(blocks, 1) | head", "-o", tmp_path / "out"),
+        *("--probe", "knn", "--probe", "adamw"),
+        "--information" if information else "--no-information",
+    )
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (tmp_path / "out" / "spectra.png").read_bytes().startswith(b"\x89PNG")
+    assert written["images"] == {"train": 1198, "test": 599}
+    assert len(written["sites"]) == 2
+    train, test = load_digits(0)
+    known = evaluation.head_features(model, train.images), train.digits
+    new = evaluation.head_features(model, test.images), test.digits
+    inputs = test.images if information else None
+    expected = evaluation.measure_features(known, new, probes=["knn", "adamw"], inputs=inputs)
+    found = written["sites"]["head.fc:input"]
+    assert found == pytest.approx(expected, rel=1e-3, abs=5e-3)
+    assert found["knn_accuracy"] > 0.3, "even random features tell digits apart"
+    for name in ("knn accuracy", "cdnv", "effective rank"):
+        assert name in result.stdout
+    assert ("mutual information (nats)" in result.stdout) is information
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_folder_of_images(tmp_path, split):
+    if split:
+        pictures(tmp_path / "data" / "train", 12)
+        pictures(tmp_path / "data" / "val", 6, seed=1)
+    else:
+        pictures(tmp_path / "data", 18)
+    result = command(
+        *(NAME, "--data", tmp_path / "data", "--size", 32),
+        *("--no-information", "-o", tmp_path / "out"),
+    )
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert written["data"] == "data"
+    assert written["images"] == {"train": 24, "test": 12}
+    (numbers,) = written["sites"].values()
+    assert numbers["logistic_accuracy"] == 1
+    assert "mutual_information" not in numbers
+
+
+@pytest.mark.parametrize("wrap", ["state_dict", "model", None])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_checkpoints_of_many_kinds(tmp_path, wrap, prefix):
+    model, other = (load_model(NAME) for _ in range(2))
+    state = {prefix + key: value for key, value in model.state_dict().items()}
+    torch.save({wrap: state, "epoch": 3} if wrap else state, tmp_path / "c.pt")
+    load_checkpoint(other, tmp_path / "c.pt")
+    for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, other = (load_model(NAME) for _ in range(2))
+    safetensors.save_file(model.state_dict(), tmp_path / "c.safetensors")
+    load_checkpoint(other, tmp_path / "c.safetensors")
+    for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_cannot_be_evaluated(tmp_path):
+    torch.save(load_model(NAME).state_dict(), tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("no pickle")
+    (tmp_path / "empty").mkdir()
+    out = ("-o", tmp_path / "out")
+    for arguments, message in [
+        (["--checkpoint", tmp_path / "no.pt"], "No such file"),
+        (["--checkpoint", tmp_path / "text.pt"], "cannot be read as weights"),
+        (["--checkpoint", tmp_path / "list.pt"], "holds no state dict"),
+        (["--checkpoint", tmp_path / "other.pt", "--set", "num_classes=3"], "does not fit"),
+        (["--data", tmp_path / "nothing"], "is no folder"),
+        (["--data", tmp_path / "empty"], "holds no images"),
+        (["--set", "num_classes"], "is no setting"),
+        (["--set", "colour=3"], "cannot be built"),
+        (["--probe", "trees"], "There is no probe trees"),
+        (["--rule", "nothing"], "There is no rule 'nothing'"),
+    ]:
+        assert message in fails(NAME, *arguments, *out)
+    pictures(tmp_path / "data" / "train", 2)
+    pictures(tmp_path / "data" / "val", 2)
+    (tmp_path / "data" / "val" / "dark").rename(tmp_path / "data" / "val" / "dim")
+    assert "classes of train and val differ in dark, dim" in fails(
+        NAME, "--data", tmp_path / "data", *out
+    )

@@ -1,0 +1,125 @@
+"""Run an ablation: rules × axes × seeds, resumable, on any executor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+from ._drive import drive
+from ._executors import Workers
+from ._grid import RuleLike, make_trials
+from ._options import AblationOptions
+from ._progress import Progress
+from ._result import AblationResult
+from ._store import Store
+from ._task import Build, Evaluate, Task, Train
+
+PAPER = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
+
+
+def ablate(
+    build: Build,
+    train: Train,
+    evaluate: Evaluate,
+    rules: RuleLike | Iterable[RuleLike] = PAPER,
+    seeds: Iterable[int] = (0, 1, 2),
+    baseline: bool = True,
+    store: str | Path = "runs/ablation",
+    executor: Executor | int | None = None,
+    options: AblationOptions | None = None,
+    **axes: Any,
+) -> AblationResult:
+    """Train a model once for every rule, every value of every axis and every seed; compare.
+
+    Each trial seeds torch, NumPy and Python, calls ``build()``, inserts VCReg by the rule, seeds
+    again, calls ``train(model, trial)`` and then ``evaluate(model, trial)``. So all trials of one
+    seed begin with the same weights and see the same data in the same order, and the same seed
+    gives the same numbers in any process.
+
+    A trial that raises is recorded with its traceback, and the others go on. Finished trials are
+    never run again: a run that was killed goes on where it was, and several processes, also on
+    several machines, may work on one store at the same time. Every call returns when all of its
+    trials are finished, whoever ran them.
+
+    **Arguments:**
+
+    - `build`: returns a new model.
+    - `train`: trains it in place. ``trial["lr"]`` is the value of the axis ``lr`` in this trial;
+      ``trial.seed`` its seed.
+    - `evaluate`: returns a dictionary of numbers.
+    - `rules`: strings, rule objects, the paper's ``"VCReg1"`` to ``"VCReg4"``, or generators:
+      ``rules.each("blocks")``, ``leave_one_out``, ``prefixes``.
+    - `seeds`: whole numbers.
+    - `baseline`: run every seed without VCReg, too.
+    - `store`: the folder of the trials. With workers on other machines, on a shared file system.
+    - `executor`: None runs trials here, one after the other; a number runs them in that many
+      processes; else any ``concurrent.futures.Executor``, such as Dask's ``client.get_executor()``.
+    - `options`: an `AblationOptions`: shards, retries, progress, the look of the table.
+    - `axes`: names with lists of values. Arguments of `insert` (``alpha=[0.32, 0.64]``) are passed
+      to it; all others are the user's own, and only passed through in the trial.
+
+    **Returns:** an `AblationResult` with the records of all trials that were asked for.
+
+    **Raises:** `AblationError` for what cannot be run as asked, before anything is trained, and
+    where workers cannot reach the store or die again and again; `RuleSyntaxError` and `ValueError`
+    for rules and coefficients that do not exist; `NoSiteError` for a generator without sites.
+    """
+    options = options or AblationOptions()
+
+    def example() -> tuple[Any, Any, Any]:
+        return build(), options.example_inputs, options.example_kwargs
+
+    trials = make_trials(rules, seeds, baseline, axes, example)
+    folder = Store(store, options.lost_after)
+    tasks = [
+        Task(
+            trial,
+            build,
+            train,
+            evaluate,
+            folder.path,
+            options.lost_after,
+            options.threads,
+            options.example_inputs,
+            options.example_kwargs,
+        )
+        for trial in trials
+    ]
+    with Workers(executor) as workers:
+        workers.check(tasks[0])
+        folder.create()
+        folder.add_plan(trials, _notes(options, build, train, evaluate))
+        if options.shard is not None:
+            i, n = options.shard
+            tasks = tasks[i - 1 :: n]
+        if options.retry_failed:
+            for task in tasks:
+                folder.forget_failure(task.trial.id)
+        with Progress(tasks, options) as progress:
+            drive(tasks, folder, workers, options.retries, progress.finished)
+    return AblationResult.read(folder, [trial.id for trial in trials])
+
+
+def _notes(options: AblationOptions, *functions: Any) -> dict[str, Any]:
+    names = ("build", "train", "evaluate")
+    return {
+        "title": options.title,
+        "lower_is_better": sorted(options.lower_is_better),
+        "percent": sorted(options.percent),
+        "functions": {
+            name: _identity(function) for name, function in zip(names, functions, strict=True)
+        },
+    }
+
+
+def _identity(function: Any) -> str:
+    """Name a function: the same whether its file runs as a script or is imported."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = named.__module__.rpartition(".")[2]
+    if named.__module__ == "__main__":
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        module = Path(file).stem if file else module
+    return f"{module}.{named.__qualname__}"

@@ -1,0 +1,7 @@
+"""The errors of ablations."""
+
+from __future__ import annotations
+
+
+class AblationError(RuntimeError):
+    """An ablation cannot be run as it was asked for; trials that are finished stay in the store."""

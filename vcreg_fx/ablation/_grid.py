@@ -1,0 +1,101 @@
+"""The trials of an ablation: every rule × every value of every axis × every seed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from torch import nn
+
+from placement_rules import Rule, Series, parse, record
+
+from .._config import VCRegConfig
+from ..regularizers import choose
+from ._errors import AblationError
+from ._trial import BASELINE, Trial, to_json
+
+RuleLike = str | Rule | Series
+INSERT = (*(item.name for item in fields(VCRegConfig)), "layout", "regularizer")
+_RESERVED = {"rule", "rules", "seed", "seeds", "label", "status", "id", "seconds"}
+
+
+def make_trials(
+    rules: RuleLike | Iterable[RuleLike],
+    seeds: Iterable[int],
+    baseline: bool,
+    axes: Mapping[str, Any],
+    example: Callable[[], tuple[nn.Module, Any, Any]],
+) -> list[Trial]:
+    """Return the trials in a fixed order, seed by seed, each once.
+
+    **Arguments:**
+
+    - `rules`: strings, rule objects, or generators such as ``each("blocks")``.
+    - `axes`: name → values. Arguments of ``insert`` do not concern the baseline, which is run once
+      for each combination of the others.
+    - `example`: returns a model with example arguments, for generators to look at.
+
+    **Raises:** `AblationError` for axes without values or seeds that are no whole numbers;
+    `RuleSyntaxError` for rules that cannot be read.
+    """
+    seeds = list(seeds)
+    if not seeds or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
+        raise AblationError(f"seeds={seeds!r} must be whole numbers ≥ 0, one at least.")
+    named = [pair for rule in _as_list(rules) for pair in _expand(rule, example)]
+    if not named and not baseline:
+        raise AblationError("There is nothing to run: no rule, and baseline=False.")
+    values = {name: _values(name, value) for name, value in axes.items()}
+    configs = _product({name: v for name, v in values.items() if name in INSERT})
+    params = _product({name: v for name, v in values.items() if name not in INSERT})
+    _check_configs(configs)
+    trials: dict[str, Trial] = {}
+    for seed, own in itertools.product(seeds, params):
+        found = [Trial(BASELINE, None, seed, {}, own)] if baseline else []
+        found += [Trial(label, rule, seed, c, own) for label, rule in named for c in configs]
+        for trial in found:
+            trials.setdefault(trial.id, trial)
+    return list(trials.values())
+
+
+def _expand(
+    rule: RuleLike, example: Callable[[], tuple[nn.Module, Any, Any]]
+) -> list[tuple[str, Rule]]:
+    if isinstance(rule, Series):
+        model, args, kwargs = example()
+        return [(str(found), found) for found in rule.rules(record(model, args, kwargs))]
+    if isinstance(rule, str) and rule == BASELINE:
+        raise AblationError('"baseline" is no rule; the baseline is run with baseline=True.')
+    return [(str(rule), parse(rule))]
+
+
+def _as_list(rules: Any) -> list[RuleLike]:
+    found: list[RuleLike] = [rules] if isinstance(rules, (str, Rule, Series)) else list(rules)
+    return found
+
+
+def _values(name: str, values: Any) -> list[Any]:
+    """Return the values of an axis; one value alone is an axis of one value."""
+    if name in _RESERVED:
+        raise AblationError(f"An axis cannot be named {name!r}; the engine uses that name.")
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        values = [values]
+    found: list[Any] = list(values)
+    if not found:
+        raise AblationError(f"The axis {name} has no values.")
+    to_json(found)
+    return found
+
+
+def _check_configs(configs: Sequence[Mapping[str, Any]]) -> None:
+    for config in configs:
+        try:
+            own = {k: v for k, v in config.items() if k not in {"layout", "regularizer"}}
+            choose(config.get("regularizer", "vcreg"), VCRegConfig(**own))
+        except (TypeError, ValueError) as error:
+            raise AblationError(f"VCReg cannot be inserted with {dict(config)}: {error}") from error
+
+
+def _product(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(axes, chosen, strict=True)) for chosen in itertools.product(*axes.values())]

@@ -1,0 +1,160 @@
+"""The pictures of an ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._errors import AblationError
+from ._record import is_number
+from ._rows import Row
+
+if TYPE_CHECKING:
+    from ._result import AblationResult
+
+_POINT, _SEED, _BASELINE = "#2e7d8c", "#9db9bf", "#d1495b"
+
+
+def draw_placements(result: AblationResult, path: Path, metrics: Sequence[str] | None) -> None:
+    """Draw one panel a metric, one line a row of the table."""
+    from matplotlib.figure import Figure
+
+    names = list(metrics or result.metrics)
+    rows = [row for row in result.rows if row.by_seed]
+    if unknown := sorted(set(names) - set(result.metrics)):
+        raise AblationError(
+            f"There is no metric {', '.join(unknown)}; there are {', '.join(result.metrics)}."
+        )
+    if not names or not rows:
+        raise AblationError(f"No trial in {result.store} finished well; there is nothing to draw.")
+    columns = min(len(names), 3)
+    lines = -(-len(names) // columns)
+    labels = [_label(result, row) for row in rows]
+    margin = 0.075 * max(len(label) for label in labels)
+    figure = Figure(
+        figsize=(margin + 3.0 * columns, 0.5 + lines * (0.8 + 0.3 * len(rows))),
+        layout="constrained",
+    )
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
+    for axes, metric in zip(grid.flat, names, strict=False):
+        _panel(axes, result, rows, metric)
+        axes.set_yticks(range(len(rows)), labels)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+    for axes in list(grid.flat)[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel(
+        "diamond: mean over seeds, bar: ± one standard deviation, dots: seeds, dashed: baseline",
+        fontsize=8,
+        color="#5b6470",
+    )
+    figure.savefig(path, dpi=150)
+
+
+def _panel(axes: Any, result: AblationResult, rows: Sequence[Row], metric: str) -> None:
+    scale = 100 if metric in result.percent else 1
+    for height, row in enumerate(rows):
+        values = [value * scale for value in row.values(metric).values()]
+        if not values:
+            continue
+        found = row.summary(metric)
+        color = _BASELINE if row.is_baseline else _POINT
+        if row.is_baseline:
+            axes.axvline(found.mean * scale, color=_BASELINE, linewidth=1, linestyle="--", zorder=1)
+        axes.plot(values, [height] * len(values), "o", color=_SEED, markersize=4)
+        spread = found.std * scale if found.count > 1 else None
+        axes.errorbar(found.mean * scale, height, xerr=spread, fmt="D", color=color, markersize=5)
+    arrow = "lower is better" if metric in result.lower_is_better else "higher is better"
+    axes.set_title(metric.replace("_", " "), fontsize=10, loc="left")
+    axes.set_xlabel(f"{'%, ' if scale == 100 else ''}{arrow}", fontsize=8)
+    axes.grid(axis="x", color="#e3e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def draw_heatmaps(result: AblationResult, path: Path, metric: str, x: str, y: str) -> None:
+    """Draw the mean of a metric over two axes, one map a placement."""
+    from matplotlib.figure import Figure
+
+    if metric not in result.metrics:
+        raise AblationError(f"There is no metric {metric}; there are {', '.join(result.metrics)}.")
+    rows = [row for row in result.rows if {x, y} <= {*row.config, *row.params}]
+    labels = list(dict.fromkeys(row.label for row in rows))
+    if not labels:
+        raise AblationError(
+            f"No trial has both {x} and {y}. The axes with several values are: "
+            f"{', '.join(result.varying) or 'none'}."
+        )
+    xs, ys = (_axis_values(rows, name) for name in (x, y))
+    scale = 100 if metric in result.percent else 1
+    maps = {label: _cells(rows, label, metric, (x, y), (xs, ys), scale) for label in labels}
+    known = [v for cells in maps.values() for line in cells for v in line if is_number(v)]
+    if not known:
+        raise AblationError(f"No trial with {x} and {y} finished well; there is nothing to draw.")
+    figure = Figure(
+        figsize=(1.6 + len(labels) * (0.9 + 0.75 * len(xs)), 1.6 + 0.55 * len(ys)),
+        layout="constrained",
+    )
+    grid = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+    low, high = min(known), max(known)
+    form = ".1f" if scale == 100 and high - low > 1 else ".2f" if scale == 100 else "#.3g"
+    for axes, (label, cells) in zip(grid, maps.items(), strict=True):
+        image = axes.imshow(
+            cells, vmin=low, vmax=high, cmap="viridis", aspect="auto", origin="lower"
+        )
+        axes.set_xticks(range(len(xs)), [str(value) for value in xs])
+        axes.set_yticks(range(len(ys)), [str(value) for value in ys])
+        axes.set_xlabel(x)
+        axes.set_title(label, fontsize=10, loc="left")
+        for i, line in enumerate(cells):
+            for j, value in enumerate(line):
+                if is_number(value):
+                    light = value > low + 0.6 * (high - low)
+                    axes.text(
+                        j, i, f"{value:{form}}", ha="center", va="center", fontsize=8,
+                        color="black" if light else "white",
+                    )  # fmt: skip
+    grid[0].set_ylabel(y)
+    unit = " (%)" if scale == 100 else ""
+    figure.colorbar(image, ax=list(grid), label=f"{metric.replace('_', ' ')}{unit}")
+    figure.savefig(path, dpi=150)
+
+
+def _cells(
+    rows: Sequence[Row],
+    label: str,
+    metric: str,
+    names: tuple[str, str],
+    values: tuple[list[Any], list[Any]],
+    scale: int,
+) -> list[list[float]]:
+    """Return y × x means over seeds and over all other axes; NaN where there is no trial."""
+    cells = []
+    for b in values[1]:
+        line = []
+        for a in values[0]:
+            found = [
+                value
+                for row in rows
+                if row.label == label
+                and [{**row.config, **row.params}[name] for name in names] == [a, b]
+                for value in row.values(metric).values()
+            ]
+            line.append(scale * sum(found) / len(found) if found else float("nan"))
+        cells.append(line)
+    return cells
+
+
+def _axis_values(rows: Sequence[Row], name: str) -> list[Any]:
+    found = {str(v): v for row in rows for v in [{**row.config, **row.params}[name]]}
+    values = list(found.values())
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    return sorted(values) if numeric else values
+
+
+def _label(result: AblationResult, row: Row) -> str:
+    known = {**row.config, **row.params}
+    settings = [f"{name}={known[name]}" for name in result.varying if name in known]
+    return ", ".join([row.label, *settings])

@@ -1,0 +1,141 @@
+"""``vcreg-fx evaluate``: all measurements of a trained model's features."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._errors import ModelError, clear_errors
+from ._model import FORMS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{FORMS}.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A state dict; else random weights.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="DIR", help="A folder of one folder a class, or digits.")
+    ] = "digits",
+    rule: Annotated[str, typer.Option(metavar="EXPR", help="Where features are read.")] = "head",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Of the model, such as num_classes=10."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="The side of images; else the model's, or 224.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the model runs.")] = "cpu",
+    probe: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Again and again; else all probes.")
+    ] = None,
+    information: Annotated[
+        bool, typer.Option(help="Estimate mutual information, which takes longest.")
+    ] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of splits and probes.")] = 0,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the numbers go.")
+    ] = Path("evaluation"),
+) -> None:
+    """Measure a model's features: probes, clustering, information, correlation, spectrum.
+
+    Nothing is downloaded. Probes are trained on the training images, every number is measured on
+    the others. Writes evaluation.json and spectra.png.
+    """
+    with clear_errors():
+        import torch
+
+        from ..evaluation import PROBES, covariance_spectrum, extract_features, measure_features
+        from ..recipes import draw_spectra
+        from ._data import load_data
+        from ._checkpoint import load_checkpoint
+        from ._model import load_model
+
+        if unknown := sorted(set(probe or ()) - set(PROBES)):
+            raise ModelError(f"There is no probe {unknown[0]}; there are {', '.join(PROBES)}.")
+        options = dict(_option(text) for text in option or [])
+        if data == "digits" and model.startswith("timm/"):
+            options.setdefault("in_chans", 1)
+        built = load_model(model, options=options)
+        if checkpoint is not None:
+            load_checkpoint(built, checkpoint)
+        train, test = load_data(data, built, size, seed)
+        output.mkdir(parents=True, exist_ok=True)
+        shown = sys.stdout.isatty()
+        known = extract_features(built, train, rule, device=device, progress=shown)
+        new = extract_features(built, test, rule, device=device, progress=shown)
+        if known.labels is None or new.labels is None:
+            raise ModelError("The data has no labels.")
+        inputs = _small(test) if information else None
+        found: dict[str, dict[str, float]] = {}
+        spectra: dict[str, Tensor] = {}
+        for name, features in new.tensors.items():
+            typer.echo(f"measuring {name}, {features.shape[1]} features", err=True)
+            found[name] = measure_features(
+                (known.tensors[name], known.labels),
+                (features, new.labels),
+                probes=probe or PROBES,
+                inputs=inputs,
+                seed=seed,
+            )
+            spectra[name] = covariance_spectrum(features)
+        _print(found)
+        result = {
+            "model": model,
+            "checkpoint": None if checkpoint is None else checkpoint.name,
+            "data": data if data == "digits" else Path(data).name,
+            "images": {"train": len(known.labels), "test": len(new.labels)},
+            "seed": seed,
+            "torch": torch.__version__,
+            "sites": found,
+        }
+        numbers, picture = output / "evaluation.json", output / "spectra.png"
+        numbers.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        draw_spectra(spectra, picture, f"Covariance spectrum of {model}, test images")
+        typer.echo(f"Written: {numbers}\nWritten: {picture}")
+
+
+def _small(batches: Any) -> Tensor:
+    """Return the images at 32×32 or less: enough for the estimate, and few enough numbers."""
+    import torch
+
+    parts = [images for images, _ in batches]
+    side = min(32, *parts[0].shape[2:])
+    return torch.cat([torch.nn.functional.adaptive_avg_pool2d(part, side) for part in parts])
+
+
+def _print(found: dict[str, dict[str, float]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from ._console import plain_table, print_table
+
+    table = plain_table()
+    table.add_column("on the test images")
+    for name in found:
+        table.add_column(escape(name), justify="right")
+    for metric in next(iter(found.values())):
+        values = [numbers[metric] for numbers in found.values()]
+        form = ".2%" if metric.endswith("_accuracy") or metric.startswith("share") else ".4g"
+        unit = " (nats)" if metric == "mutual_information" else ""
+        name = metric.replace("_", " ") + unit
+        table.add_row(name, *(format(value, form) for value in values))
+    print_table(Console(), table)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    from ._values import parse_value
+
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise typer.BadParameter(
+            f"{text!r} is no setting. Write NAME=VALUE: num_classes=10.", param_hint="--set"
+        )
+    return name, parse_value(value)

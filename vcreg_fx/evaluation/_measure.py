@@ -1,0 +1,71 @@
+"""All measurements of one representation."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+from ._cdnv import cdnv
+from ._correlation import mean_correlation, squared_correlation
+from ._gradient_probe import ADAMW_PROBE, PLACES_PROBE, SGD_PROBE, gradient_probe
+from ._knn_probe import knn_probe
+from ._logistic_probe import logistic_probe
+from ._mutual_information import mutual_information
+from ._ncc import nearest_center_accuracy
+from ._spectrum import effective_rank
+from ._spread import mean_std, share_below
+
+PROBES = ("logistic", "adamw", "sgd", "sgd_steps", "knn")
+
+
+def measure_features(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    probes: Collection[str] = PROBES,
+    inputs: Tensor | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Judge a representation by all that this package measures.
+
+    **Arguments:**
+
+    - `train`, `test`: features (n, d) and labels (n,). Probes are trained on the first; every
+      number is measured on the second.
+    - `probes`: which of `PROBES` to train.
+    - `inputs`: the test samples themselves, shape (m, …), to estimate their mutual information with
+      the features; left out by default, because it takes longer than all else.
+    - `seed`: of the probes and of the estimate.
+
+    **Returns:** name → number: accuracies ``<probe>_accuracy`` and ``ncc_accuracy``, ``cdnv``,
+    ``std``, ``share_below_1``, ``correlation``, ``squared_correlation``, ``effective_rank``, and
+    ``mutual_information`` in nats.
+
+    **Raises:** `ValueError` for an unknown probe, or for features no probe can be trained on.
+    """
+    if unknown := sorted(set(probes) - set(PROBES)):
+        raise ValueError(f"There is no probe {', '.join(unknown)}; there are {', '.join(PROBES)}.")
+    settings = {"adamw": ADAMW_PROBE, "sgd": SGD_PROBE, "sgd_steps": PLACES_PROBE}
+    found: dict[str, float] = {}
+    for name in PROBES:
+        if name not in probes:
+            continue
+        if name == "logistic":
+            result = logistic_probe(*train, *test, seed=seed)
+        elif name == "knn":
+            result = knn_probe(*train, *test)
+        else:
+            result = gradient_probe(*train, *test, settings[name], seed=seed)
+        found[f"{name}_accuracy"] = result.accuracy
+    features, labels = test
+    found["ncc_accuracy"] = nearest_center_accuracy(*train, features, labels)
+    found["cdnv"] = cdnv(features, labels)
+    found["std"] = mean_std(features)
+    found["share_below_1"] = share_below(features)
+    found["correlation"] = mean_correlation(features)
+    found["squared_correlation"] = squared_correlation(features)
+    found["effective_rank"] = effective_rank(features)
+    if inputs is not None:
+        found["mutual_information"] = mutual_information(inputs, features, seed=seed)
+    return found

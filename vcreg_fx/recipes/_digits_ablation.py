@@ -1,0 +1,79 @@
+"""The embedded ablation: ConvNeXt-Atto on scikit-learn's digits, in the form of table 7."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ..evaluation import (
+    cdnv,
+    effective_rank,
+    head_features,
+    knn_probe,
+    logistic_probe,
+    mean_correlation,
+)
+from ._digits import GROUPS, load_digits
+from ._train import train as train_classifier
+
+if TYPE_CHECKING:
+    from ..ablation import Trial
+
+STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 300, 64, 4e-3, 0.05
+PERCENT = ("coarse", "linear", "knn")
+LOWER_IS_BETTER = ("correlation",)
+TITLE = "ConvNeXt-Atto"
+
+# The grid of Appendix C.1 has 45 strengths; every fourth of them is enough to rank ten trials.
+_STRENGTHS = tuple(10.0**power for power in range(-5, 6))
+
+
+def build() -> nn.Module:
+    """Return a ConvNeXt-Atto for 32×32 digits in three coarse classes."""
+    import timm
+
+    model: nn.Module = timm.create_model(
+        "convnext_atto", pretrained=False, in_chans=1, num_classes=len(GROUPS)
+    )
+    return model
+
+
+def train(model: nn.Module, trial: Trial) -> None:
+    """Train on the coarse labels; the trial's seed decides on the split and on the order."""
+    images, _ = load_digits(trial.seed)
+    known = {"steps": STEPS, **trial.params}
+    train_classifier(
+        model,
+        images.images,
+        images.groups,
+        steps=known["steps"],
+        batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        seed=trial.seed,
+    )
+
+
+def evaluate(model: nn.Module, trial: Trial) -> dict[str, float]:
+    """Measure on test images what the head's input knows of all ten digits.
+
+    **Returns:** accuracy on the coarse labels (``coarse``), of the linear probe of Appendix C.1
+    (``linear``) and of 20 nearest neighbors (``knn``) on the ten digits; and of the features on the
+    test images, with the digits as classes, ``correlation``, ``rank`` and ``cdnv``.
+    """
+    training, test = load_digits(trial.seed)
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(batch) for batch in test.images.split(256)])
+    known = head_features(model, training.images), training.digits
+    new = head_features(model, test.images), test.digits
+    return {
+        "linear": logistic_probe(*known, *new, strengths=_STRENGTHS, seed=trial.seed).accuracy,
+        "knn": knn_probe(*known, *new).accuracy,
+        "coarse": float((logits.argmax(dim=1) == test.groups).double().mean()),
+        "correlation": mean_correlation(new[0]),
+        "rank": effective_rank(new[0]),
+        "cdnv": cdnv(*new),
+    }

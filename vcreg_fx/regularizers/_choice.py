@@ -1,0 +1,72 @@
+"""Which regularizer acts at a site: VCReg, a competitor by its name, or a user's function."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from .._config import VCRegConfig
+from .._errors import InsertionError
+from ..functional import decov_loss, wld_loss
+
+Penalize = Callable[[Tensor], Tensor]
+COMPETITORS: dict[str, Penalize] = {"decov": decov_loss, "wld": wld_loss}
+_NAMES = ("vcreg", "variance", *COMPETITORS)
+
+
+def choose(
+    regularizer: str | Penalize, config: VCRegConfig
+) -> tuple[Penalize | None, VCRegConfig, str | Penalize]:
+    """Return the function that acts at the sites, the configuration for it, and its name.
+
+    The function is None for VCReg and its variance term, whose gradient is in closed form.
+
+    **Arguments:**
+
+    - `regularizer`: ``"vcreg"``, ``"variance"``, ``"decov"``, ``"wld"``, a function of z (n, d)
+      that returns a scalar, or ``"module:function"``, which names one.
+
+    **Raises:** `InsertionError` for anything else, and for a configuration that only VCReg has.
+    """
+    if regularizer == "vcreg":
+        return None, config, "vcreg"
+    if regularizer == "variance":
+        return None, replace(config, beta=0.0), "variance"
+    if config.convention == "algorithm1":
+        raise InsertionError(
+            'convention="algorithm1" is a way to write VCReg\'s gradient; use it with '
+            'regularizer="vcreg".'
+        )
+    by_autograd = replace(config, backend="naive")
+    if callable(regularizer):
+        return regularizer, by_autograd, _name_of(regularizer)
+    if regularizer in COMPETITORS:
+        return COMPETITORS[regularizer], by_autograd, regularizer
+    return _find(regularizer), by_autograd, regularizer
+
+
+def _find(name: str) -> Penalize:
+    module, colon, attribute = str(name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute) if colon else None
+    except (ImportError, AttributeError):
+        found = None
+    if not callable(found):
+        raise InsertionError(
+            f"There is no regularizer {name!r}. There are {', '.join(_NAMES)}; or give a function "
+            'of z (n, d) that returns a scalar, or its name as "module:function".'
+        )
+    function: Penalize = found
+    return function
+
+
+def _name_of(function: Penalize) -> str | Penalize:
+    """Return the name by which a function can be found again; itself, where there is none."""
+    name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
+    try:
+        return name if _find(name) is function else function
+    except InsertionError:
+        return function
