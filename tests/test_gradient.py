@@ -36,7 +36,7 @@ def added_gradient(h: Tensor, layout: Layout, **config: object) -> Tensor:
 
         site.loss_scale = LossScale(1.0)
     site_input = leaf.view_as(leaf)
-    mean = site.batch_mean(site_input) if site.active(site_input, True) else None
+    mean = site.reference_mean(site_input) if site.active(site_input, True) else None
     out = site.regularize(site_input, mean) if site.active(site_input, True) else site_input
     if site.config.mode == "loss":
         (gradient,) = torch.autograd.grad(site.take_pending()[0], leaf)
@@ -105,7 +105,7 @@ def test_the_arriving_gradient_is_added_and_not_written_to(
     torch.manual_seed(seed)
     leaf = drawn.h.detach().requires_grad_()
     site = make_site(drawn.layout, VCRegConfig(**config))
-    out = site.regularize(leaf.view_as(leaf), site.batch_mean(leaf))
+    out = site.regularize(leaf.view_as(leaf), site.reference_mean(leaf))
     arriving = in_memory(torch.randn_like(out), drawn.layout, "permuted")
     kept = arriving.clone()
     (found,) = torch.autograd.grad(out, leaf, arriving)
@@ -189,7 +189,7 @@ def test_gradcheck_of_the_penalty(drawn: Activation, config: dict[str, float]) -
     site = make_site(drawn.layout, VCRegConfig(mode="loss", **config))
 
     def penalty(h: Tensor) -> Tensor:
-        site.regularize(h, site.batch_mean(h))
+        site.regularize(h, site.reference_mean(h))
         return site.take_pending()[0]
 
     leaf = drawn.h.detach().contiguous().requires_grad_()
@@ -200,7 +200,7 @@ def test_gradgradcheck_of_the_penalty() -> None:
     site = make_site(Layout.parse("NC"), VCRegConfig(mode="loss", delta=None))
 
     def penalty(h: Tensor) -> Tensor:
-        site.regularize(h, site.batch_mean(h))
+        site.regularize(h, site.reference_mean(h))
         return site.take_pending()[0]
 
     leaf = (0.3 * torch.randn(6, 3, dtype=torch.float64)).requires_grad_()
@@ -210,7 +210,7 @@ def test_gradgradcheck_of_the_penalty() -> None:
 def test_second_derivatives_are_refused_in_gradient_mode() -> None:
     h = torch.randn(6, 3, requires_grad=True)
     site = make_site(Layout.parse("NC"), VCRegConfig())
-    out = site.regularize(h, site.batch_mean(h))
+    out = site.regularize(h, site.reference_mean(h))
     with pytest.raises(RuntimeError, match='mode="loss"'):
         torch.autograd.grad(out.sum(), h, create_graph=True)
 
@@ -265,7 +265,7 @@ def test_numbers_of_the_last_step() -> None:
         site = make_site(layout, config)
         assert site.penalty is None and site.std is None
         leaf = h.clone().requires_grad_()
-        site.regularize(leaf, site.batch_mean(leaf)).sum().backward()
+        site.regularize(leaf, site.reference_mean(leaf)).sum().backward()
         expected = vcreg_loss(h, 0.64, 0.08, 0.1, layout, gamma=2.0)
         assert site.penalty == pytest.approx(expected.item(), rel=1e-9)
         torch.testing.assert_close(site.std, torch.sqrt(h.var(dim=0) + 1e-4))

@@ -17,11 +17,6 @@ def group_of(sync: Any) -> Any:
     return group if dist.get_world_size(group) > 1 else None
 
 
-def group_size(group: Any) -> int:
-    """Return the number of ranks in a group; 1 for None."""
-    return 1 if group is None else dist.get_world_size(group)
-
-
 def group_sum(tensor: Tensor, group: Any) -> Tensor:
     """Return the sum of a tensor over the ranks, not differentiable; the tensor for None."""
     if group is None:

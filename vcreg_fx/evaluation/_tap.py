@@ -25,7 +25,7 @@ class Tap:
         """Look at every tensor, in eval mode too."""
         return True
 
-    def batch_mean(self, h: Tensor) -> None:
+    def reference_mean(self, h: Tensor) -> None:
         """Leave the mean alone; a tap needs none."""
 
     def regularize(self, h: Tensor, mean: Tensor | None) -> Tensor:

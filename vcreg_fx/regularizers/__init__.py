@@ -8,5 +8,8 @@ from ._functions import Settings as Settings
 from ._functions import naive_penalty as naive_penalty
 from ._gradient import Statistics as Statistics
 from ._gradient import penalty_gradient as penalty_gradient
+from ._moments import Moments as Moments
+from ._moments import start_moments as start_moments
 from ._operator import exported_vcreg as exported_vcreg
-from ._products import working_dtype as working_dtype
+from ._precision import product_dtype as product_dtype
+from ._precision import working_dtype as working_dtype

@@ -15,7 +15,8 @@ from .._config import VCRegConfig
 from .._distributed import GatherSamples, group_of
 from ..functional import covariance_loss, flatten_samples, variance_loss
 from ._choice import Penalize
-from ._gradient import Direction, Statistics, apply_direction, direction
+from ._gradient import Direction, Statistics, direction
+from ._moments import Moments, moments_of, start_moments
 from ._products import add_product
 
 
@@ -36,26 +37,27 @@ class InjectGradient(torch.autograd.Function):
     @staticmethod
     def forward(
         h: Tensor,
-        mean: Tensor | None,
+        reference: Tensor | None,
         alpha: Tensor,
         beta: Tensor,
         scale: Tensor | None,
         settings: Settings,
+        dtype: torch.dtype,
+        started: Callable[[], Moments] | None,
     ) -> Tensor:
         """Return `h` itself as a view, or a clone where it is written to further down."""
         return h.clone() if settings.clone else h.view_as(h)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save the activation and its mean, and nothing else of its size."""
-        h, mean, alpha, beta, scale, settings = inputs
-        ctx.save_for_backward(h, mean, alpha, beta, scale)
-        ctx.settings = settings
+        """Save the activation and a vector near its mean, and nothing else of its size."""
+        h, reference, alpha, beta, scale, ctx.settings, ctx.dtype, ctx.started = inputs
+        ctx.save_for_backward(h, reference, alpha, beta, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the arriving gradient plus the penalty's, in a new tensor."""
-        h, mean, alpha, beta, scale = ctx.saved_tensors
+        h, reference, alpha, beta, scale = ctx.saved_tensors
         settings: Settings = ctx.settings
         _refuse_second_order()
         with torch.no_grad(), _autocast_off(h):
@@ -66,14 +68,19 @@ class InjectGradient(torch.autograd.Function):
                 added = added.to(grad.dtype)
                 result = grad + added
             else:
-                found = _direction(h, mean, alpha, beta, settings)
+                axis = settings.layout.axis
+                moments = ctx.started or start_moments(
+                    h, axis, reference, settings.config, ctx.dtype
+                )
+                found = _direction(moments(), alpha, beta, settings)
+                g = found.g if scale is None else found.g * scale
                 if _under_func_transform():
-                    added = apply_direction(grad * 0, h, settings.layout.axis, found, scale)
+                    added = add_product(grad * 0, h, axis, found.centre, g, ctx.dtype)
                 else:
-                    result = apply_direction(grad, h, settings.layout.axis, found, scale)
+                    result = add_product(grad, h, axis, found.centre, g, ctx.dtype)
         if _under_func_transform():
             result = grad + added.detach()  # what arrives keeps its own graph
-        return result, None, None, None, None, None
+        return result, *[None] * 7
 
 
 class Penalty(torch.autograd.Function):
@@ -81,41 +88,46 @@ class Penalty(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        h: Tensor, mean: Tensor | None, alpha: Tensor, beta: Tensor, settings: Settings
+        h: Tensor,
+        reference: Tensor | None,
+        alpha: Tensor,
+        beta: Tensor,
+        settings: Settings,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the penalty, and G and the shift of the mean for backward."""
+        """Return the penalty, and G and the mean for backward."""
+        config = settings.config
         with torch.no_grad(), _autocast_off(h):
-            found = _direction(h, mean, alpha, beta, settings)
-            statistics, config = found.statistics, settings.config
+            moments = moments_of(h, settings.layout.axis, reference, config, dtype)
+            found = _direction(moments, alpha, beta, settings)
+            statistics, centre = found.statistics, found.centre
+            assert centre is not None  # algorithm1 has no mode="loss"
             variance_loss = torch.relu(config.gamma - statistics.variances.sqrt()).mean()
             penalty = alpha * variance_loss + beta * statistics.covariance_loss
-        shift = found.shift if found.shift is not None else torch.zeros_like(found.g[0])
-        return penalty.to(found.g.dtype), found.g, shift
+        return penalty.to(found.g.dtype), found.g, centre
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         """Save the activation, its mean, and G."""
-        h, mean, alpha, beta, settings = inputs
-        _, g, shift = output
-        ctx.mark_non_differentiable(g, shift)
-        ctx.save_for_backward(h, mean, alpha, beta, g, shift)
-        ctx.settings = settings
+        h, _, alpha, beta, ctx.settings, ctx.dtype = inputs
+        _, g, centre = output
+        ctx.mark_non_differentiable(g, centre)
+        ctx.save_for_backward(h, alpha, beta, g, centre)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         """Return the penalty's gradient, times what arrives."""
-        h, mean, alpha, beta, g, shift = ctx.saved_tensors
+        h, alpha, beta, g, centre = ctx.saved_tensors
         settings: Settings = ctx.settings
-        axis = settings.layout.axis
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with _autocast_off(h):
                 penalty, _ = naive_penalty(h, alpha, beta, settings)
                 (found,) = torch.autograd.grad(penalty, h, grad, create_graph=True)
-            return found, None, None, None, None
+            return found, *[None] * 5
         with _autocast_off(h):
             zero = torch.zeros((), dtype=h.dtype, device=h.device).expand(h.shape)
-            result = add_product(zero, h, axis, mean, shift, g * grad)
-        return result, None, None, None, None
+            result = add_product(zero, h, settings.layout.axis, centre, g * grad, ctx.dtype)
+        return result, *[None] * 5
 
 
 def naive_penalty(
@@ -170,10 +182,8 @@ def _naive_gradient(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) 
     return gradient
 
 
-def _direction(
-    h: Tensor, mean: Tensor | None, alpha: Tensor, beta: Tensor, settings: Settings
-) -> Direction:
-    found = direction(h, settings.layout.axis, mean, alpha, beta, settings.config)
+def _direction(moments: Moments, alpha: Tensor, beta: Tensor, settings: Settings) -> Direction:
+    found = direction(moments, alpha, beta, settings.config)
     settings.record(found.statistics)
     return found
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from placement_rules import Layout
 
 from .._config import VCRegConfig
-from .._distributed import group_of, group_size, group_sum
-from ._products import add_product, moments, working_dtype
+from ._moments import Moments, moments_of
+from ._precision import working_dtype
+from ._products import add_product
 
 
 class Statistics(NamedTuple):
@@ -42,79 +43,39 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True)
 class Direction:
-    """The penalty's gradient as a matrix: d penalty / dz = (z − μ − shift) G.
+    """The penalty's gradient as a matrix: d penalty / dz = (z − centre) G.
 
-    The mean is None where nothing is to be subtracted.
+    The centre is None where nothing is to be subtracted.
     """
 
     g: Tensor
-    mean: Tensor | None
-    shift: Tensor | None
+    centre: Tensor | None
     statistics: Statistics
 
 
-def direction(
-    h: Tensor, axis: int, mean: Tensor | None, alpha: Tensor, beta: Tensor, config: VCRegConfig
-) -> Direction:
+def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) -> Direction:
     """Return the gradient of the penalty of Eq. 5 as a matrix.
+
+    With ``convention="algorithm1"`` it is that of Appendix B: no centring, no δ, and no 1/(n−1) in
+    the covariance term.
 
     **Arguments:**
 
-    - `h`: the activation, its channels at `axis`, with n ≥ 2 samples.
-    - `mean`: the batch mean, shape (d,), or None if `h` has been demeaned.
+    - `found`: the moments of n ≥ 2 samples; their second moment is written to.
     - `alpha`, `beta`: 0-d tensors.
     - `config`: γ, ε, δ and the convention.
     """
-    d = h.shape[axis]
-    if config.convention == "algorithm1":
-        return _as_printed(h, axis, alpha, beta, config)
-    c, total, n, ranks = _moments_of_all(h, axis, mean, config)
-    shift = total / n  # what rounding left of the mean
-    c.sub_(torch.outer(shift, total)).div_(n - 1)
+    printed = config.convention == "algorithm1"
+    delta = None if printed else config.delta
+    d, n = len(found.second), found.samples
+    c = found.second.div_(n - 1)
     variances = c.diagonal() + config.eps
     slope = torch.where(variances < config.gamma**2, variances.rsqrt(), 0)
-    clamped = c if config.delta is None else c.clamp(-config.delta, config.delta)
+    clamped = c if delta is None else c.clamp(-delta, delta)
     covariance_loss = _off_diagonal_loss(c, clamped)
-    g = clamped * (beta * (4 * ranks / max(d * (d - 1), 1) / (n - 1)))
-    g.diagonal().copy_(slope * (alpha * (-ranks / d / (n - 1))))
-    return Direction(g, mean, shift, Statistics(variances, covariance_loss, n))
-
-
-def _as_printed(
-    h: Tensor, axis: int, alpha: Tensor, beta: Tensor, config: VCRegConfig
-) -> Direction:
-    """Algorithm 1 of Appendix B: no centring, no δ, and no 1/(n−1) in the covariance term."""
-    d = h.shape[axis]
-    c, _, n, ranks = _moments_of_all(h, axis, None, config)
-    c.div_(n - 1)
-    variances = c.diagonal() + config.eps
-    slope = torch.where(variances < config.gamma**2, variances.rsqrt(), 0)
-    covariance_loss = _off_diagonal_loss(c, c)
-    g = c * (beta * (4 * ranks / max(d * (d - 1), 1)))
-    g.diagonal().copy_(slope * (alpha * (-ranks / d / (n - 1))))
-    return Direction(g, None, None, Statistics(variances, covariance_loss, n))
-
-
-def _moments_of_all(
-    h: Tensor, axis: int, mean: Tensor | None, config: VCRegConfig
-) -> tuple[Tensor, Tensor, int | Tensor, int]:
-    """Return Σ x xᵀ, Σ x, n over all ranks, and the number of ranks."""
-    c, total = moments(h, axis, mean)
-    d = h.shape[axis]
-    n = h.numel() // d
-    group = group_of(config.sync)
-    if group is None:
-        return c, total, n, 1
-    summed = group_sum(torch.cat([c.flatten(), total, total.new_full((1,), n)]), group)
-    return summed[: d * d].view(d, d), summed[d * d : -1], summed[-1], group_size(group)
-
-
-def apply_direction(
-    grad: Tensor, h: Tensor, axis: int, found: Direction, scale: Tensor | None
-) -> Tensor:
-    """Return ``grad + scale · d penalty / dh`` as a new tensor."""
-    g = found.g if scale is None else found.g * scale
-    return add_product(grad, h, axis, found.mean, found.shift, g)
+    g = clamped * (beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1)))
+    g.diagonal().copy_(slope * (alpha * (-found.ranks / d / (n - 1))))
+    return Direction(g, found.centre, Statistics(variances, covariance_loss, n))
 
 
 def penalty_gradient(
@@ -130,13 +91,15 @@ def penalty_gradient(
 
     **Returns:** the gradient, of the shape of `h`; C_ii + ε, shape (d,); and ℓ_cov.
     """
-    mean = h.mean(layout.sample_axes, dtype=working_dtype(h))
+    dtype = working_dtype(h)
+    mean = h.mean(layout.sample_axes, dtype=dtype)
     alpha, beta = (
         torch.tensor(value, dtype=torch.float64) for value in (config.alpha, config.beta)
     )
-    found = direction(h, layout.axis, mean, alpha, beta, config)
-    zero = torch.zeros((), dtype=mean.dtype, device=h.device).expand(h.shape)
-    gradient = apply_direction(zero, h, layout.axis, found, None)
+    moments = moments_of(h, layout.axis, mean, config, dtype)
+    found = direction(moments, alpha, beta, config)
+    zero = torch.zeros((), dtype=dtype, device=h.device).expand(h.shape)
+    gradient = add_product(zero, h, layout.axis, found.centre, found.g, dtype)
     return gradient, found.statistics.variances, found.statistics.covariance_loss
 
 

@@ -14,7 +14,10 @@ from torch import Tensor
 from placement_rules import Layout
 
 from .._config import VCRegConfig
-from ._gradient import apply_direction, direction
+from ._gradient import direction
+from ._moments import moments_of
+from ._precision import product_dtype
+from ._products import add_product
 
 _WHAT = "Tensor? mean, Tensor alpha, Tensor beta, Tensor? scale"
 _HOW = "int axis, float? delta, float gamma, float eps, str convention"
@@ -69,7 +72,8 @@ def exported_vcreg(
 def vcreg_operator(h: Tensor, *_rest: Any) -> Tensor:
     """Return a copy of `h`; backward adds the penalty's gradient to what arrives.
 
-    **Arguments:** the activation `h`; its batch mean, shape (d,), or None if it was demeaned; α and
+    **Arguments:** the activation `h`; a vector near its batch mean, shape (d,), or
+    None if it was demeaned; α and
     β and the loss scale, 0-d tensors; the channel axis; δ, γ, ε and the convention.
     """
     return h.view_as(h).clone()  # a view may change the stride of a batch of one
@@ -98,8 +102,10 @@ def vcreg_backward_operator(  # noqa: PLR0913, PLR0917 (those of the schema)
         return grad.clone()
     config = VCRegConfig(delta=delta, gamma=gamma, eps=eps, convention=convention)
     with torch.autocast(h.device.type, enabled=False):
-        found = direction(h, axis, mean, alpha, beta, config)
-        return apply_direction(grad, h, axis, found, scale)
+        dtype = product_dtype(h)
+        found = direction(moments_of(h, axis, mean, config, dtype), alpha, beta, config)
+        g = found.g if scale is None else found.g * scale
+        return add_product(grad, h, axis, found.centre, g, dtype)
 
 
 @vcreg_operator.register_fake

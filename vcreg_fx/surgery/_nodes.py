@@ -16,7 +16,7 @@ _MOMENTUM = 0.1  # as in torch's batch norms
 
 
 def demean(site: LiveSite, h: Tensor, training: bool) -> Tensor | None:
-    """Return the batch mean of each channel, shape (d,), or None where no penalty is due."""
+    """Return a vector near the batch mean, shape (d,), or None where no penalty is due."""
     if (tracer := tracer_of(h)) is not None:
         mean: Tensor = tracer.demean(site, h)
         return mean
@@ -30,7 +30,7 @@ def demean(site: LiveSite, h: Tensor, training: bool) -> Tensor | None:
                 "another module, or with example_inputs= as you train on them."
             )
         return None
-    return site.batch_mean(h) if site.active(h, training) else None
+    return site.reference_mean(h) if site.active(h, training) else None
 
 
 def demean_activation(site: LiveSite, h: Tensor, training: bool, running_mean: Tensor) -> Tensor:

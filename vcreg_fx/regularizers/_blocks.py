@@ -1,0 +1,91 @@
+"""Activations, of any layout in memory, as matrices of samples that fit in a cache.
+
+Logically every matrix has samples as rows, shape (m, d). In memory it lies as the activation does:
+by rows where channels are neighbours (NLC, channels-last), by columns elsewhere (NCHW), so that
+filling it reads runs of neighbours and no product needs a transposed copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+_CPU_BLOCK = 262_144  # elements: 1 MB in float32, which a core's second cache holds
+_GPU_BLOCK = 16_777_216  # there, few large kernels beat small blocks
+
+
+class Blocks:
+    """The samples of activations of one shape, block by block.
+
+    **Arguments:**
+
+    - `axis`: their channel axis.
+    - `tensors`: the activations; how the first lies in memory decides how matrices do.
+
+    **Attributes:**
+
+    - `channels`: d.
+    """
+
+    def __init__(self, axis: int, *tensors: Tensor) -> None:
+        self.channels = tensors[0].shape[axis]
+        moved = [tensor.movedim(axis, -1) for tensor in tensors]
+        self._tensors = _merge_sample_axes(moved)
+        self._by_rows = self.channels == 1 or moved[0].stride(-1) == 1
+        self._size = _CPU_BLOCK if tensors[0].device.type == "cpu" else _GPU_BLOCK
+        self._device = tensors[0].device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield matching blocks of the tensors: views of shape (…, d)."""
+        return _cut(self._tensors, max(self._size, self.channels))
+
+    def workspace(self, dtype: torch.dtype) -> Workspace:
+        """Return memory for one block at a time, used over and over."""
+        largest = max((block.numel() for block, *_ in self), default=0)
+        memory = torch.empty(largest, dtype=dtype, device=self._device)
+        return Workspace(memory, self.channels, self._by_rows)
+
+
+class Workspace:
+    """Memory for one block, seen in two ways."""
+
+    def __init__(self, memory: Tensor, channels: int, by_rows: bool) -> None:
+        self.dtype = memory.dtype
+        self._memory = memory
+        self._channels = channels
+        self._by_rows = by_rows
+
+    def of(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the memory for a block of ``shape`` (…, d): as the block, and as (m, d)."""
+        flat = self._memory[: math.prod(shape)]
+        if self._by_rows:
+            return flat.view(shape), flat.view(-1, self._channels)
+        columns = flat.view(self._channels, *shape[:-1])
+        return columns.movedim(0, -1), columns.view(self._channels, -1).T
+
+
+def _merge_sample_axes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Make one axis of neighbouring sample axes, where that is a view of every tensor."""
+    merged = list(tensors)
+    for axis in range(merged[0].ndim - 3, -1, -1):
+        if all(t.stride(axis) == t.stride(axis + 1) * t.shape[axis + 1] for t in merged):
+            merged = [t.flatten(axis, axis + 1) for t in merged]
+    return merged
+
+
+def _cut(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
+    first = tensors[0]
+    total = first.numel()
+    if total <= size or first.ndim == 1:
+        yield tuple(tensors)
+        return
+    entries = first.shape[0]
+    if first.ndim > 2 and total // entries > size:
+        for entry in zip(*(t.unbind(0) for t in tensors), strict=True):
+            yield from _cut(entry, size)
+        return
+    length = math.ceil(entries / math.ceil(total / size))  # blocks of about equal length
+    yield from zip(*(t.split(length) for t in tensors), strict=True)

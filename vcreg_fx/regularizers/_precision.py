@@ -1,0 +1,38 @@
+"""In which types the statistics and the matrix products of the fast gradient are computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FULL = (torch.float32, torch.float64)
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the type in which statistics are computed: at least float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def product_dtype(h: Tensor) -> torch.dtype:
+    """Return the type of the factors of the matrix products; sums are at least float32.
+
+    It is the activation's, or autocast's where the forward pass runs under it, so that the products
+    run on the units that the network's own run on. Float16 products on a CPU, which has no such
+    unit, are in float32.
+    """
+    device = h.device.type
+    dtype = h.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    if dtype == torch.float16 and device == "cpu":
+        return torch.float32
+    return dtype
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the matrix product ``a b`` of two factors of one type, in at least float32."""
+    if a.dtype in FULL:
+        return torch.mm(a, b)
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return torch.mm(a, b).to(torch.float32)
