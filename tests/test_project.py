@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ("functional", "regularizers", "surgery", "export")
-UPPER = tuple(f"vcreg_fx.{name}" for name in ("ablation", "evaluation", "recipes", "cli"))
+UPPER = tuple(
+    f"vcreg_fx.{name}" for name in ("ablation", "benchmark", "evaluation", "recipes", "cli")
+)
 TOP_LEVEL = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",

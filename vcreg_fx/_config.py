@@ -27,10 +27,15 @@ class VCRegConfig:
     - `backend`: ``"fast"`` computes that gradient in closed form; ``"naive"`` by autograd.
     - `convention`: ``"exact"`` is the gradient of the loss as written; ``"algorithm1"`` reproduces
       the pseudo-code of Appendix B (no 1/(n−1) in the covariance term, no δ, no centring).
-
     - `sync`: ``True`` takes the statistics over the batches of all ranks, so that the gradient that
       DistributedDataParallel averages is that of the whole batch; a process group, over its ranks;
       ``False`` over each rank's own batch, as in the papers.
+    - `interval`: k > 1 adds the gradient in one of every k training steps, drawn at random, and k
+      times: an unbiased estimate at 1/k of the cost, with k − 1 times the squared gradient as
+      variance.
+    - `sample`: m estimates the gradient from m samples at sites that have more: half of them give
+      the covariance, the others receive the gradient. Unbiased in the covariance term with
+      ``delta=None``; else with a bias of order 1/m.
 
     **Raises:** `ValueError` for values outside their range and combinations that do not exist.
     """
@@ -45,6 +50,8 @@ class VCRegConfig:
     backend: Literal["fast", "naive"] = "fast"
     convention: Literal["exact", "algorithm1"] = "exact"
     sync: bool | Any = False
+    interval: int = 1
+    sample: int | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -70,6 +77,31 @@ class VCRegConfig:
                 'convention="algorithm1" is a way to write the injected gradient, and the '
                 'gradient of no loss: use it with mode="gradient" and backend="fast".'
             )
+
+        self._check_estimates()
+
+    def _check_estimates(self) -> None:
+        if not isinstance(self.interval, int) or self.interval < 1:
+            raise ValueError(f"interval={self.interval!r} must be a whole number of steps, ≥ 1.")
+        if self.sample is not None and (not isinstance(self.sample, int) or self.sample < 4):
+            raise ValueError(f"sample={self.sample!r} must be a number of samples, ≥ 4, or None.")
+        if not self.estimates:
+            return
+        if (self.mode, self.backend) != ("gradient", "fast"):
+            raise ValueError(
+                "interval and sample estimate the injected gradient: use them with "
+                'mode="gradient" and backend="fast".'
+            )
+        if self.sample is not None and (self.convention != "exact" or self.sync is not False):
+            raise ValueError(
+                "sample estimates the exact gradient of each process: use it with sync=False and "
+                'convention="exact".'
+            )
+
+    @property
+    def estimates(self) -> bool:
+        """Whether the gradient is an estimate."""
+        return self.interval > 1 or self.sample is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain data; a process group, which is none, as ``True``."""

@@ -48,6 +48,7 @@ class LiveSite:
     - `penalty`, `variance_loss`, `covariance_loss`: numbers of the last training step, None before
       the first. Reading them waits for the device.
     - `std`: √(C_ii + ε) of each feature in that step, shape (d,).
+    - `step`: with `interval` or `sample`, the backward passes so far.
     """
 
     def __init__(
@@ -74,6 +75,9 @@ class LiveSite:
         self.penalize = penalize
         self._alpha = torch.tensor(config.alpha, dtype=torch.float64, device="cpu")
         self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
+        self._step = torch.zeros((), dtype=torch.int64, device="cpu")
+        seed = torch.initial_seed() if config.sync is False else 0  # ranks act in the same steps
+        self._key = f"{name}:{seed}"
         self._numbers: Tensor | None = None  # variances + ε, covariance loss, n of the last step
         self._warned: set[str] = set()
         self._settings = self._make_settings()
@@ -97,6 +101,18 @@ class LiveSite:
     @beta.setter
     def beta(self, value: float) -> None:
         self._beta.fill_(check_coefficient("beta", value))
+
+    @property
+    def step(self) -> int:
+        """How many backward passes an estimated site has seen, from which its draws follow.
+
+        Assign what a checkpoint noted, to go on with the same draws.
+        """
+        return int(self._step)
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step.fill_(value)
 
     @property
     def numbers(self) -> Tensor | None:
@@ -228,9 +244,10 @@ class LiveSite:
             )
         if self.config.mode == "gradient":
             dtype = product_dtype(h)
-            started = self._start_exchange(h, reference, dtype)
+            step = self._step if self.config.estimates else None
+            started = None if step is not None else self._start_exchange(h, reference, dtype)
             result: Tensor = InjectGradient.apply(
-                h, reference, self._alpha, self._beta, scale, self._settings, dtype, started
+                h, reference, self._alpha, self._beta, scale, step, self._settings, dtype, started
             )
             return result
         if self.config.backend == "naive":
@@ -312,7 +329,8 @@ class LiveSite:
             self._numbers = numbers
 
     def _make_settings(self) -> Settings:
-        return Settings(self.layout, self.config, self._clone, self._record, self.penalize)
+        how = (self._clone, self._record, self.penalize, self._key)
+        return Settings(self.layout, self.config, *how)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""

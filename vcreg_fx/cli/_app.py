@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ._ablate import app as ablate
+from ._bench import bench
 from ._coverage import coverage
 from ._demo import demo
 from ._draw import draw
@@ -26,6 +27,7 @@ app.command()(demo)
 app.command()(draw)
 app.command()(export)
 app.command()(coverage)
+app.command()(bench)
 app.command()(evaluate)
 app.add_typer(ablate, name="ablate")
 

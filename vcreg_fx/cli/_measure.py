@@ -10,13 +10,14 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from placement_rules import RecordingError, leaves, record
+from placement_rules import RecordingError, leaves
 
 from .._insert import insert
 from .._measure import measure as measure_sites
 from ._checkpoint import load_checkpoint
-from ._errors import ModelError, clear_errors
+from ._errors import clear_errors
 from ._model import FORMS, load_model
+from ._noise import noise_for
 
 
 def measure(
@@ -40,23 +41,10 @@ def measure(
         network = load_model(model)
         if checkpoint is not None:
             load_checkpoint(network, checkpoint)
-        inputs = _noise(network, batch)
+        inputs = (noise_for(network, batch),)
         insert(network, rule, alpha=alpha, beta=beta)
         found = measure_sites(network, inputs, _task)
         typer.echo(json.dumps(found.to_dicts(), indent=2) if as_json else str(found))
-
-
-def _noise(model: nn.Module, batch: int) -> tuple[Tensor, ...]:
-    """Return a batch of normal noise of the shape on which the model was recorded."""
-    scope = record(model).root
-    shapes = [(path, node.meta["val"]) for path, node in scope.inputs]
-    if len(shapes) != 1 or not shapes[0][1].is_floating_point():
-        raise ModelError(
-            f"{type(model).__name__} takes {len(shapes)} tensors or whole numbers, for which noise "
-            "is no input. Call vcreg_fx.measure(model, inputs, loss) with your own."
-        )
-    value = shapes[0][1]
-    return (torch.randn((batch, *value.shape[1:]), dtype=value.dtype),)
 
 
 def _task(output: object) -> Tensor:

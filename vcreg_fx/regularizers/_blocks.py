@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-_CPU_BLOCK = 262_144  # elements: 1 MB in float32, which a core's second cache holds
+_CPU_BLOCK = 262_144  # elements: 1 MB in float32
 _GPU_BLOCK = 16_777_216  # there, few large kernels beat small blocks
 
 

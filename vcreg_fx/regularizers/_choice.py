@@ -40,6 +40,10 @@ def choose(
             'convention="algorithm1" is a way to write VCReg\'s gradient; use it with '
             'regularizer="vcreg".'
         )
+    if config.estimates:
+        raise InsertionError(
+            'interval and sample estimate VCReg\'s gradient; use them with regularizer="vcreg".'
+        )
     by_autograd = replace(config, backend="naive")
     if callable(regularizer):
         return regularizer, by_autograd, _name_of(regularizer)

@@ -15,7 +15,9 @@ from .._config import VCRegConfig
 from .._distributed import GatherSamples, group_of
 from ..functional import covariance_loss, flatten_samples, variance_loss
 from ._choice import Penalize
-from ._gradient import Direction, Statistics, direction
+from ._estimate import Draw
+from ._estimate_operator import estimate
+from ._gradient import Direction, Statistics, add_gradient, direction
 from ._moments import Moments, moments_of, start_moments
 from ._products import add_product
 
@@ -29,6 +31,7 @@ class Settings:
     clone: bool
     record: Callable[[Statistics], None]
     penalize: Penalize | None = None  # what acts instead of VCReg, if anything
+    key: str = ""  # what the draws of estimates depend on
 
 
 class InjectGradient(torch.autograd.Function):
@@ -41,6 +44,7 @@ class InjectGradient(torch.autograd.Function):
         alpha: Tensor,
         beta: Tensor,
         scale: Tensor | None,
+        step: Tensor | None,
         settings: Settings,
         dtype: torch.dtype,
         started: Callable[[], Moments] | None,
@@ -51,8 +55,8 @@ class InjectGradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         """Save the activation and a vector near its mean, and nothing else of its size."""
-        h, reference, alpha, beta, scale, ctx.settings, ctx.dtype, ctx.started = inputs
-        ctx.save_for_backward(h, reference, alpha, beta, scale)
+        *tensors, ctx.step, ctx.settings, ctx.dtype, ctx.started = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -60,27 +64,27 @@ class InjectGradient(torch.autograd.Function):
         h, reference, alpha, beta, scale = ctx.saved_tensors
         settings: Settings = ctx.settings
         _refuse_second_order()
+        config, axis = settings.config, settings.layout.axis
+        seen: Statistics | None = None
+        base = grad * 0 if _under_func_transform() else grad
         with torch.no_grad(), _autocast_off(h):
-            if settings.config.backend == "naive":
-                added = _naive_gradient(h, alpha, beta, settings)
-                if scale is not None:
-                    added = added * scale
-                added = added.to(grad.dtype)
-                result = grad + added
+            if config.backend == "naive":
+                added, seen = _naive_gradient(h, alpha, beta, settings)
+                result = base + (added if scale is None else added * scale).to(grad.dtype)
+            elif ctx.step is not None:
+                draw = Draw(settings.key, ctx.step)
+                how = (axis, reference, alpha, beta, scale, config, draw, ctx.dtype)
+                result, seen = estimate(base, h, *how)
             else:
-                axis = settings.layout.axis
-                moments = ctx.started or start_moments(
-                    h, axis, reference, settings.config, ctx.dtype
+                found = ctx.started or start_moments(h, axis, reference, config, ctx.dtype)
+                result, seen = add_gradient(
+                    base, h, axis, found(), alpha, beta, scale, config, ctx.dtype
                 )
-                found = _direction(moments(), alpha, beta, settings)
-                g = found.g if scale is None else found.g * scale
-                if _under_func_transform():
-                    added = add_product(grad * 0, h, axis, found.centre, g, ctx.dtype)
-                else:
-                    result = add_product(grad, h, axis, found.centre, g, ctx.dtype)
+            if seen is not None:
+                settings.record(seen)
         if _under_func_transform():
-            result = grad + added.detach()  # what arrives keeps its own graph
-        return result, *[None] * 7
+            result = grad + result.detach()  # what arrives keeps its own graph
+        return result, *[None] * 8
 
 
 class Penalty(torch.autograd.Function):
@@ -167,7 +171,9 @@ def other_penalty(z: Tensor, penalize: Penalize) -> Tensor:
     return penalty.reshape(())
 
 
-def _naive_gradient(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) -> Tensor:
+def _naive_gradient(
+    h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings
+) -> tuple[Tensor, Statistics]:
     gradient: Tensor
     if torch.compiler.is_compiling():  # which knows this form only
         gradient, statistics = torch.func.grad(naive_penalty, has_aux=True)(
@@ -178,8 +184,7 @@ def _naive_gradient(h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings) 
             leaf = h.detach().requires_grad_()
             penalty, statistics = naive_penalty(leaf, alpha, beta, settings)
             (gradient,) = torch.autograd.grad(penalty, leaf)
-    settings.record(statistics)
-    return gradient
+    return gradient, statistics
 
 
 def _direction(moments: Moments, alpha: Tensor, beta: Tensor, settings: Settings) -> Direction:

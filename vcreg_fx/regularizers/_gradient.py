@@ -73,9 +73,29 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
     slope = torch.where(variances < config.gamma**2, variances.rsqrt(), 0)
     clamped = c if delta is None else c.clamp(-delta, delta)
     covariance_loss = _off_diagonal_loss(c, clamped)
-    g = clamped * (beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1)))
+    g = clamped.mul_(beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1)))
     g.diagonal().copy_(slope * (alpha * (-found.ranks / d / (n - 1))))
     return Direction(g, found.centre, Statistics(variances, covariance_loss, n))
+
+
+def add_gradient(
+    grad: Tensor,
+    h: Tensor,
+    axis: int,
+    found: Moments,
+    alpha: Tensor,
+    beta: Tensor,
+    weight: Tensor | float | None,
+    config: VCRegConfig,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Statistics]:
+    """Return ``grad + weight · d penalty / dh`` as a new tensor, and what the step saw.
+
+    **Arguments:** as for `direction` and `add_product`; `weight` None is 1.
+    """
+    way = direction(found, alpha, beta, config)
+    g = way.g if weight is None else way.g * weight
+    return add_product(grad, h, axis, way.centre, g, dtype), way.statistics
 
 
 def penalty_gradient(
@@ -96,11 +116,10 @@ def penalty_gradient(
     alpha, beta = (
         torch.tensor(value, dtype=torch.float64) for value in (config.alpha, config.beta)
     )
-    moments = moments_of(h, layout.axis, mean, config, dtype)
-    found = direction(moments, alpha, beta, config)
+    found = moments_of(h, layout.axis, mean, config, dtype)
     zero = torch.zeros((), dtype=dtype, device=h.device).expand(h.shape)
-    gradient = add_product(zero, h, layout.axis, found.centre, found.g, dtype)
-    return gradient, found.statistics.variances, found.statistics.covariance_loss
+    gradient, seen = add_gradient(zero, h, layout.axis, found, alpha, beta, None, config, dtype)
+    return gradient, seen.variances, seen.covariance_loss
 
 
 def _off_diagonal_loss(c: Tensor, clamped: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -65,9 +65,7 @@ def start_moments(
     return _exchange(second, centre, n, group)
 
 
-def _exchange(
-    second: Tensor, centre: Tensor | None, n: int, group: object
-) -> Callable[[], Moments]:
+def _exchange(second: Tensor, centre: Tensor | None, n: int, group: Any) -> Callable[[], Moments]:
     """Add up the ranks' moments, each about its own mean, by one all-reduce.
 
     Sums of uncentred moments would lose the precision that centring keeps.

@@ -14,10 +14,9 @@ from torch import Tensor
 from placement_rules import Layout
 
 from .._config import VCRegConfig
-from ._gradient import direction
+from ._gradient import add_gradient
 from ._moments import moments_of
 from ._precision import product_dtype
-from ._products import add_product
 
 _WHAT = "Tensor? mean, Tensor alpha, Tensor beta, Tensor? scale"
 _HOW = "int axis, float? delta, float gamma, float eps, str convention"
@@ -103,9 +102,8 @@ def vcreg_backward_operator(  # noqa: PLR0913, PLR0917 (those of the schema)
     config = VCRegConfig(delta=delta, gamma=gamma, eps=eps, convention=convention)
     with torch.autocast(h.device.type, enabled=False):
         dtype = product_dtype(h)
-        found = direction(moments_of(h, axis, mean, config, dtype), alpha, beta, config)
-        g = found.g if scale is None else found.g * scale
-        return add_product(grad, h, axis, found.centre, g, dtype)
+        found = moments_of(h, axis, mean, config, dtype)
+        return add_gradient(grad, h, axis, found, alpha, beta, scale, config, dtype)[0]
 
 
 @vcreg_operator.register_fake

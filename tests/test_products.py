@@ -1,0 +1,155 @@
+"""The matrix products: panels, blocks, large means, and factors of fewer bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from placement_rules import Layout
+from tests.strategies import MEMORY, in_memory
+from tests.test_gradient import added_gradient, error, reference_gradient
+from vcreg_fx import vcreg_loss
+from vcreg_fx.regularizers import _blocks
+from vcreg_fx.regularizers._blocks import Blocks
+from vcreg_fx.regularizers._products import add_product, moments
+
+SHAPES = {"NC": (400, 0), "NLC": (6, 70, 0), "NCHW": (7, 0, 9, 8), "NHWC": (7, 9, 8, 0)}
+
+
+def activation(layout: str, d: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn([size or d for size in SHAPES[layout]], dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize("layout", SHAPES)
+@given(d=st.integers(60, 210), size=st.sampled_from((1, 500, 5_000, 262_144)))
+def test_panels_and_blocks_of_any_size(layout: str, memory: str, d: int, size: int) -> None:
+    torch.manual_seed(d)
+    h = in_memory(activation(layout, d), Layout.parse(layout), memory)
+    axis = Layout.parse(layout).axis
+    before = _blocks._CPU_BLOCK
+    _blocks._CPU_BLOCK = size
+    try:
+        centre = torch.randn(d, dtype=torch.float64)
+        second, first = moments(h, axis, centre, torch.float64)
+        g = second / second.norm()
+        grad = torch.randn_like(h)
+        added = add_product(grad, h, axis, centre, g, torch.float64)
+    finally:
+        _blocks._CPU_BLOCK = before
+    x = h.movedim(axis, -1).reshape(-1, d) - centre
+    torch.testing.assert_close(second, x.T @ x)
+    torch.testing.assert_close(first, x.sum(dim=0))
+    expected = (x @ g).reshape(h.movedim(axis, -1).shape).movedim(-1, axis) + grad
+    torch.testing.assert_close(added, expected)
+
+
+@given(
+    shape=st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    axis=st.integers(0, 4),
+    size=st.integers(1, 40),
+    memory=st.sampled_from(MEMORY),
+)
+def test_blocks_are_every_sample_once(shape: list[int], axis: int, size: int, memory: str) -> None:
+    axis %= len(shape)
+    letters = "NLHWT"[: len(shape)]
+    layout = Layout.parse(letters[:axis] + "C" + letters[axis + 1 :].replace("C", "T"))
+    h = torch.arange(torch.Size(shape).numel(), dtype=torch.float64).view(shape)
+    blocks = Blocks(axis, in_memory(h, layout, memory), h)
+    blocks._size = size
+    space = blocks.workspace(torch.float64)
+    seen = []
+    for block, same in blocks:
+        assert torch.equal(block, same)
+        room, matrix = space.of(block.shape)
+        room.copy_(block)
+        seen += matrix.tolist()
+    rows = h.movedim(axis, -1).reshape(-1, shape[axis])
+    assert sorted(seen) == sorted(rows.tolist())
+
+
+def scaled(layout: str, ratio: float, dtype: torch.dtype) -> Tensor:
+    """Return correlated features whose means are ``ratio`` times their std."""
+    z = activation(layout, 96)
+    axis = Layout.parse(layout).axis
+    view = [1] * z.ndim
+    view[axis] = -1
+    signs = torch.where(torch.rand(96) < 0.5, -ratio, ratio).double()
+    return (0.5 * (z + 0.3 * z.roll(1, axis) + signs.view(view))).to(dtype)
+
+
+@pytest.mark.parametrize("layout", SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "ratio", "tolerance"),
+    [(torch.float32, 1e3, 1e-4), (torch.bfloat16, 1e2, 2e-2), (torch.float16, 1e2, 2e-2)],
+)
+def test_large_means(layout: str, dtype: torch.dtype, ratio: float, tolerance: float) -> None:
+    h = scaled(layout, ratio, dtype)
+    # A gradient that float16 can hold: the loss scale of a training run does that.
+    config = {"alpha": 64.0, "beta": 64.0 * h.numel() / 96, "delta": None}
+    found = added_gradient(h, Layout.parse(layout), **config)
+    assert error(found, reference_gradient(h, Layout.parse(layout), **config)) <= tolerance
+
+
+def test_first_samples_that_are_like_no_others() -> None:
+    """The first sixteenth is what deviations are taken from; it need not be like the rest."""
+    h = torch.randn(1600, 64, dtype=torch.float64)
+    h[100:] += 1000.0 * torch.sign(torch.randn(64))
+    h = (h * 0.01).float()
+    nc = Layout.parse("NC")
+    for delta in (None, 1.0):
+        assert (
+            error(added_gradient(h, nc, delta=delta), reference_gradient(h, nc, delta=delta))
+            <= 1e-4
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_factors_of_sixteen_bits_have_float32_sums(dtype: torch.dtype) -> None:
+    """The entries of G are far below what float16 holds; the scale is applied in float32."""
+    h = activation("NC", 96, torch.float32)
+    c, total = moments(h, 1, None, dtype)
+    assert c.dtype == total.dtype == torch.float32
+    exact = h.double()
+    assert error(c, exact.T @ exact) <= 5e-3
+    g = c * 1e-12
+    found = add_product(torch.zeros_like(h), h, 1, None, g, dtype)
+    assert found.dtype == torch.float32
+    assert error(found, exact @ g.double()) <= 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_products_are_in_its_type(dtype: torch.dtype) -> None:
+    from vcreg_fx.regularizers import product_dtype
+
+    h = activation("NC", 96, torch.float32)
+    with torch.autocast("cpu", dtype):
+        found = product_dtype(h)
+    assert found == (dtype if dtype == torch.bfloat16 else torch.float32)  # no such unit on a CPU
+    assert product_dtype(h) == torch.float32
+    leaf = h.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        gradient = added_gradient(leaf, Layout.parse("NC"), beta=100.0)
+    expected = reference_gradient(h, Layout.parse("NC"), beta=100.0)
+    assert gradient.dtype == torch.float32
+    assert 1e-5 <= error(gradient, expected) <= 2e-2
+
+
+def test_the_arriving_gradient_may_lie_otherwise_in_memory() -> None:
+    """Grad in channels-last for an activation in NCHW, and the other way round."""
+    from tests.test_gradient import make_site
+    from vcreg_fx import VCRegConfig
+
+    nchw = Layout.parse("NCHW")
+    for first, second in ((0, 1), (1, 0)):
+        formats = (torch.contiguous_format, torch.channels_last)
+        h = activation("NCHW", 64).contiguous(memory_format=formats[first]).requires_grad_()
+        grad = torch.randn(h.shape).double().contiguous(memory_format=formats[second])
+        site = make_site(nchw, VCRegConfig())
+        out = site.regularize(h, site.reference_mean(h))
+        (found,) = torch.autograd.grad(out, h, grad)
+        (penalty,) = torch.autograd.grad(vcreg_loss(h, layout=nchw), h)
+        torch.testing.assert_close(found, grad + penalty)

@@ -1,0 +1,13 @@
+"""What VCReg costs: the papers' table of timings, on this machine.
+
+Not part of the core: needs timm or torchvision for the models, and matplotlib for pictures.
+"""
+
+from ._bench import bench as bench
+from ._pictures import write_results as write_results
+from ._result import BenchResult as BenchResult
+from ._result import ModelResult as ModelResult
+from ._result import Row as Row
+from ._scaling import Scaling as Scaling
+from ._scaling import measure_scaling as measure_scaling
+from ._variants import VARIANTS as VARIANTS

@@ -1,0 +1,176 @@
+"""Time training steps with each variant at the same sites, side by side in one process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..regularizers import product_dtype
+from ..surgery import plan
+from ._clock import Clock, quartiles
+from ._floor import Floor
+from ._machine import describe_machine
+from ._memory import peak_bytes, saved_bytes
+from ._result import BenchResult, ModelResult, Row
+from ._scaling import measure_scaling
+from ._step import DTYPES, Step
+from ._variants import IDENTITY, VARIANTS, make_variant
+
+Times = dict[str, list[tuple[float, float]]]
+
+
+def bench(
+    models: Mapping[str, nn.Module],
+    inputs: Mapping[str, Tensor],
+    *,
+    rule: str = "blocks",
+    variants: Iterable[str] = VARIANTS,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    rounds: int = 11,
+    compile: bool = False,  # noqa: A002 (the name of what it does)
+    scaling: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
+) -> BenchResult:
+    """Time a training step of each variant on each model (VCReg, table 8).
+
+    Every round times each variant once, in a new order, and the floor; a ratio is taken within a
+    round, and the medians over rounds are reported.
+
+    **Arguments:**
+
+    - `models`, `inputs`: name → model and batch. The models are not changed.
+    - `rule`: where.
+    - `variants`: names from `VARIANTS`; identity is always among them.
+    - `dtype`: ``"float32"``, ``"tf32"``, ``"bf16"`` (weights and activations), ``"amp"`` (autocast
+      in bfloat16).
+    - `device`: ``"cpu"`` or ``"cuda"``.
+    - `rounds`: how many, after one that does not count.
+    - `compile`: whether to time ``torch.compile(model)``.
+    - `scaling`: whether to time one site over n and d as well.
+    - `progress`: is told what is being done.
+
+    **Raises:** `ValueError` for an unknown variant or type; what `vcreg_fx.plan` raises.
+    """
+    chosen = [IDENTITY, *(name for name in variants if name != IDENTITY)]
+    if unknown := [name for name in chosen if name not in VARIANTS]:
+        raise ValueError(f"There is no variant {unknown[0]!r}. There are {', '.join(VARIANTS)}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"There is no dtype {dtype!r}. There are {', '.join(DTYPES)}.")
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds} must be at least 1.")
+    place = torch.device(device)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        found = [
+            _bench_model(
+                name, models[name], inputs[name], rule, chosen, dtype, place, rounds, compile,
+                progress,
+            )
+            for name in models
+        ]  # fmt: skip
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    if scaling:
+        progress("one site over n and d")
+    settings = {
+        "device": str(place), "dtype": dtype, "rule": rule, "rounds": rounds, "compiled": compile,
+        "clock": Clock(place).name,
+    }  # fmt: skip
+    growth = measure_scaling(place) if scaling else []
+    return BenchResult(describe_machine(place), settings, found, growth)
+
+
+def _bench_model(
+    name: str,
+    model: nn.Module,
+    inputs: Tensor,
+    rule: str,
+    chosen: Sequence[str],
+    dtype: str,
+    device: torch.device,
+    rounds: int,
+    compiled: bool,
+    progress: Callable[[str], None],
+) -> ModelResult:
+    weights = torch.bfloat16 if dtype == "bf16" else torch.float32
+    model = model.to(device, weights).train()
+    inputs = inputs.to(device, weights)
+    steps = {}
+    for variant in chosen:
+        progress(f"{name}: {variant}")
+        inner = make_variant(variant, model, rule, (inputs,))
+        run: Any = torch.compile(inner) if compiled else inner
+        steps[variant] = Step(variant, run, inner, inputs, dtype)
+        steps[variant].run()  # warm up, and compile
+    planned = plan(model, rule, example_inputs=(inputs,))
+    shapes = [(s.name, _samples(s.shape, s.channels), s.channels) for s in planned.sites]
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "amp"):
+        factors = product_dtype(inputs)
+    floor = Floor([(n, d) for _, n, d in shapes], factors, device)
+    saved = {variant: saved_bytes(step) for variant, step in steps.items()}
+    peaks = {variant: peak_bytes(step) for variant, step in steps.items()}
+    times, floors = _rounds(name, steps, floor, Clock(device), rounds, progress)
+    identity = times[IDENTITY]
+    share = quartiles([at / sum(base) for at, base in zip(floors, identity, strict=True)])[1]
+    rows = [
+        _row(variant, times, floors, saved[variant] - saved[IDENTITY],
+             peaks[variant] / peaks[IDENTITY])
+        for variant in chosen
+    ]  # fmt: skip
+    return ModelResult(
+        name, len(inputs), shapes, quartiles(floors)[1], share, saved[IDENTITY], peaks[IDENTITY],
+        rows,
+    )  # fmt: skip
+
+
+def _rounds(
+    name: str,
+    steps: Mapping[str, Step],
+    floor: Floor,
+    clock: Clock,
+    rounds: int,
+    progress: Callable[[str], None],
+) -> tuple[Times, list[float]]:
+    """Time every variant and the floor once a round, in a random order; drop the first round."""
+    order = random.Random(0)
+    times: Times = {variant: [] for variant in steps}
+    floors = []
+    for turn in range(rounds + 1):
+        progress(f"{name}: round {turn} of {rounds}")
+        work = [*steps, None]
+        order.shuffle(work)
+        for variant in work:
+            if variant is None:
+                floors.append(floor.timed(clock))
+            else:
+                times[variant].append(steps[variant].timed(clock))
+    return {variant: found[1:] for variant, found in times.items()}, floors[1:]
+
+
+def _row(variant: str, times: Times, floors: list[float], saved: int, peak: float) -> Row:
+    pairs = list(zip(times[variant], times[IDENTITY], strict=True))
+    return Row(
+        variant,
+        seconds=quartiles([sum(own) for own, _ in pairs])[1],
+        ratio=quartiles([sum(own) / sum(base) for own, base in pairs]),
+        forward=quartiles([own[0] / base[0] for own, base in pairs])[1],
+        backward=quartiles([own[1] / base[1] for own, base in pairs])[1],
+        floors=quartiles(
+            [(sum(o) - sum(b)) / at for (o, b), at in zip(pairs, floors, strict=True)]
+        ),
+        saved=saved,
+        peak=peak,
+    )
+
+
+def _samples(shape: Sequence[int], channels: int) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total // channels

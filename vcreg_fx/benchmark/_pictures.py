@@ -1,0 +1,75 @@
+"""The pictures of a benchmark: bars for the table, and lines for the growth of the cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ._result import BenchResult
+from ._scaling import Scaling
+from ._variants import IDENTITY
+
+_BAR, _LINE, _GRID = "#2e7d8c", "#d1495b", "#e3e6ea"
+
+
+def write_results(result: BenchResult, folder: Path) -> None:
+    """Write ``results.json``, ``results.md`` and their pictures into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(result.to_json(), "utf-8")
+    (folder / "results.md").write_text(result.to_markdown(), "utf-8")
+    draw_table(result, folder / "table.png")
+    if result.scaling:
+        draw_scaling(result.scaling, folder / "scaling.png")
+
+
+def draw_table(result: BenchResult, path: Path) -> None:
+    """Draw each variant's overhead as a multiple of the floor, a panel a model."""
+    from matplotlib.figure import Figure
+
+    count = len(result.models)
+    figure = Figure(figsize=(9.6, 1.2 + 2.7 * count), layout="constrained")
+    panels = figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0]
+    for axes, found in zip(panels, result.models, strict=True):
+        rows = [row for row in found.rows if row.variant != IDENTITY][::-1]
+        middle = [row.floors[1] for row in rows]
+        spread = [
+            [max(row.floors[1] - row.floors[0], 0) for row in rows],
+            [max(row.floors[2] - row.floors[1], 0) for row in rows],
+        ]
+        axes.barh([row.variant for row in rows], middle, xerr=spread, color=_BAR, height=0.62)
+        axes.axvline(1, color=_LINE, linewidth=1.5)
+        for place, (row, high) in enumerate(zip(rows, spread[1], strict=True)):
+            text = f"  {row.floors[1]:.2f}   (step × {row.ratio[1]:.3f})"
+            axes.text(max(row.floors[1] + high, 0), place, text, va="center", fontsize=8)
+        axes.set_title(
+            f"{found.model}, batch {found.batch}: the floor is {found.floor_share:.1%} of a step",
+            fontsize=10,
+            loc="left",
+        )
+        axes.margins(x=0.22)
+        _plain(axes)
+    panels[-1].set_xlabel("overhead over identity, in floors (the two matrix products alone)")
+    figure.savefig(path, dpi=110)
+
+
+def draw_scaling(scaling: list[Scaling], path: Path) -> None:
+    """Draw the time of one site against n and against d, with the fitted exponents."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    for axes, found in zip(
+        figure.subplots(1, len(scaling), squeeze=False)[0], scaling, strict=True
+    ):
+        axes.loglog(found.sizes, [s * 1e3 for s in found.seconds], "o-", color=_BAR)
+        other = "d" if found.varied == "n" else "n"
+        axes.set_xlabel(f"{found.varied} ({other} = {found.fixed:,})")
+        axes.set_ylabel("milliseconds")
+        axes.set_title(f"time ∝ {found.varied}^{found.exponent:.2f}", fontsize=11, loc="left")
+        _plain(axes)
+    figure.savefig(path, dpi=110)
+
+
+def _plain(axes: object) -> None:
+    axes.grid(color=_GRID, linewidth=0.8)  # type: ignore[attr-defined]
+    axes.set_axisbelow(True)  # type: ignore[attr-defined]
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)  # type: ignore[attr-defined]

@@ -1,0 +1,123 @@
+"""``vcreg-fx bench``: what VCReg costs on this machine, beside what else could be there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ._errors import ModelError, clear_errors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..benchmark import BenchResult
+
+_CPU_BATCH = {"torchvision/vit_b_32": 16}
+_OTHER_BATCH, _GPU_BATCH = 8, 128
+
+
+def bench(  # noqa: PLR0913, PLR0917 (the options)
+    models: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,…", help="Models as for the other commands; torchvision/ may be left out."
+        ),
+    ] = "vit_b_32,convnext_tiny",
+    rule: Annotated[str, typer.Option(metavar="EXPR", help="Where.")] = "blocks",
+    variants: Annotated[
+        str | None,
+        typer.Option(metavar="NAME;…", help="Some of the table's rows, with ; between."),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=2, help="Images; by default 128 on a GPU, 16 (ViT) or 8 on a CPU."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="float32, tf32, bf16, or amp (autocast in bfloat16).")
+    ] = "float32",
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each variant.")] = 11,
+    threads: Annotated[int, typer.Option(min=1, help="Of torch, on a CPU.")] = 1,
+    compile: Annotated[  # noqa: A002 (the name of the option)
+        bool, typer.Option("--compile", help="Time torch.compile(model).")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of weights and images.")] = 0,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write everything there.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Write tables, numbers and pictures."),
+    ] = None,
+) -> None:
+    """Time training steps with VCReg and without, side by side (table 8 of the paper)."""
+    with clear_errors():
+        import torch
+        from rich.console import Console
+
+        from ..benchmark import VARIANTS, write_results
+        from ..benchmark import bench as run
+        from ._model import load_model
+        from ._noise import noise_for
+
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ModelError("torch finds no CUDA GPU here. Use --device cpu.")
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        names = [name if "/" in name or ":" in name else f"torchvision/{name}"
+                 for name in models.split(",")]  # fmt: skip
+        built = {name: load_model(name) for name in names}
+        size = batch or (_GPU_BATCH if device.startswith("cuda") else None)
+        inputs = {
+            name: noise_for(model, size or _CPU_BATCH.get(name, _OTHER_BATCH))
+            for name, model in built.items()
+        }
+        chosen = [name.strip() for name in variants.split(";")] if variants else list(VARIANTS)
+        with Console(stderr=True).status("") as status:
+            result = run(
+                built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
+                rounds=rounds, compile=compile, progress=status.update,
+            )  # fmt: skip
+        if json is not None:
+            json.write_text(result.to_json(), "utf-8")
+        if output is not None:
+            write_results(result, output)
+        _print(Console(), result)
+        for path in (json, output):
+            if path is not None:
+                typer.echo(f"written to {path}")
+
+
+def _print(console: Console, result: BenchResult) -> None:
+    from ._console import plain_table, print_table
+
+    for found in result.models:
+        console.print(
+            f"{found.model}, batch {found.batch}, {len(found.sites)} sites: the floor is "
+            f"{found.floor * 1e3:.1f} ms, {found.floor_share:.1%} of identity's step",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        table = plain_table()
+        table.add_column("variant")
+        for name in ("step", "ratio", "forward", "backward", "overhead / floor", "saved", "peak"):
+            table.add_column(name, justify="right")
+        for row in found.rows:
+            table.add_row(
+                row.variant,
+                f"{row.seconds * 1e3:.0f} ms",
+                f"{row.ratio[1]:.3f} ({row.ratio[0]:.3f}–{row.ratio[2]:.3f})",
+                f"{row.forward:.3f}",
+                f"{row.backward:.3f}",
+                f"{row.floors[1]:.2f} ({row.floors[0]:.2f}–{row.floors[2]:.2f})",
+                f"{row.saved / 2**20:+.2f} MiB",
+                f"{row.peak:.3f}",
+            )
+        print_table(console, table)
+    for growth in result.scaling:
+        console.print(
+            f"one site: time ∝ {growth.varied}^{growth.exponent:.2f} for {growth.varied} from "
+            f"{growth.sizes[0]:,} to {growth.sizes[-1]:,}",
+            highlight=False, markup=False,
+        )  # fmt: skip

@@ -1,0 +1,25 @@
+"""A batch of noise for a model that the command line names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from placement_rules import record
+
+from ._errors import ModelError
+
+
+def noise_for(model: nn.Module, batch: int) -> Tensor:
+    """Return normal noise of the shape on which the model was recorded, ``batch`` examples.
+
+    **Raises:** `ModelError` if the model takes several tensors, or whole numbers.
+    """
+    shapes = [(path, node.meta["val"]) for path, node in record(model).root.inputs]
+    if len(shapes) != 1 or not shapes[0][1].is_floating_point():
+        raise ModelError(
+            f"{type(model).__name__} takes {len(shapes)} tensors or whole numbers, for which noise "
+            "is no input. Call the function of vcreg_fx with your own batch."
+        )
+    value = shapes[0][1]
+    return torch.randn((batch, *value.shape[1:]), dtype=value.dtype)

@@ -1,0 +1,105 @@
+"""Estimates of the gradient that cost less than it: every k-th step, or from some samples.
+
+Both are drawn from the site's name, a seed and the step alone, so that a run repeats, the random
+numbers of the training are untouched, and ranks agree.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._config import VCRegConfig
+from ._gradient import Statistics, add_gradient, direction
+from ._moments import moments_of
+
+
+def is_due(step: int, interval: int, key: str) -> bool:
+    """Return whether a step is the one of its ``interval`` steps in which the penalty acts.
+
+    Which one it is, is drawn anew for every run of ``interval`` steps.
+    """
+    window, place = divmod(step, interval)
+    return place == zlib.crc32(f"{key}:{window}".encode()) % interval
+
+
+class Draw(NamedTuple):
+    """Which draw an estimate is of.
+
+    **Attributes:**
+
+    - `key`: the site and the seed.
+    - `step`: how many backward passes the site has seen, a 0-d tensor on the CPU. It goes on by one
+      with each, unknown to autograd and the compiler, as the state of random numbers does.
+    """
+
+    key: str
+    step: Tensor
+
+
+def add_estimate(
+    grad: Tensor,
+    h: Tensor,
+    axis: int,
+    reference: Tensor | None,
+    alpha: Tensor,
+    beta: Tensor,
+    scale: Tensor | None,
+    config: VCRegConfig,
+    draw: Draw,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Statistics | None]:
+    """Return ``grad`` plus an estimate of ``scale · d penalty / dh``, and what the step saw.
+
+    Statistics are None, and the gradient is ``grad`` itself, where the step is not due.
+    """
+    step = int(draw.step)
+    draw.step.data.add_(1)
+    if not is_due(step, config.interval, draw.key):
+        return grad, None
+    weight = config.interval if scale is None else scale * config.interval
+    if config.sample is not None and h.numel() // h.shape[axis] > config.sample:
+        key = f"{draw.key}:{step}"
+        return _add_sampled(grad, h, axis, alpha, beta, weight, config, key, dtype)
+    found = moments_of(h, axis, reference, config, dtype)
+    return add_gradient(grad, h, axis, found, alpha, beta, weight, config, dtype)
+
+
+def _add_sampled(
+    grad: Tensor,
+    h: Tensor,
+    axis: int,
+    alpha: Tensor,
+    beta: Tensor,
+    weight: Tensor | float,
+    config: VCRegConfig,
+    key: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Statistics]:
+    """Return ``grad`` plus an estimate of the penalty's gradient from ``config.sample`` samples.
+
+    Half of the samples, drawn without replacement, give the covariance matrix; the other half,
+    about their own mean, receive the gradient, (n−1)/(m/2−1) times. No sample is in both, so that
+    the covariance term is unbiased with ``delta=None`` (expectations of independent factors
+    multiply); what is not linear in C, the variance term and δ, has a bias of order 1/m.
+    """
+    assert config.sample is not None
+    last = h.movedim(axis, -1)
+    n, half = last[..., 0].numel(), config.sample // 2
+    generator = torch.Generator(h.device).manual_seed(zlib.crc32(key.encode()))
+    drawn = torch.randperm(n, generator=generator, device=h.device)[: 2 * half]
+    measured = last[torch.unravel_index(drawn[:half], last.shape[:-1])]
+    receiving = torch.unravel_index(drawn[half:], last.shape[:-1])
+    z = last[receiving].to(torch.promote_types(h.dtype, torch.float32))
+    found = direction(
+        moments_of(measured, 1, measured.mean(0, dtype=z.dtype), config, dtype), alpha, beta, config
+    )
+    # G has 1/(m/2−1) in the place of 1/(n−1), which is the weight of each sample that receives.
+    added = (z - z.mean(0)) @ found.g * weight
+    out = grad.clone()
+    target = out.movedim(axis, -1)
+    target[receiving] = (target[receiving] + added).to(out.dtype)
+    return out, found.statistics

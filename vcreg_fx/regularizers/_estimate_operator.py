@@ -1,0 +1,83 @@
+"""Estimates under torch.compile: an operator, which decides at run time whether a step is due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._config import VCRegConfig
+from ._estimate import Draw, add_estimate
+from ._gradient import Statistics
+
+_WHAT = "Tensor grad, Tensor h, Tensor? reference, Tensor alpha, Tensor beta, Tensor? scale"
+_HOW = "float? delta, float gamma, float eps, str convention, int interval, int? sample"
+
+
+def estimate(
+    grad: Tensor,
+    h: Tensor,
+    axis: int,
+    reference: Tensor | None,
+    alpha: Tensor,
+    beta: Tensor,
+    scale: Tensor | None,
+    config: VCRegConfig,
+    draw: Draw,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Statistics | None]:
+    """Do what `add_estimate` does; in compiled code by an operator, which keeps no statistics.
+
+    **Raises:** `RuntimeError` in compiled code with ``sync``.
+    """
+    if not torch.compiler.is_compiling():
+        return add_estimate(grad, h, axis, reference, alpha, beta, scale, config, draw, dtype)
+    if config.sync is not False:
+        raise RuntimeError(
+            "interval with sync is not to be had in compiled code, which does not know when the "
+            "ranks meet. Insert with sync=False or without interval, or do not compile."
+        )
+    what = (grad, h, reference, alpha, beta, scale, axis)
+    how = (config.delta, config.gamma, config.eps, config.convention, config.interval)
+    when = (config.sample, draw.key, draw.step, dtype)
+    result: Tensor = torch.ops.vcreg_fx.estimate(*what, *how, *when)
+    return result, None
+
+
+@torch.library.custom_op(
+    "vcreg_fx::estimate",
+    mutates_args=(),
+    schema=f"({_WHAT}, int axis, {_HOW}, str key, Tensor step, ScalarType dtype) -> Tensor",
+)
+def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
+    grad: Tensor,
+    h: Tensor,
+    reference: Tensor | None,
+    alpha: Tensor,
+    beta: Tensor,
+    scale: Tensor | None,
+    axis: int,
+    delta: float | None,
+    gamma: float,
+    eps: float,
+    convention: Any,
+    interval: int,
+    sample: int | None,
+    key: str,
+    step: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    config = VCRegConfig(
+        delta=delta, gamma=gamma, eps=eps, convention=convention, interval=interval, sample=sample
+    )
+    with torch.autocast(h.device.type, enabled=False):
+        result, _ = add_estimate(
+            grad, h, axis, reference, alpha, beta, scale, config, Draw(key, step), dtype
+        )
+    return result.clone() if result is grad else result
+
+
+@_estimate.register_fake
+def _(grad: Tensor, *_rest: Any) -> Tensor:
+    return torch.empty_like(grad)
