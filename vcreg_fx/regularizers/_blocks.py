@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-_CPU_BLOCK = 262_144  # elements: 1 MB in float32
+_CPU_BLOCK = 393_216  # elements: 1.5 MB in float32
 _GPU_BLOCK = 16_777_216  # there, few large kernels beat small blocks
 
 
@@ -87,5 +87,6 @@ def _cut(tensors: Sequence[Tensor], size: int) -> Iterator[tuple[Tensor, ...]]:
         for entry in zip(*(t.unbind(0) for t in tensors), strict=True):
             yield from _cut(entry, size)
         return
-    length = math.ceil(entries / math.ceil(total / size))  # blocks of about equal length
+    most = max(size // (total // entries), 1)
+    length = math.ceil(entries / math.ceil(entries / most))  # blocks of about equal length
     yield from zip(*(t.split(length) for t in tensors), strict=True)
