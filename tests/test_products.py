@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,6 +25,7 @@ def activation(layout: str, d: int, dtype: torch.dtype = torch.float64) -> Tenso
 
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("layout", SHAPES)
+@settings(max_examples=8)
 @given(d=st.integers(60, 210), size=st.sampled_from((1, 500, 5_000, 262_144)))
 def test_panels_and_blocks_of_any_size(layout: str, memory: str, d: int, size: int) -> None:
     torch.manual_seed(d)

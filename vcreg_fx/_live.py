@@ -320,7 +320,8 @@ class LiveSite:
     def _record(self, statistics: Statistics) -> None:
         """Note the numbers of a step in one small tensor, which compiled code can write to too."""
         variances, loss = statistics.variances.detach(), statistics.covariance_loss.detach()
-        count = loss.new_full((1,), 1.0) * statistics.samples
+        n = statistics.samples
+        count = n.view(1) if isinstance(n, Tensor) else loss.new_full((1,), n)
         numbers = torch.cat([variances, loss.view(1), count])
         if torch.compiler.is_compiling():
             if self.channels:  # known, unless the model could not be recorded

@@ -4,6 +4,7 @@ Not part of the core: needs timm or torchvision for the models, and matplotlib f
 """
 
 from ._bench import bench as bench
+from ._errors import BenchError as BenchError
 from ._pictures import write_results as write_results
 from ._result import BenchResult as BenchResult
 from ._result import ModelResult as ModelResult

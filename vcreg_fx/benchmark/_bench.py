@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from ..regularizers import product_dtype
 from ..surgery import plan
 from ._clock import Clock, quartiles
+from ._errors import BenchError
 from ._floor import Floor
 from ._machine import describe_machine
 from ._memory import peak_bytes, saved_bytes
+from ._ranks import measure_ranks
 from ._result import BenchResult, ModelResult, Row
 from ._scaling import measure_scaling
 from ._step import DTYPES, Step
@@ -23,7 +26,7 @@ from ._variants import IDENTITY, VARIANTS, make_variant
 Times = dict[str, list[tuple[float, float]]]
 
 
-def bench(
+def bench(  # noqa: PLR0913 (all by name, but two)
     models: Mapping[str, nn.Module],
     inputs: Mapping[str, Tensor],
     *,
@@ -34,6 +37,7 @@ def bench(
     rounds: int = 11,
     compile: bool = False,  # noqa: A002 (the name of what it does)
     scaling: bool = True,
+    ranks: int = 1,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BenchResult:
     """Time a training step of each variant on each model (VCReg, table 8).
@@ -52,28 +56,34 @@ def bench(
     - `rounds`: how many, after one that does not count.
     - `compile`: whether to time ``torch.compile(model)``.
     - `scaling`: whether to time one site over n and d as well.
+    - `ranks`: with 2 or more, also times as many processes with ``sync``, on the CPU in float32.
     - `progress`: is told what is being done.
 
-    **Raises:** `ValueError` for an unknown variant or type; what `vcreg_fx.plan` raises.
+    **Raises:** `BenchError` for an unknown variant or type; what `vcreg_fx.plan` raises.
     """
     chosen = [IDENTITY, *(name for name in variants if name != IDENTITY)]
     if unknown := [name for name in chosen if name not in VARIANTS]:
-        raise ValueError(f"There is no variant {unknown[0]!r}. There are {', '.join(VARIANTS)}.")
+        raise BenchError(f"There is no variant {unknown[0]!r}. There are {', '.join(VARIANTS)}.")
     if dtype not in DTYPES:
-        raise ValueError(f"There is no dtype {dtype!r}. There are {', '.join(DTYPES)}.")
+        raise BenchError(f"There is no dtype {dtype!r}. There are {', '.join(DTYPES)}.")
+    if ranks > 1 and (torch.device(device).type, dtype) != ("cpu", "float32"):
+        raise BenchError("Several ranks are timed on the CPU in float32. Leave out --ranks.")
     if rounds < 1:
-        raise ValueError(f"rounds={rounds} must be at least 1.")
+        raise BenchError(f"rounds={rounds} must be at least 1.")
     place = torch.device(device)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     try:
-        found = [
-            _bench_model(
-                name, models[name], inputs[name], rule, chosen, dtype, place, rounds, compile,
-                progress,
+        found = []
+        for name, model in models.items():
+            one = _bench_model(
+                name, model, inputs[name], rule, chosen, dtype, place, rounds, compile, progress
             )
-            for name in models
-        ]  # fmt: skip
+            if ranks > 1:
+                progress(f"{name}: {ranks} ranks")
+                of_ranks = measure_ranks(model, inputs[name], rule, ranks=ranks, rounds=rounds)
+                one = replace(one, ranks=of_ranks)
+            found.append(one)
     finally:
         torch.set_float32_matmul_precision(precision)
     if scaling:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+Quartiles = tuple[float, float, float]
+
 
 class Clock:
     """Reads the time that work on a device took so far, in seconds.
@@ -38,7 +40,7 @@ class Clock:
         return self.read() - start
 
 
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+def quartiles(values: Sequence[float]) -> Quartiles:
     """Return the lower quartile, the median and the upper quartile."""
     if len(values) == 1:
         return values[0], values[0], values[0]

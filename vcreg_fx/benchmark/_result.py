@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ._clock import Quartiles
+from ._ranks import RankRow
 from ._scaling import Scaling
 from ._variants import IDENTITY
 
@@ -19,8 +21,6 @@ PAPER: Mapping[str, Mapping[str, float]] = {
         "identity": 0.442, "naive": 2.951, "Algorithm 1 as printed": 0.471, "batch norm": 0.468,
     },
 }  # fmt: skip
-
-Quartiles = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class ModelResult:
     - `floor_share`: that over identity's step.
     - `identity_saved`, `identity_peak`: bytes.
     - `rows`: one a variant.
+    - `ranks`: one a variant, where several ranks were timed.
     """
 
     model: str
@@ -69,6 +70,7 @@ class ModelResult:
     identity_saved: int
     identity_peak: int
     rows: list[Row]
+    ranks: list[RankRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -155,4 +157,21 @@ def _model_lines(found: ModelResult) -> list[str]:
             in_paper,
         ]
         rows.append(f"| {' | '.join(cells)} |")
+    if found.ranks:
+        rows += ["", *_rank_lines(found.ranks)]
     return rows
+
+
+def _rank_lines(ranks: list[RankRow]) -> list[str]:
+    return [
+        "Two ranks on this machine, joined by gloo, under DistributedDataParallel (wall-clock):",
+        "",
+        "| variant | step | ratio to identity (quartiles) | all-reduces of VCReg | exchanged |",
+        "|---|---:|---:|---:|---:|",
+        *[
+            f"| {row.variant} | {row.seconds * 1e3:.0f} ms "
+            f"| {row.ratio[1]:.3f} ({row.ratio[0]:.3f}–{row.ratio[2]:.3f}) "
+            f"| {row.exchanges} | {row.exchanged / 2**20:.1f} MiB |"
+            for row in ranks
+        ],
+    ]

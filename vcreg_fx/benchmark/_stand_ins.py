@@ -61,7 +61,7 @@ class _Printed(torch.autograd.Function):
         return grad, None, None, None
 
 
-def printed(site: LiveSite, device: torch.device) -> StandIn:  # noqa: ARG001 (as batch_norm)
+def printed(site: LiveSite, weight: Tensor) -> StandIn:  # noqa: ARG001 (as batch_norm)
     """Return a batch demean layer and Algorithm 1 as printed."""
     layout = site.layout
 
@@ -74,10 +74,10 @@ def printed(site: LiveSite, device: torch.device) -> StandIn:  # noqa: ARG001 (a
     return StandIn(site.name, layout, act)
 
 
-def batch_norm(site: LiveSite, device: torch.device) -> StandIn:
-    """Return a batch norm of torch, in training."""
+def batch_norm(site: LiveSite, weight: Tensor) -> StandIn:
+    """Return a batch norm of torch, in training, where and as the model's weights are."""
     layout = site.layout
-    layer = torch.nn.BatchNorm1d(site.channels, device=device)
+    layer = torch.nn.BatchNorm1d(site.channels, device=weight.device, dtype=weight.dtype)
 
     def act(h: Tensor) -> Tensor:
         second = h.movedim(layout.axis, 1)

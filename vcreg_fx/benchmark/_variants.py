@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .._insert import insert, penalty, sites
@@ -24,7 +23,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "ours, interval=8": {"interval": 8},
     "ours, sample=256": {"sample": 256},
 }
-_STAND_INS: dict[str, Callable[[LiveSite, torch.device], StandIn]] = {
+_STAND_INS: dict[str, Callable[[LiveSite, Tensor], StandIn]] = {
     "Algorithm 1 as printed": printed,
     "batch norm": batch_norm,
 }
@@ -53,8 +52,7 @@ def make_variant(name: str, model: nn.Module, rule: str, example: tuple[Tensor, 
     insert(variant, rule, example_inputs=example, **_CONFIGS.get(name, {}))
     if make := _STAND_INS.get(name):
         for site in sites(variant):
-            device = next(variant.parameters()).device
-            replace_site(variant, site.name, make(site, device))
+            replace_site(variant, site.name, make(site, next(variant.parameters())))
     return variant
 
 

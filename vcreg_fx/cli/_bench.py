@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._errors import ModelError, clear_errors
+from ._errors import clear_errors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,9 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
     compile: Annotated[  # noqa: A002 (the name of the option)
         bool, typer.Option("--compile", help="Time torch.compile(model).")
     ] = False,
+    ranks: Annotated[
+        int, typer.Option(min=1, help="Processes to train together with sync as well, on a CPU.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Of weights and images.")] = 0,
     json: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write everything there.")
@@ -57,13 +60,13 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         import torch
         from rich.console import Console
 
-        from ..benchmark import VARIANTS, write_results
+        from ..benchmark import VARIANTS, BenchError, write_results
         from ..benchmark import bench as run
         from ._model import load_model
         from ._noise import noise_for
 
         if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ModelError("torch finds no CUDA GPU here. Use --device cpu.")
+            raise BenchError("torch finds no CUDA GPU here. Use --device cpu.")
         torch.set_num_threads(threads)
         torch.manual_seed(seed)
         names = [name if "/" in name or ":" in name else f"torchvision/{name}"
@@ -78,7 +81,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         with Console(stderr=True).status("") as status:
             result = run(
                 built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
-                rounds=rounds, compile=compile, progress=status.update,
+                rounds=rounds, compile=compile, ranks=ranks, progress=status.update,
             )  # fmt: skip
         if json is not None:
             json.write_text(result.to_json(), "utf-8")
@@ -115,6 +118,12 @@ def _print(console: Console, result: BenchResult) -> None:
                 f"{row.peak:.3f}",
             )
         print_table(console, table)
+        for of_ranks in found.ranks:
+            console.print(
+                f"ranks, {of_ranks.variant}: {of_ranks.ratio[1]:.3f} × identity, "
+                f"{of_ranks.exchanges} all-reduces of {of_ranks.exchanged / 2**20:.1f} MiB",
+                highlight=False, markup=False,
+            )  # fmt: skip
     for growth in result.scaling:
         console.print(
             f"one site: time ∝ {growth.varied}^{growth.exponent:.2f} for {growth.varied} from "

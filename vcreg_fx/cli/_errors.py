@@ -10,6 +10,7 @@ import typer
 from placement_rules import ExampleInputsError, PlacementError
 
 from ..ablation import AblationError
+from ..benchmark import BenchError
 from ..export import ExportError
 
 
@@ -29,7 +30,7 @@ def clear_errors() -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(1) from error
-    except (ModelError, PlacementError, AblationError, ExportError, OSError) as error:
+    except (ModelError, PlacementError, AblationError, BenchError, ExportError, OSError) as error:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         typer.echo(f"Error: {message}", err=True)
         raise typer.Exit(1) from error

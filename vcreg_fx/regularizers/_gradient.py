@@ -12,7 +12,7 @@ of ranks, because DistributedDataParallel divides the sum of their gradients by 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,11 +70,12 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
     d, n = len(found.second), found.samples
     c = found.second.div_(n - 1)
     variances = c.diagonal() + config.eps
-    slope = torch.where(variances < config.gamma**2, variances.rsqrt(), 0)
+    slope = variances.rsqrt().mul_(variances < config.gamma**2)
     clamped = c if delta is None else c.clamp(-delta, delta)
     covariance_loss = _off_diagonal_loss(c, clamped)
+    alpha, beta = _number(alpha), _number(beta)
     g = clamped.mul_(beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1)))
-    g.diagonal().copy_(slope * (alpha * (-found.ranks / d / (n - 1))))
+    g.diagonal().copy_(slope.mul_(alpha * (-found.ranks / d / (n - 1))))
     return Direction(g, found.centre, Statistics(variances, covariance_loss, n))
 
 
@@ -120,6 +121,11 @@ def penalty_gradient(
     zero = torch.zeros((), dtype=dtype, device=h.device).expand(h.shape)
     gradient, seen = add_gradient(zero, h, layout.axis, found, alpha, beta, None, config, dtype)
     return gradient, seen.variances, seen.covariance_loss
+
+
+def _number(coefficient: Tensor) -> Any:
+    """Return a coefficient as a number, which is faster; compiled code reads the tensor anew."""
+    return coefficient if torch.compiler.is_compiling() else coefficient.item()
 
 
 def _off_diagonal_loss(c: Tensor, clamped: Tensor) -> Tensor:

@@ -1,0 +1,229 @@
+"""The benchmark: what it times is what it says, and what it writes can be read."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import vcreg_fx
+from placement_rules import Layout
+from tests.models import relative_error
+from vcreg_fx import VCRegConfig
+from vcreg_fx._live import LiveSite
+from vcreg_fx.benchmark import VARIANTS, BenchError, BenchResult, Row, bench
+from vcreg_fx.benchmark._clock import Clock, quartiles
+from vcreg_fx.benchmark._floor import Floor
+from vcreg_fx.benchmark._memory import peak_bytes, saved_bytes
+from vcreg_fx.benchmark._result import ModelResult
+from vcreg_fx.benchmark._scaling import fit_exponent
+from vcreg_fx.benchmark._stand_ins import batch_norm, printed
+from vcreg_fx.benchmark._step import Step
+from vcreg_fx.benchmark._variants import make_variant
+from vcreg_fx.cli._app import app
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.relu(self.linear(x))
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), Residual(), Residual(), nn.Linear(16, 4))
+
+
+def step(model: nn.Module, x: torch.Tensor) -> Step:
+    return Step("identity", model, model, x, "float32")
+
+
+def test_every_variant_on_a_small_model() -> None:
+    torch.manual_seed(0)
+    told: list[str] = []
+    result = bench(
+        {"small": small()}, {"small": torch.randn(600, 8)}, rounds=2, scaling=False,
+        progress=told.append,
+    )  # fmt: skip
+    (found,) = result.models
+    assert [row.variant for row in found.rows] == list(VARIANTS)
+    assert [(n, d) for _, n, d in found.sites] == [(600, 16), (600, 16)]
+    identity, *others = found.rows
+    assert identity.ratio == (1, 1, 1) and identity.saved == 0 and identity.peak == 1
+    assert all(row.seconds > 0 and row.ratio[1] > 0 for row in others)
+    assert {"small: round 2 of 2", "small: naive"} <= set(told)
+    text = result.to_markdown()
+    assert all(f"| {name} |" in text for name in VARIANTS)
+    assert json.loads(result.to_json())["models"][0]["rows"][0]["variant"] == "identity"
+
+
+def test_variants_share_their_weights_and_compute_what_they_say() -> None:
+    torch.manual_seed(0)
+    model, x = small().double(), torch.randn(300, 8, dtype=torch.float64)
+
+    def gradients(name: str) -> list[torch.Tensor]:
+        variant = make_variant(name, model, "blocks", (x,))
+        for own, shared in zip(variant.parameters(), model.parameters(), strict=True):
+            assert own is shared
+        one = Step(name, variant, variant, x, "float32")
+        one.forward().backward()
+        found = [p.grad for p in model.parameters()]
+        one.clear()
+        return found
+
+    ours = gradients("ours")
+    assert relative_error(gradients("naive"), ours) < 1e-10
+    assert relative_error(gradients('ours, mode="loss"'), ours) < 1e-10
+    for other in ("identity", "Algorithm 1 as printed", "batch norm"):
+        assert relative_error(gradients(other), ours) > 1e-6
+    reference = copy.deepcopy(model)
+    vcreg_fx.insert(reference, "blocks", demean="activations", convention="algorithm1")
+    step(reference, x).forward().backward()
+    found = gradients("Algorithm 1 as printed")
+    assert relative_error(found, [p.grad for p in reference.parameters()]) < 1e-10
+
+
+def test_the_batch_norm_is_torchs() -> None:
+    site = LiveSite("m:output", "m", "output", Layout.parse("NHWC"), 6, VCRegConfig(), clone=False)
+    h = torch.randn(4, 5, 5, 6)
+    expected = nn.BatchNorm2d(6)(h.movedim(-1, 1)).movedim(1, -1)
+    stand_in = batch_norm(site, torch.ones(()))
+    torch.testing.assert_close(stand_in.regularize(h, stand_in.reference_mean(h)), expected)
+    assert stand_in.active(h, True) and not stand_in.active(h, False)
+    assert torch.allclose(printed(site, torch.ones(())).regularize(h, None).mean((0, 1, 2)),
+                          torch.zeros(6), atol=1e-6)  # fmt: skip
+
+
+def test_saved_and_peak_bytes_of_a_known_model() -> None:
+    model = nn.Sequential(nn.Linear(64, 1000), nn.ReLU(), nn.Linear(1000, 3))
+    x = torch.randn(1024, 64)
+    hidden = 1024 * 1000 * 4
+    known = x.numel() * 4 + hidden  # the input and relu's output; what the loss keeps is small
+    assert known <= saved_bytes(step(model, x)) <= known + 40_000
+    # Relu's input is freed; its gradient and that of its input live beside its output.
+    assert hidden * 2 <= peak_bytes(step(model, x)) <= hidden * 3.2
+
+
+def test_one_site_keeps_little_more_than_identity() -> None:
+    x = torch.randn(600, 8)
+    model = small()
+    plain = saved_bytes(Step("identity", model, model, x, "float32"))
+    ours = make_variant("ours", model, "blocks", (x,))
+    extra = saved_bytes(Step("ours", ours, ours, x, "float32")) - plain
+    assert 0 < extra <= 2 * (2 * 16 + 64) * 4
+
+
+def test_ratios_and_floors_are_taken_within_a_round() -> None:
+    from vcreg_fx.benchmark._bench import _row
+
+    times = {
+        "identity": [(1.0, 2.0), (2.0, 4.0), (1.0, 2.0)],
+        "x": [(1.0, 3.0), (2.0, 6.0), (1.0, 3.0)],
+    }
+    row = _row("x", times, [0.5, 1.0, 0.5], 8, 1.0)
+    assert row.ratio == (pytest.approx(4 / 3),) * 3
+    assert row.forward == 1 and row.backward == 1.5
+    assert row.floors == (2, 2, 2)
+    assert quartiles([3.0]) == (3.0, 3.0, 3.0)
+    assert quartiles([1.0, 2.0, 3.0]) == (1.5, 2.0, 2.5)
+
+
+def test_exponents() -> None:
+    sizes = (10.0, 100.0, 1000.0)
+    assert fit_exponent(sizes, [7 * n**1.5 for n in sizes]) == pytest.approx(1.5)
+
+
+def test_the_floor_is_the_products_of_all_sites() -> None:
+    floor = Floor([(8, 4), (8, 4), (16, 2)], torch.float32, torch.device("cpu"))
+    assert sorted((count, tuple(z.shape)) for count, z, _ in floor._work) == [
+        (1, (16, 2)),
+        (2, (8, 4)),
+    ]
+    assert floor.timed(Clock(torch.device("cpu"))) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variants": ["ours", "fast"]}, "no variant 'fast'"),
+        ({"dtype": "int8"}, "no dtype 'int8'"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"ranks": 2, "dtype": "amp"}, "several ranks|Several ranks"),
+    ],
+)
+def test_what_cannot_be_timed(options: dict[str, object], message: str) -> None:
+    with pytest.raises(BenchError, match=message):
+        bench({"small": small()}, {"small": torch.randn(9, 8)}, **options)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "amp", "tf32"])
+def test_other_types(dtype: str) -> None:
+    result = bench(
+        {"small": small()}, {"small": torch.randn(64, 8)}, variants=["ours"], dtype=dtype,
+        rounds=1, scaling=False,
+    )  # fmt: skip
+    assert result.settings["dtype"] == dtype
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_two_ranks_exchange_once_a_site() -> None:
+    result = bench(
+        {"small": small()}, {"small": torch.randn(64, 8)}, variants=["ours"], rounds=1, ranks=2,
+        scaling=False,
+    )  # fmt: skip
+    exchanges = {row.variant: (row.exchanges, row.exchanged) for row in result.models[0].ranks}
+    per_site = 4 * (16 * 16 + 2 + 2 * 16)  # second moments, counts and means of two ranks
+    assert exchanges == {
+        "identity": (0, 0), "statistics of each rank": (0, 0), "sync=True": (2, 2 * per_site),
+    }  # fmt: skip
+    assert "all-reduces" in result.to_markdown()
+
+
+def test_command(tmp_path: Path) -> None:
+    arguments = ["bench", "--models", "timm/test_resnet", "--batch", "4", "--rounds", "1",
+                 "--variants", "naive; ours", "--json", str(tmp_path / "b.json"),
+                 "-o", str(tmp_path / "out")]  # fmt: skip
+    found = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    assert "the floor is" in found.output and "time ∝ n^" in found.output
+    data = json.loads((tmp_path / "b.json").read_text("utf-8"))
+    assert [row["variant"] for row in data["models"][0]["rows"]] == ["identity", "naive", "ours"]
+    assert {"processor", "torch", "threads"} <= set(data["machine"])
+    assert all(math.isfinite(growth["exponent"]) for growth in data["scaling"])
+    assert data == json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    for name in ("table.png", "scaling.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
+        assert f"]({name})" in (tmp_path / "out" / "results.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "resnet1"], "Did you mean"),
+        (["--variants", "fast"], "There is no variant 'fast'"),
+        (["--rule", "nothing"], "There is no rule"),
+        (["--device", "cuda"], "no CUDA GPU"),
+        (["--models", "transformers/BertModel"], "noise is no input"),
+    ],
+)
+def test_command_errors(arguments: list[str], message: str) -> None:
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    base = ["bench", "--models", "timm/test_resnet", "--rounds", "1", *arguments]
+    found = CliRunner().invoke(app, base)
+    assert found.exit_code == 1
+    assert message in " ".join(found.output.split())
+
+
+def test_the_papers_ratios_stand_beside_ours() -> None:
+    row = Row("naive", 1.0, (1, 1, 1), 1, 1, (1, 1, 1), 0, 1)
+    found = ModelResult("torchvision/vit_b_32", 16, [("a", 4, 2)], 1, 0.1, 0, 1, [row])
+    assert "| 6.40 |" in BenchResult({}, {}, [found]).to_markdown()  # table 8: 1.427 s / 0.223 s
