@@ -370,6 +370,30 @@ def test_a_trial_that_always_kills_its_worker_is_given_up(tmp_path):
     assert "died 2 times" in result.failed[0].reason
 
 
+def test_a_worker_that_is_not_gone_yet_is_waited_for(monkeypatch):
+    """Its parent hears of its end a moment before it has ended, a long one on a busy machine."""
+
+    class Ending:
+        looks = 0
+
+        def is_running(self, name):
+            self.looks += 1
+            return self.looks < 4
+
+        def is_abandoned(self, name):
+            return self.looks >= 4
+
+        def is_done(self, name):
+            return False
+
+    from vcreg_fx.ablation import _drive
+
+    monkeypatch.setattr(_drive, "_PAUSE", 0)
+    assert _drive._was_lost(Ending(), "trial")
+    monkeypatch.setattr(_drive, "_PATIENCE", 0)
+    assert not _drive._was_lost(Ending(), "trial")
+
+
 def test_workers_that_cannot_begin_are_an_error(tmp_path):
     with (
         ProcessPoolExecutor(
