@@ -126,6 +126,7 @@ def test_what_cannot_be_evaluated(tmp_path):
         (["--data", tmp_path / "empty"], "holds no images"),
         (["--set", "num_classes"], "is no setting"),
         (["--set", "colour=3"], "cannot be built"),
+        (["--device", "nowhere"], "--device nowhere: "),
         (["--probe", "trees"], "There is no probe trees"),
         (["--rule", "nothing"], "There is no rule 'nothing'"),
     ]:
