@@ -497,6 +497,29 @@ def test_features_of_named_arguments():
     assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
+class Patches(nn.Module):
+    """Blocks that see patches of all images on one axis, as MobileViT's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):  # (n, 6, 4)
+        patches = x.reshape(-1, 2, 4)
+        return self.head(self.block(patches).reshape(len(x), 6, 4).mean(1))
+
+
+def test_features_where_images_are_not_the_first_axis():
+    model, x = Patches(), torch.randn(5, 6, 4)
+    rule = vcreg_fx.rules.modules("block")
+    every = evaluation.extract_features(model, x, rule, pool="none", batch_size=2).only
+    torch.testing.assert_close(every, model.block(x).flatten(0, 1))
+    one = evaluation.extract_features(model, x, rule, batch_size=1).only
+    torch.testing.assert_close(one, model.block(x).mean(1))
+    with pytest.raises(vcreg_fx.PlacementError, match="batch_size=1"):
+        evaluation.extract_features(model, x, rule, batch_size=2)
+
+
 def test_features_that_are_none():
     class Twice(nn.Module):
         def __init__(self):
