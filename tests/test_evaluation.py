@@ -234,25 +234,33 @@ def test_mutual_information_repeats_and_leaves_the_random_state():
 def test_logistic_probe_is_the_regularized_optimum():
     """Its weights are where the gradient of the written objective vanishes."""
     x, y = blobs(60, spread=2.0)
-    strength = 0.3
+    strength = 30.0
+    asked = 3 * torch.randn(3000, 6, generator=torch.Generator().manual_seed(1))
     result = evaluation.logistic_probe(
-        x, y, x, y, validation=(x[:20], y[:20]), strengths=[strength], max_iter=5000
+        *(x, y, asked, torch.zeros(3000, dtype=torch.long)),
+        **{"validation": (x[:20], y[:20]), "strengths": [strength], "max_iter": 5000},
     )
     every_x, every_y = torch.cat([x, x[:20]]).double(), torch.cat([y, y[:20]])
-    w = torch.zeros(4, 6, dtype=torch.double, requires_grad=True)
-    b = torch.zeros(4, dtype=torch.double, requires_grad=True)
-    optimizer = torch.optim.LBFGS([w, b], max_iter=500, line_search_fn="strong_wolfe")
 
-    def objective():
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(every_x @ w.T + b, every_y, reduction="sum")
-        loss = loss + strength / 2 * w.square().sum()
-        loss.backward()
-        return loss
+    def agreement(other):
+        w = torch.zeros(4, 6, dtype=torch.double, requires_grad=True)
+        b = torch.zeros(4, dtype=torch.double, requires_grad=True)
+        optimizer = torch.optim.LBFGS([w, b], max_iter=500, line_search_fn="strong_wolfe")
 
-    optimizer.step(objective)
-    expected = (x.double() @ w.T + b).argmax(dim=1)
-    assert torch.equal(result.predictions, expected)
+        def objective():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(every_x @ w.T + b, every_y, reduction="sum")
+            loss = loss + other / 2 * w.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(objective)
+        found = (asked.double() @ w.T + b).argmax(dim=1)
+        return float((result.predictions == found).double().mean())
+
+    assert agreement(strength) > 0.998
+    assert agreement(strength / 2) < 0.99, "else the test could not tell"
+    assert agreement(strength * 2) < 0.99
     assert result.details["converged"] == 1
     assert result.details["l2"] == strength
 
@@ -284,6 +292,16 @@ def test_the_papers_grid_of_strengths():
     assert evaluation.STRENGTHS[-1] == pytest.approx(1e5)
     ratios = np.diff(np.log(evaluation.STRENGTHS))
     assert np.allclose(ratios, ratios[0])
+
+
+def test_the_papers_settings_of_gradient_probes():
+    """VCReg, C.3; VICReg, C.2 and C.3, which divides by 10 at 4, 8, 12 and at 24, 48, 72."""
+    settings = evaluation.ProbeSettings
+    assert settings("adamw", 0.016, 0.05, 0.0, 256, 100) == evaluation.ADAMW_PROBE
+    assert settings("sgd", 0.02, 1e-6, 0.9, 256, 100) == evaluation.SGD_PROBE
+    assert settings("sgd", 0.003, 1e-4, 0.9, 256, 28, (4, 8, 12)) == evaluation.PLACES_PROBE
+    found = evaluation.INATURALIST_PROBE
+    assert settings("sgd", 0.005, 1e-4, 0.9, 256, 84, (24, 48, 72)) == found
 
 
 @pytest.mark.parametrize(
