@@ -164,6 +164,7 @@ def test_a_failed_trial_does_not_stop_the_others(tmp_path):
     folder = tmp_path / "store" / "trials" / result.failed[0].id
     assert "in train" in (folder / "traceback.txt").read_text()
     assert "2 of 6 trials failed" in str(result)
+    assert "trials/<name>/traceback.txt" in str(result) and "--retry-failed" in str(result)
     again = ablate(tmp_path / "store", fail=["blocks"], log=[str(tmp_path)])
     assert again.records == result.records, "failures are not run again by themselves"
     retry = AblationOptions(example_inputs=INPUTS, retry_failed=True)
@@ -599,6 +600,13 @@ def test_differences_pair_equal_seeds_only(tmp_path):
     row, baseline = result.rows[1], result.rows[0]
     assert row.difference("m", baseline).count == 2
     assert row.difference("m", baseline).mean == 1
+
+
+def test_rows_of_other_seeds_are_pointed_out(tmp_path):
+    numbers = {"baseline": {"m": [1.0, 5.0]}, "head": {"m": [2.0, 6.0]}}
+    assert "Rows differ" not in str(made(numbers, tmp_path / "a"))
+    numbers["head"]["m"].pop()
+    assert "Rows differ in their seeds" in str(made(numbers, tmp_path / "b"))
 
 
 def test_axes_are_columns(tmp_path):
