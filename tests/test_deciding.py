@@ -163,3 +163,15 @@ def test_models_that_ask(build, tmp_path):
     code = (folder / "model.py").read_text()
     assert "_known" not in code
     assert ("from vcreg_fx.export import expect as" in code) == ("expect(" in code)
+
+
+@pytest.mark.parametrize(
+    ("demean", "training"), [("statistics", True), ("activations", True), ("activations", False)]
+)
+def test_models_that_call_their_layers_in_another_way_while_exported(demean, training, tmp_path):
+    """transformers makes attention masks then; `export` compares with the model, gradients too."""
+    model, x = vit()
+    vcreg_fx.insert(model, "residual", demean=demean, example_inputs=(x,))
+    path = vcreg_fx.export(model, tmp_path / "vit.pt2", training=training, example_inputs=(x,))
+    targets = [node.target for node in torch.export.load(path).graph.nodes]
+    assert targets.count(torch.ops.vcreg_fx.vcreg.default) == (4 if training else 0)
