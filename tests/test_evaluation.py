@@ -294,6 +294,40 @@ def test_the_papers_grid_of_strengths():
     assert np.allclose(ratios, ratios[0])
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_gradient_probe_against_a_slow_loop(optimizer):
+    """Steps written out: weight decay, momentum, Adam's averages, the cosine."""
+    x, y = blobs(20, spread=2.0)
+    rate, decay, momentum, epochs = 0.1, 0.7, 0.9, 3
+    settings = evaluation.ProbeSettings(optimizer, rate, decay, momentum, 8, epochs)
+    found = evaluation.gradient_probe(x, y, x, y, settings, seed=5)
+    torch.manual_seed(5)
+    probe = nn.Linear(6, 4)
+    state = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in probe.parameters()]
+    step, steps = 0, 3 * epochs
+    for _ in range(epochs):
+        total = 0.0
+        for chosen in torch.randperm(20).split(8):
+            now = rate * (1 + math.cos(math.pi * step / steps)) / 2
+            step += 1
+            loss = nn.functional.cross_entropy(probe(x[chosen]), y[chosen])
+            probe.zero_grad()
+            loss.backward()
+            total += loss.item() * len(chosen)
+            with torch.no_grad():
+                for p, first, second in state:
+                    if optimizer == "sgd":
+                        first.mul_(momentum).add_(p.grad + decay * p)
+                        p.sub_(now * first)
+                        continue
+                    first.lerp_(p.grad, 0.1)
+                    second.lerp_(p.grad**2, 0.001)
+                    change = first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+                    p.sub_(now * (decay * p + change))
+    assert found.details["train_loss"] == pytest.approx(total / 20, rel=1e-4)
+    assert torch.equal(found.predictions, probe(x).argmax(dim=1))
+
+
 def test_the_papers_settings_of_gradient_probes():
     """VCReg, C.3; VICReg, C.2 and C.3, which divides by 10 at 4, 8, 12 and at 24, 48, 72."""
     settings = evaluation.ProbeSettings
