@@ -175,3 +175,10 @@ def test_models_that_call_their_layers_in_another_way_while_exported(demean, tra
     path = vcreg_fx.export(model, tmp_path / "vit.pt2", training=training, example_inputs=(x,))
     targets = [node.target for node in torch.export.load(path).graph.nodes]
     assert targets.count(torch.ops.vcreg_fx.vcreg.default) == (4 if training else 0)
+
+
+def test_a_site_whose_class_was_changed_again():
+    model, x = asking(6, 5, 4)
+    nn.utils.parametrizations.weight_norm(model.head)
+    graph = vcreg_fx.to_graph_module(model, (x,))
+    assert torch.equal(graph.eval()(x), model.eval()(x))

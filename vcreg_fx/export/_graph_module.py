@@ -31,7 +31,9 @@ def to_graph_module(
     Parameters and live sites are shared with the model, so that training either trains both. The
     graph trains with the same gradients, and behaves in train and in eval mode as the model does:
     where the two differ it is a graph module with two graphs. Modules of torch.nn are single nodes,
-    and so are modules that torch.fx cannot trace.
+    and so are modules that torch.fx cannot trace. Where such a module has sites inside, or is the
+    model itself, what it asks of shapes and types is answered from the example, and nodes in the
+    graph check these answers at every call.
 
     **Arguments:**
 
@@ -43,7 +45,7 @@ def to_graph_module(
     **Returns:** a new ``fx.GraphModule`` whose vcreg nodes are modules (`Demean`, `VCReg`).
 
     **Raises:** `InsertionError` if nothing was inserted, or the model cannot be traced: where a
-    module that torch.fx cannot trace has a site inside.
+    module with a site inside goes a way that depends on data or on random numbers of its own.
     """
     return make_graph(model, example_inputs, example_kwargs)
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.fx.node import map_arg
 
 from .._errors import InsertionError
-from ..surgery import uninstall
+from ..surgery import is_covered, uninstall
 from ._node_modules import Demean, VCReg
 from ._randomness import keeping_randomness
 
@@ -36,7 +36,8 @@ class Known:
         with FakeCopyMode(self._mode):
             self._model, self._example = copy.deepcopy((model, dict(example)))
         for module in list(self._model.modules()):
-            uninstall(module)
+            if not is_covered(module):  # one that is does nothing without gradients, either
+                uninstall(module)
         self._found: dict[fx.Node, Any] = {}
 
     def value(self, node: fx.Node, root: nn.Module, own: Mapping[str, nn.Module]) -> Any:
