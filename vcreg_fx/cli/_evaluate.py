@@ -38,7 +38,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
     information: Annotated[
         bool, typer.Option(help="Estimate mutual information, which takes longest.")
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of splits and probes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of random weights, splits and probes.")] = 0,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where the numbers go.")
     ] = Path("evaluation"),
@@ -63,8 +63,11 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
         where = _device(device)
         if data == "digits" and model.startswith("timm/"):
             options.setdefault("in_chans", 1)
+        torch.manual_seed(seed)
         built = load_model(model, options=options)
-        if checkpoint is not None:
+        if checkpoint is None:
+            typer.echo("The weights are random; --checkpoint FILE loads trained ones.", err=True)
+        else:
             load_checkpoint(built, checkpoint)
         train, test = load_data(data, built, size, seed)
         output.mkdir(parents=True, exist_ok=True)
