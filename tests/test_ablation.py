@@ -164,6 +164,7 @@ def test_a_failed_trial_does_not_stop_the_others(tmp_path):
     folder = tmp_path / "store" / "trials" / result.failed[0].id
     assert "in train" in (folder / "traceback.txt").read_text()
     assert "2 of 6 trials failed" in str(result)
+    assert "trials/<name>/traceback.txt" in str(result) and "--retry-failed" in str(result)
     again = ablate(tmp_path / "store", fail=["blocks"], log=[str(tmp_path)])
     assert again.records == result.records, "failures are not run again by themselves"
     retry = AblationOptions(example_inputs=INPUTS, retry_failed=True)
@@ -368,6 +369,30 @@ def test_a_trial_that_always_kills_its_worker_is_given_up(tmp_path):
     )
     assert [record.status for record in result.records] == ["done", "failed", "done"]
     assert "died 2 times" in result.failed[0].reason
+
+
+def test_a_worker_that_is_not_gone_yet_is_waited_for(monkeypatch):
+    """Its parent hears of its end a moment before it has ended, a long one on a busy machine."""
+
+    class Ending:
+        looks = 0
+
+        def is_running(self, name):
+            self.looks += 1
+            return self.looks < 4
+
+        def is_abandoned(self, name):
+            return self.looks >= 4
+
+        def is_done(self, name):
+            return False
+
+    from vcreg_fx.ablation import _drive
+
+    monkeypatch.setattr(_drive, "_PAUSE", 0)
+    assert _drive._was_lost(Ending(), "trial")
+    monkeypatch.setattr(_drive, "_PATIENCE", 0)
+    assert not _drive._was_lost(Ending(), "trial")
 
 
 def test_workers_that_cannot_begin_are_an_error(tmp_path):
@@ -575,6 +600,13 @@ def test_differences_pair_equal_seeds_only(tmp_path):
     row, baseline = result.rows[1], result.rows[0]
     assert row.difference("m", baseline).count == 2
     assert row.difference("m", baseline).mean == 1
+
+
+def test_rows_of_other_seeds_are_pointed_out(tmp_path):
+    numbers = {"baseline": {"m": [1.0, 5.0]}, "head": {"m": [2.0, 6.0]}}
+    assert "Rows differ" not in str(made(numbers, tmp_path / "a"))
+    numbers["head"]["m"].pop()
+    assert "Rows differ in their seeds" in str(made(numbers, tmp_path / "b"))
 
 
 def test_axes_are_columns(tmp_path):

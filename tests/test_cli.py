@@ -444,6 +444,34 @@ def test_export_command(own, tmp_path, form, name):
         assert torch.equal(torch.export.load(path).module()(x), model.eval()(x))
 
 
+def test_models_are_built_as_asked(tmp_path, monkeypatch):
+    """A checkpoint of other classes than the model's usual ones needs ``--set``."""
+    monkeypatch.chdir(tmp_path)
+    settings = ["--set", "num_classes=7", "--set", "in_chans=1"]
+    model = load_model("timm/test_convnext", options={"num_classes": 7, "in_chans": 1})
+    torch.save(model.state_dict(), "w.pt")
+    common = ["timm/test_convnext", "--rule", "head"]
+    result = run("export", *common, "--checkpoint", "w.pt", "-o", "m.pt2", *settings)
+    assert result.exit_code == 0, result.stderr
+    assert torch.export.load("m.pt2").module()(torch.randn(2, 1, 160, 160)).shape == (2, 7)
+    assert "--set num_classes=10" in fails("export", *common, "--checkpoint", "w.pt", "-o", "m.pt2")
+    assert run("draw", *common, "-o", "m.dot", *settings).exit_code == 0
+    assert "N × 7" in Path("m.dot").read_text("utf-8")
+    assert run("sites", *common, *settings, "--json").exit_code == 0
+    size = ["--input-size", "1,64,64", "--batch", "2"]
+    result = run("measure", *common, "--checkpoint", "w.pt", *settings, *size)
+    assert result.exit_code == 0, result.stderr
+    for command in ("export", "draw", "sites", "measure"):
+        output = ["-o", "m.svg"] if command in {"export", "draw"} else []
+        assert "is no setting" in fails(command, *common, *output, "--set", "num_classes")
+
+
+@pytest.mark.parametrize("command", ["export", "measure"])
+def test_coefficients_below_zero(command):
+    output = ["-o", "m.pt2"] if command == "export" else []
+    assert "--alpha" in fails(command, "timm/test_convnext", "--alpha", "-1", *output)
+
+
 def test_export_command_of_training(own, tmp_path):
     path = tmp_path / "t.pt2"
     result = run(

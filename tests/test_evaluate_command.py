@@ -84,11 +84,23 @@ def test_a_folder_of_images(tmp_path, split):
     )
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert "The weights are random" in result.stderr
     assert written["data"] == "data"
     assert written["images"] == {"train": 24, "test": 12}
     (numbers,) = written["sites"].values()
     assert numbers["logistic_accuracy"] == 1
     assert "mutual_information" not in numbers
+
+
+def test_random_weights_are_those_of_the_seed(tmp_path):
+    pictures(tmp_path / "data", 9)
+    asked = (NAME, "--data", tmp_path / "data", "--size", 32, "--no-information", "--probe", "knn")
+    found = []
+    for number, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(number)
+        assert command(*asked, "--seed", seed, "-o", tmp_path / "out").exit_code == 0
+        found.append(json.loads((tmp_path / "out" / "evaluation.json").read_text())["sites"])
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize("wrap", ["state_dict", "model", None])
@@ -126,6 +138,7 @@ def test_what_cannot_be_evaluated(tmp_path):
         (["--data", tmp_path / "empty"], "holds no images"),
         (["--set", "num_classes"], "is no setting"),
         (["--set", "colour=3"], "cannot be built"),
+        (["--device", "nowhere"], "--device nowhere: "),
         (["--probe", "trees"], "There is no probe trees"),
         (["--rule", "nothing"], "There is no rule 'nothing'"),
     ]:

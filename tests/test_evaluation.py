@@ -234,25 +234,33 @@ def test_mutual_information_repeats_and_leaves_the_random_state():
 def test_logistic_probe_is_the_regularized_optimum():
     """Its weights are where the gradient of the written objective vanishes."""
     x, y = blobs(60, spread=2.0)
-    strength = 0.3
+    strength = 30.0
+    asked = 3 * torch.randn(3000, 6, generator=torch.Generator().manual_seed(1))
     result = evaluation.logistic_probe(
-        x, y, x, y, validation=(x[:20], y[:20]), strengths=[strength], max_iter=5000
+        *(x, y, asked, torch.zeros(3000, dtype=torch.long)),
+        **{"validation": (x[:20], y[:20]), "strengths": [strength], "max_iter": 5000},
     )
     every_x, every_y = torch.cat([x, x[:20]]).double(), torch.cat([y, y[:20]])
-    w = torch.zeros(4, 6, dtype=torch.double, requires_grad=True)
-    b = torch.zeros(4, dtype=torch.double, requires_grad=True)
-    optimizer = torch.optim.LBFGS([w, b], max_iter=500, line_search_fn="strong_wolfe")
 
-    def objective():
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(every_x @ w.T + b, every_y, reduction="sum")
-        loss = loss + strength / 2 * w.square().sum()
-        loss.backward()
-        return loss
+    def agreement(other):
+        w = torch.zeros(4, 6, dtype=torch.double, requires_grad=True)
+        b = torch.zeros(4, dtype=torch.double, requires_grad=True)
+        optimizer = torch.optim.LBFGS([w, b], max_iter=500, line_search_fn="strong_wolfe")
 
-    optimizer.step(objective)
-    expected = (x.double() @ w.T + b).argmax(dim=1)
-    assert torch.equal(result.predictions, expected)
+        def objective():
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(every_x @ w.T + b, every_y, reduction="sum")
+            loss = loss + other / 2 * w.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(objective)
+        found = (asked.double() @ w.T + b).argmax(dim=1)
+        return float((result.predictions == found).double().mean())
+
+    assert agreement(strength) > 0.998
+    assert agreement(strength / 2) < 0.99, "else the test could not tell"
+    assert agreement(strength * 2) < 0.99
     assert result.details["converged"] == 1
     assert result.details["l2"] == strength
 
@@ -284,6 +292,50 @@ def test_the_papers_grid_of_strengths():
     assert evaluation.STRENGTHS[-1] == pytest.approx(1e5)
     ratios = np.diff(np.log(evaluation.STRENGTHS))
     assert np.allclose(ratios, ratios[0])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_gradient_probe_against_a_slow_loop(optimizer):
+    """Steps written out: weight decay, momentum, Adam's averages, the cosine."""
+    x, y = blobs(20, spread=2.0)
+    rate, decay, momentum, epochs = 0.1, 0.7, 0.9, 3
+    settings = evaluation.ProbeSettings(optimizer, rate, decay, momentum, 8, epochs)
+    found = evaluation.gradient_probe(x, y, x, y, settings, seed=5)
+    torch.manual_seed(5)
+    probe = nn.Linear(6, 4)
+    state = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in probe.parameters()]
+    step, steps = 0, 3 * epochs
+    for _ in range(epochs):
+        total = 0.0
+        for chosen in torch.randperm(20).split(8):
+            now = rate * (1 + math.cos(math.pi * step / steps)) / 2
+            step += 1
+            loss = nn.functional.cross_entropy(probe(x[chosen]), y[chosen])
+            probe.zero_grad()
+            loss.backward()
+            total += loss.item() * len(chosen)
+            with torch.no_grad():
+                for p, first, second in state:
+                    if optimizer == "sgd":
+                        first.mul_(momentum).add_(p.grad + decay * p)
+                        p.sub_(now * first)
+                        continue
+                    first.lerp_(p.grad, 0.1)
+                    second.lerp_(p.grad**2, 0.001)
+                    change = first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+                    p.sub_(now * (decay * p + change))
+    assert found.details["train_loss"] == pytest.approx(total / 20, rel=1e-4)
+    assert torch.equal(found.predictions, probe(x).argmax(dim=1))
+
+
+def test_the_papers_settings_of_gradient_probes():
+    """VCReg, C.3; VICReg, C.2 and C.3, which divides by 10 at 4, 8, 12 and at 24, 48, 72."""
+    settings = evaluation.ProbeSettings
+    assert settings("adamw", 0.016, 0.05, 0.0, 256, 100) == evaluation.ADAMW_PROBE
+    assert settings("sgd", 0.02, 1e-6, 0.9, 256, 100) == evaluation.SGD_PROBE
+    assert settings("sgd", 0.003, 1e-4, 0.9, 256, 28, (4, 8, 12)) == evaluation.PLACES_PROBE
+    found = evaluation.INATURALIST_PROBE
+    assert settings("sgd", 0.005, 1e-4, 0.9, 256, 84, (24, 48, 72)) == found
 
 
 @pytest.mark.parametrize(
@@ -495,6 +547,29 @@ def test_features_of_named_arguments():
     found = evaluation.extract_features(model, parts)
     torch.testing.assert_close(found.only, model.body(x).relu() * 2)
     assert found.labels.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+class Patches(nn.Module):
+    """Blocks that see patches of all images on one axis, as MobileViT's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):  # (n, 6, 4)
+        patches = x.reshape(-1, 2, 4)
+        return self.head(self.block(patches).reshape(len(x), 6, 4).mean(1))
+
+
+def test_features_where_images_are_not_the_first_axis():
+    model, x = Patches(), torch.randn(5, 6, 4)
+    rule = vcreg_fx.rules.modules("block")
+    every = evaluation.extract_features(model, x, rule, pool="none", batch_size=2).only
+    torch.testing.assert_close(every, model.block(x).flatten(0, 1))
+    one = evaluation.extract_features(model, x, rule, batch_size=1).only
+    torch.testing.assert_close(one, model.block(x).mean(1))
+    with pytest.raises(vcreg_fx.PlacementError, match="batch_size=1"):
+        evaluation.extract_features(model, x, rule, batch_size=2)
 
 
 def test_features_that_are_none():

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import vcreg_fx
-from tests.models import SMALL, task_loss
+from tests.models import SMALL, relative_error, task_loss
 from vcreg_fx.export import ExportError, read_metadata
 from vcreg_fx.export._folder import import_folder
 
@@ -73,7 +73,7 @@ def assert_trains_alike(model: nn.Module, other: nn.Module, shape: tuple) -> Non
         again, found = gradients(other, x)
         assert torch.equal(output, again)
         assert found.keys() == expected.keys()
-        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        assert relative_error([found[k] for k in expected], [*expected.values()]) <= 1e-6
 
 
 def has_penalty(model: nn.Module, shape: tuple) -> bool:
@@ -208,7 +208,7 @@ def test_a_fresh_process(tmp_path):
     _, expected = gradients(model, x)
     for file in ("pt2.pt", "fx.pt"):
         found = torch.load(tmp_path / file)
-        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        assert relative_error([found[k] for k in expected], [*expected.values()]) <= 1e-6
     assert torch.equal(torch.load(tmp_path / "output.pt"), outputs(model.eval(), x))
 
 

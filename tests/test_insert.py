@@ -346,3 +346,12 @@ def test_a_replaced_module_is_reported_once_by_name() -> None:
         model(torch.randn(2, 3, 32, 32))
         model(torch.randn(2, 3, 32, 32))
     assert len(caught) == 1
+
+
+def test_a_training_step_on_the_meta_device() -> None:
+    """Nothing is computed there, but shapes and memory can be worked out."""
+    build, shape = SMALL["resnet18"]
+    with torch.device("meta"):
+        model = vcreg_fx.insert(build(), "blocks")
+        model(torch.empty(shape)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())

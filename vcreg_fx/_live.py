@@ -21,6 +21,8 @@ from .regularizers import (
     Penalty,
     Settings,
     Statistics,
+    autocast_enabled,
+    autocast_off,
     exported_vcreg,
     naive_penalty,
     product_dtype,
@@ -194,9 +196,8 @@ class LiveSite:
         and LeVeque, "Algorithms for computing the sample variance", 1983); this vector is what they
         are taken relative to, so that large means cost no precision.
         """
-        h = h.detach()
-        axes = self.layout.sample_axes
-        if not torch.compiler.is_compiling():  # there, one fused pass serves as well
+        h, axes = h.detach(), self.layout.sample_axes
+        if not torch.compiler.is_compiling():  # which would bind the graph to a range of sizes
             h = h.narrow(axes[0], 0, -(-h.shape[axes[0]] // _PART))
         return h.mean(axes, dtype=working_dtype(h))
 
@@ -279,7 +280,7 @@ class LiveSite:
             return None
         if torch.compiler.is_compiling() or in_backward():
             return None
-        with torch.no_grad(), torch.autocast(h.device.type, enabled=False):
+        with torch.no_grad(), autocast_off(h):
             return start_moments(h, self.layout.axis, reference, self.config, dtype)
 
     def take_pending(self) -> list[Tensor]:
@@ -294,7 +295,7 @@ class LiveSite:
             return
         device = h.device.type
         if h.dtype == torch.float16 or (
-            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+            autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         ):
             raise RuntimeError(
                 f"{self.name} is trained in float16, where the loss is usually scaled, and the "

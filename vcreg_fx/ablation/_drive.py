@@ -15,6 +15,7 @@ from ._store import Store
 from ._task import Task, work
 
 _PAUSE = 0.5  # seconds between looks at trials that other processes run
+_PATIENCE = 5.0  # seconds; a process tells its parent that it ends a moment before it is gone
 
 
 def drive(
@@ -87,7 +88,7 @@ def _round(
                 future.result()
             except BrokenExecutor as error:
                 broken = repr(error)
-                lost[name] += store.is_abandoned(name) and not store.is_done(name)
+                lost[name] += _was_lost(store, name)
             except lost_worker_errors():  # the executor itself goes on, as Dask's does
                 lost[name] += 1
             _drop_finished(open_tasks, store, on_finished, [name])
@@ -102,6 +103,14 @@ def _round(
         for future in futures:
             future.cancel()
     return broken
+
+
+def _was_lost(store: Store, name: str) -> bool:
+    """Whether a worker of a broken executor had begun a trial, and is gone."""
+    until = time.monotonic() + _PATIENCE
+    while store.is_running(name) and time.monotonic() < until:
+        time.sleep(_PAUSE / 10)
+    return store.is_abandoned(name) and not store.is_done(name)
 
 
 def _drop_finished(

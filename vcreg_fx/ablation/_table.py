@@ -23,6 +23,9 @@ def markdown(result: AblationResult) -> str:
             f"{len(result.failed)} of {len(result.records)} trials failed:",
             "",
             *(f"- `{record.id}`: {record.reason}" for record in result.failed),
+            "",
+            "`trials/<name>/traceback.txt` in the store says where. They are run again on request "
+            "only: `retry_failed`, `--retry-failed`.",
         ]
         parts.append("\n".join(lines))
     if result.missing:
@@ -43,6 +46,8 @@ def _means(result: AblationResult) -> str:
     note = "Mean ± standard deviation over seeds; the best mean of each column is bold."
     if lower := [metric for metric in result.metrics if metric in result.lower_is_better]:
         note += f" Lower is better: {', '.join(lower)}."
+    if len({frozenset(row.by_seed) for row in result.rows}) > 1:
+        note += " Rows differ in their seeds; the differences to the baseline compare equal seeds."
     return f"{_lines(header, body, 1 + len(result.varying))}\n\n{note}"
 
 

@@ -29,7 +29,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
         typer.Option(metavar="MODULE", help="Has build, train and evaluate; else digits."),
     ] = None,
     rule: Annotated[
-        list[str] | None, typer.Option(metavar="EXPR", help="Again and again; else VCReg1 to 4.")
+        list[str] | None, typer.Option(metavar="EXPR", help="May be repeated; else VCReg1 to 4.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 2,
     axis: Annotated[

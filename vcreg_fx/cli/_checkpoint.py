@@ -52,7 +52,8 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     if problems:
         raise ModelError(
             f"{path} does not fit the model: it {'; it '.join(problems)}. Name the model that it "
-            "was saved from; package.module:factory builds one of your own."
+            "was saved from, with --set num_classes=10 and the like as it was built; "
+            "package.module:factory builds one of your own."
         )
     model.load_state_dict(state)
 

@@ -10,8 +10,9 @@ import typer
 
 from ..export import draw as draw_plan
 from ._errors import clear_errors
-from ._options import InputSize, LayoutText, ModelName, RuleText
+from ._options import InputSize, LayoutText, ModelName, RuleText, Settings
 from ._planning import parse_size, plan_named
+from ._values import parse_settings
 
 
 class Picture(str, Enum):
@@ -31,13 +32,15 @@ def draw(
     rule: RuleText = "blocks",
     layout: LayoutText = None,
     input_size: InputSize = None,
+    option: Settings = None,
     format: Annotated[  # noqa: A002 (the name of the option)
         Picture | None, typer.Option(help="By default what the ending of FILE says.")
     ] = None,
 ) -> None:
     """Draw a model: stages, blocks and sites, with shapes and layouts. Nothing is downloaded."""
     with clear_errors():
-        planned = plan_named(model, rule, layout, parse_size(input_size))
+        options = parse_settings(option)
+        planned = plan_named(model, rule, layout, parse_size(input_size), options)
         draw_plan(planned, output, format=None if format is None else format.value)
         count = len(planned.sites)
         typer.echo(f"{output}: {count} site{'s' * (count != 1)} for the rule {planned.rule}")

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._errors import ModelError, clear_errors
-from ._model import FORMS
+from ._options import ModelName, Settings
+from ._values import parse_settings
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{FORMS}.")],
+    model: ModelName,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A state dict; else random weights.")
     ] = None,
@@ -25,21 +27,18 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
         str, typer.Option(metavar="DIR", help="A folder of one folder a class, or digits.")
     ] = "digits",
     rule: Annotated[str, typer.Option(metavar="EXPR", help="Where features are read.")] = "head",
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Of the model, such as num_classes=10."),
-    ] = None,
+    option: Settings = None,
     size: Annotated[
         int | None, typer.Option(min=8, help="The side of images; else the model's, or 224.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where the model runs.")] = "cpu",
     probe: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Again and again; else all probes.")
+        list[str] | None, typer.Option(metavar="NAME", help="May be repeated; else all probes.")
     ] = None,
     information: Annotated[
         bool, typer.Option(help="Estimate mutual information, which takes longest.")
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of splits and probes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of random weights, splits and probes.")] = 0,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where the numbers go.")
     ] = Path("evaluation"),
@@ -60,17 +59,21 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
 
         if unknown := sorted(set(probe or ()) - set(PROBES)):
             raise ModelError(f"There is no probe {unknown[0]}; there are {', '.join(PROBES)}.")
-        options = dict(_option(text) for text in option or [])
+        options = parse_settings(option)
+        where = _device(device)
         if data == "digits" and model.startswith("timm/"):
             options.setdefault("in_chans", 1)
+        torch.manual_seed(seed)
         built = load_model(model, options=options)
-        if checkpoint is not None:
+        if checkpoint is None:
+            typer.echo("The weights are random; --checkpoint FILE loads trained ones.", err=True)
+        else:
             load_checkpoint(built, checkpoint)
         train, test = load_data(data, built, size, seed)
         output.mkdir(parents=True, exist_ok=True)
         shown = sys.stdout.isatty()
-        known = extract_features(built, train, rule, device=device, progress=shown)
-        new = extract_features(built, test, rule, device=device, progress=shown)
+        known = extract_features(built, train, rule, device=where, progress=shown)
+        new = extract_features(built, test, rule, device=where, progress=shown)
         if known.labels is None or new.labels is None:
             raise ModelError("The data has no labels.")
         inputs = _small(test) if information else None
@@ -102,6 +105,18 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
         typer.echo(f"Written: {numbers}\nWritten: {picture}")
 
 
+def _device(name: str) -> torch.device:
+    """Return the device that a user names, if it is there."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ModelError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    return device
+
+
 def _small(batches: Any) -> Tensor:
     """Return the images at 32×32 or less: enough for the estimate, and few enough numbers."""
     import torch
@@ -128,14 +143,3 @@ def _print(found: dict[str, dict[str, float]]) -> None:
         name = metric.replace("_", " ") + unit
         table.add_row(name, *(format(value, form) for value in values))
     print_table(Console(), table)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    from ._values import parse_value
-
-    name, sign, value = text.partition("=")
-    if not sign or not name.isidentifier():
-        raise typer.BadParameter(
-            f"{text!r} is no setting. Write NAME=VALUE: num_classes=10.", param_hint="--set"
-        )
-    return name, parse_value(value)

@@ -13,8 +13,9 @@ from ..export import export as export_model
 from ._checkpoint import load_checkpoint
 from ._errors import clear_errors
 from ._model import load_model
-from ._options import InputSize, LayoutText, ModelName, RuleText
+from ._options import Alpha, Beta, InputSize, LayoutText, ModelName, RuleText, Settings
 from ._planning import example_of, parse_size
+from ._values import parse_settings
 
 
 class Format(str, Enum):
@@ -25,7 +26,7 @@ class Format(str, Enum):
     ONNX = "onnx"
 
 
-def export(
+def export(  # noqa: PLR0913, PLR0917 - an argument an option
     model: ModelName,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="PATH", help="The folder or file to write.")
@@ -42,15 +43,16 @@ def export(
     training: Annotated[
         bool, typer.Option("--training", help="With pt2: the training step, with VCReg's operator.")
     ] = False,
-    alpha: Annotated[float, typer.Option(help="The weight of the variance loss.")] = 0.64,
-    beta: Annotated[float, typer.Option(help="The weight of the covariance loss.")] = 0.08,
+    alpha: Alpha = 0.64,
+    beta: Beta = 0.08,
     layout: LayoutText = None,
     input_size: InputSize = None,
+    option: Settings = None,
 ) -> None:
     """Insert VCReg into a model and export it. What is written is compared with the model."""
     with clear_errors():
         size = parse_size(input_size)
-        built = load_model(model)
+        built = load_model(model, options=parse_settings(option))
         example = example_of(built, size)
         insert(built, rule, example_inputs=example, layout=layout, alpha=alpha, beta=beta)
         if checkpoint is None:

@@ -16,19 +16,25 @@ from .._insert import insert
 from .._measure import measure as measure_sites
 from ._checkpoint import load_checkpoint
 from ._errors import clear_errors
-from ._model import FORMS, load_model
+from ._model import load_model
 from ._noise import noise_for
+from ._options import Alpha, Beta, InputSize, LayoutText, ModelName, RuleText, Settings
+from ._planning import example_of, parse_size
+from ._values import parse_settings
 
 
-def measure(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{FORMS}.")],
-    rule: Annotated[str, typer.Option(metavar="EXPR", help="Where.")] = "blocks",
-    alpha: Annotated[float, typer.Option(help="α, of the variance loss.")] = 0.64,
-    beta: Annotated[float, typer.Option(help="β, of the covariance loss.")] = 0.08,
+def measure(  # noqa: PLR0913, PLR0917 - an argument an option
+    model: ModelName,
+    rule: RuleText = "blocks",
+    alpha: Alpha = 0.64,
+    beta: Beta = 0.08,
     batch: Annotated[int, typer.Option(min=2, help="Examples.")] = 16,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A state dict to load first.")
     ] = None,
+    layout: LayoutText = None,
+    input_size: InputSize = None,
+    option: Settings = None,
     seed: Annotated[int, typer.Option(help="Of weights, images and labels.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
@@ -38,11 +44,11 @@ def measure(
     """
     with clear_errors():
         torch.manual_seed(seed)
-        network = load_model(model)
+        network = load_model(model, options=parse_settings(option))
         if checkpoint is not None:
             load_checkpoint(network, checkpoint)
-        inputs = (noise_for(network, batch),)
-        insert(network, rule, alpha=alpha, beta=beta)
+        inputs = (noise_for(network, batch, example_of(network, parse_size(input_size))),)
+        insert(network, rule, example_inputs=inputs, layout=layout, alpha=alpha, beta=beta)
         found = measure_sites(network, inputs, _task)
         typer.echo(json.dumps(found.to_dicts(), indent=2) if as_json else str(found))
 

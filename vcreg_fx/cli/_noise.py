@@ -10,12 +10,17 @@ from placement_rules import record
 from ._errors import ModelError
 
 
-def noise_for(model: nn.Module, batch: int) -> Tensor:
-    """Return normal noise of the shape on which the model was recorded, ``batch`` examples.
+def noise_for(model: nn.Module, batch: int, example: tuple[Tensor, ...] | None = None) -> Tensor:
+    """Return normal noise of the shape on which the model is recorded, ``batch`` examples.
+
+    **Arguments:**
+
+    - `model`, `batch`: the model, and how many examples.
+    - `example`: arguments to record on; else worked out from the model.
 
     **Raises:** `ModelError` if the model takes several tensors, or whole numbers.
     """
-    shapes = [(path, node.meta["val"]) for path, node in record(model).root.inputs]
+    shapes = [(path, node.meta["val"]) for path, node in record(model, example).root.inputs]
     if len(shapes) != 1 or not shapes[0][1].is_floating_point():
         raise ModelError(
             f"{type(model).__name__} takes {len(shapes)} tensors or whole numbers, for which noise "

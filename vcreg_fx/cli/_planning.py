@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import typer
 from torch import Tensor, nn
@@ -12,15 +15,21 @@ from ..surgery import Plan, plan
 from ._model import load_model
 
 
-def plan_named(name: str, rule: str, layout: str | None, size: tuple[int, ...] | None) -> Plan:
+def plan_named(
+    name: str,
+    rule: str,
+    layout: str | None,
+    size: tuple[int, ...] | None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
     """Plan on the meta device, where no weights are made, if the model can be recorded there."""
-    model = load_model(name, meta=True)
+    model = load_model(name, meta=True, options=options)
     try:
         return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
     except RecordingError:
         if not any(parameter.is_meta for parameter in model.parameters()):
             raise
-    model = load_model(name)
+    model = load_model(name, options=options)
     return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
 
 

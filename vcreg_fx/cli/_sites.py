@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from ._errors import clear_errors
-from ._options import InputSize, LayoutText, ModelName, RuleText
+from ._options import InputSize, LayoutText, ModelName, RuleText, Settings
 from ._planning import parse_size, plan_named
+from ._values import parse_settings
 
 
 def sites(
@@ -16,11 +17,12 @@ def sites(
     rule: RuleText = "blocks",
     layout: LayoutText = None,
     input_size: InputSize = None,
+    option: Settings = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """List the sites that a rule selects in a model. Nothing is downloaded, trained or changed."""
     with clear_errors():
-        planned = plan_named(model, rule, layout, parse_size(input_size))
+        planned = plan_named(model, rule, layout, parse_size(input_size), parse_settings(option))
         if json:
             typer.echo(planned.to_json())
             return

@@ -67,13 +67,15 @@ def extract_features(
     - `rule`: the sites; by default the input of the classifier.
     - `pool`: ``"mean"`` averages each channel over locations, which gives one vector an image;
       ``"none"`` keeps every location as a row, as VCReg does.
-    - `batch_size`: images in one forward pass, where `data` is a tensor.
+    - `batch_size`: images in one forward pass, where `data` is a tensor. Sites whose first axis is
+      not that of the images (patches of MobileViT) need 1.
     - `device`: where to run; by default where the model is.
     - `layout`: of every site, where it is not to be inferred.
     - `progress`: show a progress bar.
 
-    **Raises:** `PlacementError` if a site does not have one tensor a forward pass, whose first axis
-    is that of the batch; `ValueError` for data without batches.
+    **Raises:** `PlacementError` if a site does not have one tensor a forward pass, or one that is
+    to be averaged has another first axis than that of the images; `ValueError` for data without
+    batches.
     """
     if pool not in {"mean", "none"}:
         raise ValueError(f'pool={pool!r} must be "mean" or "none".')
@@ -141,13 +143,18 @@ def _take(site: Site, found: Mapping[str, list[Tensor]], size: int, pool: str) -
             "where a tensor passes once. Choose another rule."
         )
     h = tensors.pop()
+    if pool == "none":
+        return flatten_samples(h, site.layout).cpu()
+    if size == 1 and h.shape[0] != 1:  # whatever its axes mean, all of it is one image's
+        return flatten_samples(h, site.layout).mean(dim=0, keepdim=True).cpu()
     if site.layout.axis == 0 or h.shape[0] != size:
         raise PlacementError(
             f"{site.name} has shape {tuple(h.shape)} ({site.layout}) for a batch of {size}: its "
-            "first axis is not that of the images, so there is no vector an image. Choose another "
-            "rule."
+            "first axis is not that of the images, so it is open which part belongs to which. Run "
+            'one image at a time (batch_size=1), keep every location (pool="none"), or choose '
+            "another rule."
         )
-    if pool == "mean" and h.ndim > 2:
+    if h.ndim > 2:
         axes = [axis for axis in site.layout.sample_axes if axis]
         return h.mean(dim=axes, dtype=torch.promote_types(h.dtype, torch.float32)).cpu()
     return flatten_samples(h, site.layout).cpu()

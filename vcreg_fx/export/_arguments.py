@@ -10,6 +10,7 @@ from torch import nn
 
 from placement_rules import ExampleInputsError, candidate_inputs, leaves
 
+from ._example import Example
 from ._shadow import shadow
 
 
@@ -40,6 +41,21 @@ def with_given_arguments(
     root = shadow(model, made)
     root.__dict__.update({k: v for k, v in model.__dict__.items() if k.startswith("vcreg_")})
     return root
+
+
+def values_by_name(model: nn.Module, example: Example) -> dict[str, Any]:
+    """Return the values of an example call under the names that the stand-in gives them."""
+    signature = inspect.signature(model.forward)
+    values: dict[str, Any] = {}
+    for name, value in signature.bind(*example.args, **example.kwargs).arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            values |= {f"{name}_{index}": item for index, item in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            values |= value
+        else:
+            values[name] = value
+    return values
 
 
 def _given(

@@ -140,8 +140,11 @@ def _difference(made: nn.Module, module: nn.Module) -> str:
             ]
             if shapes[0] != shapes[1]:
                 return f"its {table.strip('_')}: {shapes[0]} and {shapes[1]}"
+        own = type(ours).__module__.startswith("torch.nn.")  # others may put private marks on it
         for key, value in vars(other).items():
-            if _is_plain(value) and key != "training" and vars(ours).get(key, ...) != value:
+            if key == "training" or (own and key[0] == "_" and key not in vars(ours)):
+                continue
+            if _is_plain(value) and vars(ours).get(key, ...) != value:
                 return f"{key}: {vars(ours).get(key)!r} and {value!r}"
     return ""
 

@@ -83,7 +83,7 @@ def _check_format(path: Path, form: str | None) -> str:
     if form not in _FORMATS:
         raise ExportError(
             f"{form or str(path)!r} is no format for a picture. Let the path end in one of "
-            f"{', '.join(f'.{name}' for name in _FORMATS)}, or pass format=."
+            f"{', '.join(f'.{name}' for name in _FORMATS)}, or name it by format (--format)."
         )
     return form
 

@@ -11,14 +11,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from .._errors import InsertionError
 from .._version import __version__
 from ._check import check_gradients, check_outputs
 from ._code import TAKEN, write_code
 from ._errors import ExportError
 from ._example import Example
-from ._graph_module import to_graph_module
+from ._graph_module import make_graph, to_graph_module
 from ._metadata import KEY, WEIGHTS, to_text
 from ._weights import save_weights
 
@@ -54,13 +55,13 @@ def write_folder(
             f"{folder.name!r} cannot be imported. Choose a name of letters, digits and underscores "
             "for the folder."
         )
-    graph = to_graph_module(model, example.args, example.kwargs)
     name = type(model).__name__
     if name in TAKEN:  # by what the code imports
         name = f"{name}Model"
+    graph, code = _graph_and_code(model, name, example)
     files = {
         "__init__.py": _INIT.format(name=name, version=__version__),
-        "model.py": write_code(graph, name),
+        "model.py": code,
         KEY: to_text(dict(metadata)) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +80,23 @@ def write_folder(
         )
         if not any(tensor.dtype == torch.float16 for tensor in graph.parameters()):
             check_gradients(model, loaded.train(), example, (example.batch, 3))
+
+
+def _graph_and_code(model: nn.Module, name: str, example: Example) -> tuple[fx.GraphModule, str]:
+    """Return a graph that can be written as code, and the code.
+
+    A module that was kept whole may be none that code can construct. Then it is traced after all,
+    for inputs like the example.
+    """
+    graph = to_graph_module(model, example.args, example.kwargs)
+    try:
+        return graph, write_code(graph, name)
+    except ExportError as refusal:
+        try:
+            graph = make_graph(model, example.args, example.kwargs, decide_first=True)
+            return graph, write_code(graph, name)
+        except InsertionError:
+            raise refusal from None
 
 
 def import_folder(folder: Path) -> ModuleType:

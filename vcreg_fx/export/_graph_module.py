@@ -10,9 +10,12 @@ from torch import Tensor, fx, nn
 
 from .._errors import InsertionError
 from ..surgery import carry_insertions, insertions, live_sites, original_class
-from ._arguments import with_given_arguments
+from ._arguments import values_by_name, with_given_arguments
+from ._example import find_example
+from ._known import Known
 from ._modes import keeping_modes
 from ._node_modules import Demean, VCReg
+from ._randomness import keeping_randomness
 from ._tracer import SiteTracer, can_be_whole
 from ._two_modes import TwoModeGraphModule, place
 from ._writes import chain_writes
@@ -28,7 +31,9 @@ def to_graph_module(
     Parameters and live sites are shared with the model, so that training either trains both. The
     graph trains with the same gradients, and behaves in train and in eval mode as the model does:
     where the two differ it is a graph module with two graphs. Modules of torch.nn are single nodes,
-    and so are modules that torch.fx cannot trace.
+    and so are modules that torch.fx cannot trace. Where such a module has sites inside, or is the
+    model itself, what it asks of shapes and types is answered from the example, and nodes in the
+    graph check these answers at every call.
 
     **Arguments:**
 
@@ -40,7 +45,24 @@ def to_graph_module(
     **Returns:** a new ``fx.GraphModule`` whose vcreg nodes are modules (`Demean`, `VCReg`).
 
     **Raises:** `InsertionError` if nothing was inserted, or the model cannot be traced: where a
-    module that torch.fx cannot trace has a site inside.
+    module with a site inside goes a way that depends on data or on random numbers of its own.
+    """
+    return make_graph(model, example_inputs, example_kwargs)
+
+
+def make_graph(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None,
+    example_kwargs: Mapping[str, Any] | None,
+    *,
+    decide_first: bool = False,
+) -> fx.GraphModule:
+    """Do what `to_graph_module` does.
+
+    **Arguments:**
+
+    - `decide_first`: trace modules that ask for sizes and conditions, taking these from the example
+      call, and keep them whole only where that fails; not the other way round.
     """
     if not live_sites(model):
         raise InsertionError(
@@ -51,7 +73,7 @@ def to_graph_module(
         raise InsertionError("This is a graph module already, with VCReg as nodes.")
     modes = {path: module.training for path, module in model.named_modules(remove_duplicate=False)}
     with keeping_modes(model):
-        tracers = _trace(model, example_inputs, example_kwargs)
+        tracers = _trace(model, example_inputs, example_kwargs, decide_first)
     result = _join(model, tracers[True], tracers[False])
     for path, module in result.named_modules(remove_duplicate=False):
         if path:
@@ -65,20 +87,30 @@ def _trace(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | None,
     example_kwargs: Mapping[str, Any] | None,
+    decide_first: bool,
 ) -> dict[bool, SiteTracer]:
-    """Trace in both modes, keeping modules whole that cannot be traced."""
+    """Trace in both modes, keeping modules whole that cannot be traced.
+
+    Where such a module has sites inside, its decisions are taken from the example call.
+    """
     whole: set[str] = set()
+    decided: set[str] = set()
+    example: dict[str, Any] | None = None
     while True:
         tracers = {}
+        if decided and example is None:
+            call = find_example(model, example_inputs, example_kwargs)
+            example = values_by_name(model, call)
         for mode in (True, False):
             model.train(mode)
             root = with_given_arguments(model, example_inputs, example_kwargs)
-            tracer = tracers[mode] = SiteTracer(whole)
+            known = None if example is None else Known(model, example)
+            tracer = tracers[mode] = SiteTracer(whole, decided, known)
             try:
-                with torch.random.fork_rng(devices=[]):
+                with keeping_randomness():
                     tracer.trace(root)
             except Exception as error:
-                whole |= _keep_whole(model, tracer, error)
+                _relent(model, tracer, error, whole, decided, decide_first)
                 break
             chain_writes(tracer.graph)
             tracer.graph.lint()
@@ -86,36 +118,49 @@ def _trace(
             return tracers
 
 
-def _keep_whole(model: nn.Module, tracer: SiteTracer, error: Exception) -> set[str]:
-    """Return the paths of the module that failed and of those like it.
+def _relent(
+    model: nn.Module,
+    tracer: SiteTracer,
+    error: Exception,
+    whole: set[str],
+    decided: set[str],
+    decide_first: bool,
+) -> None:
+    """Let the module that failed, and those of its class, be traced in an easier way.
 
-    **Raises:** `InsertionError` if it is the model itself, or a site lies inside.
+    **Raises:** `InsertionError` if there is none.
     """
-    path = tracer.failed
-    reason = f"{type(error).__name__}: {error}"
-    other = 'vcreg_fx.export(model, path, format="pt2", training=True) does not need torch.fx.'
-    if not path:
-        raise InsertionError(
-            f"{type(model).__name__} cannot be traced as one graph, because its own forward cannot "
-            f"be: {reason}\n{other}"
-        ) from error
+    path = tracer.failed or ""
     failed = model.get_submodule(path)
-    if not can_be_whole(failed):
-        inside = [
-            site.name
-            for site in live_sites(model)
-            if site.path == path or site.path.startswith(f"{path}.")
-        ]
-        raise InsertionError(
-            f"{type(model).__name__} cannot be traced as one graph: {path} "
-            f"({type(failed).__name__}) has sites inside ({', '.join(inside)}) and cannot be "
-            f"traced: {reason}\n{other}"
-        ) from error
-    return {
-        name
+    alike = {
+        name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if name and original_class(module) is original_class(failed) and can_be_whole(module)
+        if original_class(module) is original_class(failed)
     }
+    undecided = path not in whole | decided
+    if decide_first and undecided:
+        decided |= set(alike)
+    elif path and path not in whole and can_be_whole(failed):
+        whole |= {name for name, module in alike.items() if name and can_be_whole(module)}
+    elif undecided:
+        decided |= set(alike)
+    else:
+        reason = f"{type(error).__name__}: {error}"
+        if error.__cause__ is not None:
+            reason += f" ({type(error.__cause__).__name__}: {error.__cause__})"
+        raise InsertionError(
+            f"{type(model).__name__} cannot be traced as one graph, because "
+            f"{_what_failed(model, path)} cannot be traced: {reason}\n"
+            'vcreg_fx.export(model, path, format="pt2", training=True) does not need torch.fx.'
+        ) from error
+
+
+def _what_failed(model: nn.Module, path: str) -> str:
+    if not path:
+        return "its own forward"
+    name = f"{path} ({type(model.get_submodule(path)).__name__})"
+    sites = [site.name for site in live_sites(model) if f"{site.path}.".startswith(f"{path}.")]
+    return f"{name} has sites inside ({', '.join(sites)}) and" if sites else name
 
 
 def _join(model: nn.Module, training: SiteTracer, evaluation: SiteTracer) -> fx.GraphModule:
@@ -124,8 +169,9 @@ def _join(model: nn.Module, training: SiteTracer, evaluation: SiteTracer) -> fx.
     root = nn.Module()
     order = {path: index for index, (path, _) in enumerate(model.named_modules())}
 
-    def place_in_model(target: str) -> int:  # so that parameters keep their order
-        return order.get(target, order.get(target.rpartition(".")[0], len(order)))
+    def place_in_model(target: str) -> tuple[int, bool]:  # so that parameters keep their order
+        owner = order.get(target.rpartition(".")[0], len(order))
+        return order.get(target, owner), target not in order  # a module before what is read of it
 
     saved = set(model.state_dict())  # and not the constants that tracing found
     found = {**second, **first}

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._errors import InsideError
 from ..surgery import suspended
 from ._check import check_gradients, check_outputs
 from ._errors import ExportError
 from ._example import Example
+from ._graph_module import make_graph
 from ._metadata import KEY, to_text
 from ._modes import keeping_modes
 
@@ -51,14 +53,24 @@ def make_program(
 
     **Raises:** `ExportError` if `torch.export` cannot export it, or not with a free batch size.
     """
-    shapes = example.dynamic_shapes(model) if dynamic_batch else None
-    without_vcreg = nullcontext() if training else suspended(model)
     try:
-        with keeping_modes(model), without_vcreg, torch.random.fork_rng(devices=[]):
-            model.train(training)
-            return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=shapes)
+        try:
+            with nullcontext() if training else suspended(model):
+                return _export(model, example, training, dynamic_batch)
+        except InsideError:  # transformers' models call their layers in another way while exported
+            graph = make_graph(model, example.args, example.kwargs)
+            return _export(graph, example, training, dynamic_batch)
     except Exception as error:
         raise export_failed(model, "torch.export", error, dynamic_batch=dynamic_batch) from error
+
+
+def _export(
+    model: nn.Module, example: Example, training: bool, dynamic_batch: bool
+) -> torch.export.ExportedProgram:
+    shapes = example.dynamic_shapes(model) if dynamic_batch else None
+    with keeping_modes(model), torch.random.fork_rng(devices=[]):
+        model.train(training)
+        return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=shapes)
 
 
 def export_failed(

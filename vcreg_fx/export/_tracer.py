@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from .._live import LiveSite
 from ..surgery import has_inside_site, is_rewritten
+from ._deciding import DecidingProxy
+from ._known import QUESTIONS, Known, expect
 from ._node_modules import Demean, VCReg
+from ._randomness import randomness
 from ._shadow import shadow
 
 
@@ -22,12 +26,28 @@ class SiteTracer(fx.Tracer):
     - `failed`: the path of the innermost module whose forward raised, None if none did.
     """
 
-    def __init__(self, whole: Collection[str] = ()) -> None:
-        """Take the paths of the modules that are kept whole, besides those of torch.nn."""
+    def __init__(
+        self,
+        whole: Collection[str] = (),
+        decided: Collection[str] = (),
+        known: Known | None = None,
+    ) -> None:
+        """Take what tells how to trace.
+
+        **Arguments:**
+
+        - `whole`: the paths of the modules that are kept whole, besides those of torch.nn.
+        - `decided`: the paths of the modules whose forward may ask for numbers and conditions.
+          These are taken from the example call, and the graph checks them at every call.
+        - `known`: what knows the example call, needed for these.
+        """
         super().__init__(param_shapes_constant=True)
         self.site_modules: dict[str, nn.Module] = {}
         self.failed: str | None = None
         self._whole = whole
+        self._decided = decided
+        self._known = known
+        self._checked: set[tuple[fx.Node, str]] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Keep torch's own modules whole, unless a site lies in them."""
@@ -45,12 +65,64 @@ class SiteTracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Remember where tracing failed first."""
+        if self._known is not None and self._known.running:  # no part of what is traced
+            return forward(*args, **kwargs)
+        before = randomness()
         try:
-            return super().call_module(m, forward, args, kwargs)
+            output = super().call_module(m, forward, args, kwargs)
+            _check_drawn(before)
         except Exception:
             if self.failed is None:
                 self.failed = self.path_of_module(m)
             raise
+        return output
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace the model."""
+        before = randomness()
+        graph = super().trace(root, concrete_args)
+        _check_drawn(before)
+        return graph
+
+    # What Python asks of proxies -------------------------------------------------------------
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Make a proxy, of the kind that can be asked where that may be needed."""
+        return DecidingProxy(node, self) if self._decided else super().proxy(node)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Say whether a condition holds."""
+        return bool(self.decide(obj, "condition"))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Go through the items of a tuple or tensor."""
+        return (obj[index] for index in range(self.decide(obj, "length")))  # type: ignore[index]
+
+    def decide(self, obj: fx.Proxy, question: str) -> Any:
+        """Return what a value's number, length or condition is in the example call.
+
+        The graph checks it at every call.
+
+        **Raises:** `TraceError` if it depends on data, or the module that asks is none that may.
+        """
+        path = self.scope.module_path
+        if path not in self._decided or self._known is None:
+            raise TraceError(
+                "its control flow depends on traced values, such as a shape or what a tensor holds"
+            )
+        try:
+            value = self._known.value(obj.node, self.root, self.site_modules)
+        except Exception as error:
+            raise TraceError(f"{obj.node.name}, which it asks for, is not known") from error
+        answer_of, kinds = QUESTIONS[question]
+        if not isinstance(value, kinds):
+            raise TraceError(f"it asks for a {question} that depends on data: {obj.node.name}")
+        answer = answer_of(value)
+        if (obj.node, question) not in self._checked:
+            self._checked.add((obj.node, question))
+            where = path or type(self.root).__name__
+            self.create_proxy("call_function", expect, (obj, question, answer, where), {})
+        return answer
 
     # What rewritten forwards ask for --------------------------------------------------------
 
@@ -104,6 +176,15 @@ def can_be_whole(module: nn.Module) -> bool:
     """Whether no site lies inside the module; those at its own inputs and outputs do not count."""
     inner = any(is_rewritten(child) for child in module.modules() if child is not module)
     return not inner and not has_inside_site(module)
+
+
+def _check_drawn(before: tuple[Any, ...]) -> None:
+    """Refuse a forward that drew random numbers itself: the graph would repeat them forever.
+
+    **Raises:** `TraceError`.
+    """
+    if randomness() != before:
+        raise TraceError("it draws random numbers that do not come from a traced value")
 
 
 def _name(kind: str, site: LiveSite) -> str:

@@ -11,5 +11,7 @@ from ._gradient import penalty_gradient as penalty_gradient
 from ._moments import Moments as Moments
 from ._moments import start_moments as start_moments
 from ._operator import exported_vcreg as exported_vcreg
+from ._precision import autocast_enabled as autocast_enabled
+from ._precision import autocast_off as autocast_off
 from ._precision import product_dtype as product_dtype
 from ._precision import working_dtype as working_dtype

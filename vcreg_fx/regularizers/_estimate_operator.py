@@ -10,6 +10,7 @@ from torch import Tensor
 from .._config import VCRegConfig
 from ._estimate import Draw, add_estimate
 from ._gradient import Statistics
+from ._precision import autocast_off
 
 _WHAT = "Tensor grad, Tensor h, Tensor? reference, Tensor alpha, Tensor beta, Tensor? scale"
 _HOW = "float? delta, float gamma, float eps, str convention, int interval, int? sample"
@@ -71,7 +72,7 @@ def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
     config = VCRegConfig(
         delta=delta, gamma=gamma, eps=eps, convention=convention, interval=interval, sample=sample
     )
-    with torch.autocast(h.device.type, enabled=False):
+    with autocast_off(h):
         result, _ = add_estimate(
             grad, h, axis, reference, alpha, beta, scale, config, Draw(key, step), dtype
         )

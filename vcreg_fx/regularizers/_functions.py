@@ -19,6 +19,7 @@ from ._estimate import Draw
 from ._estimate_operator import estimate
 from ._gradient import Direction, Statistics, add_gradient, direction
 from ._moments import Moments, moments_of, start_moments
+from ._precision import autocast_off
 from ._products import add_product
 
 
@@ -67,7 +68,7 @@ class InjectGradient(torch.autograd.Function):
         config, axis = settings.config, settings.layout.axis
         seen: Statistics | None = None
         base = grad * 0 if _under_func_transform() else grad
-        with torch.no_grad(), _autocast_off(h):
+        with torch.no_grad(), autocast_off(h):
             if config.backend == "naive":
                 added, seen = _naive_gradient(h, alpha, beta, settings)
                 result = base + (added if scale is None else added * scale).to(grad.dtype)
@@ -101,7 +102,7 @@ class Penalty(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the penalty, and G and the mean for backward."""
         config = settings.config
-        with torch.no_grad(), _autocast_off(h):
+        with torch.no_grad(), autocast_off(h):
             moments = moments_of(h, settings.layout.axis, reference, config, dtype)
             found = _direction(moments, alpha, beta, settings)
             statistics, centre = found.statistics, found.centre
@@ -124,11 +125,11 @@ class Penalty(torch.autograd.Function):
         h, alpha, beta, g, centre = ctx.saved_tensors
         settings: Settings = ctx.settings
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            with _autocast_off(h):
+            with autocast_off(h):
                 penalty, _ = naive_penalty(h, alpha, beta, settings)
                 (found,) = torch.autograd.grad(penalty, h, grad, create_graph=True)
             return found, *[None] * 5
-        with _autocast_off(h):
+        with autocast_off(h):
             zero = torch.zeros((), dtype=h.dtype, device=h.device).expand(h.shape)
             result = add_product(zero, h, settings.layout.axis, centre, g * grad, ctx.dtype)
         return result, *[None] * 5
@@ -209,7 +210,3 @@ def _under_func_transform() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _autocast_off(h: Tensor) -> torch.autocast:
-    return torch.autocast(h.device.type, enabled=False)

@@ -16,7 +16,7 @@ from placement_rules import Layout
 from .._config import VCRegConfig
 from ._gradient import add_gradient
 from ._moments import moments_of
-from ._precision import product_dtype
+from ._precision import autocast_off, product_dtype
 
 _WHAT = "Tensor? mean, Tensor alpha, Tensor beta, Tensor? scale"
 _HOW = "int axis, float? delta, float gamma, float eps, str convention"
@@ -100,7 +100,7 @@ def vcreg_backward_operator(  # noqa: PLR0913, PLR0917 (those of the schema)
     if h.numel() < 2 * h.shape[axis]:
         return grad.clone()
     config = VCRegConfig(delta=delta, gamma=gamma, eps=eps, convention=convention)
-    with torch.autocast(h.device.type, enabled=False):
+    with autocast_off(h):
         dtype = product_dtype(h)
         found = moments_of(h, axis, mean, config, dtype)
         return add_gradient(grad, h, axis, found, alpha, beta, scale, config, dtype)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,11 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def autocast_enabled(device: str) -> bool:
+    """Whether autocast is on for a type of device, some of which (meta) have none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def product_dtype(h: Tensor) -> torch.dtype:
     """Return the type of the factors of the matrix products; sums are at least float32.
 
@@ -22,7 +29,7 @@ def product_dtype(h: Tensor) -> torch.dtype:
     """
     device = h.device.type
     dtype = h.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+    if autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     if dtype == torch.float16 and device == "cpu":
         return torch.float32
@@ -36,3 +43,11 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).to(torch.float32)
+
+
+def autocast_off(h: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Turn autocast off for the device of a tensor, if it has any."""
+    device = h.device.type
+    if not torch.amp.is_autocast_available(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)

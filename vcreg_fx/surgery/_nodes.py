@@ -67,6 +67,8 @@ def vcreg(site: LiveSite, h: Tensor, mean: Tensor | None, training: bool) -> Ten
 
 def get_tensor(value: Any, path: tuple[int | str, ...]) -> Any:
     """Return the tensor at ``path`` in a module's structured output; None if it has none now."""
+    if isinstance(value, torch.fx.Proxy) and path:
+        return value.tracer.create_proxy("call_function", get_tensor, (value, path), {})
     try:
         return get_leaf(value, path)
     except (KeyError, IndexError, AttributeError):
@@ -77,6 +79,8 @@ def put_tensor(value: Any, path: tuple[int | str, ...], tensor: Any) -> Any:
     """Return the structured output with the tensor at ``path`` replaced, wherever it occurs."""
     if tensor is None:
         return value
+    if isinstance(value, torch.fx.Proxy) and path:
+        return value.tracer.create_proxy("call_function", put_tensor, (value, path, tensor), {})
     original = get_tensor(value, path)
     places = [place for place, leaf in leaves(value) if leaf is original]
     for place in places or [path]:
