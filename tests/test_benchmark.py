@@ -198,6 +198,9 @@ def test_command(tmp_path: Path) -> None:
     assert [row["variant"] for row in data["models"][0]["rows"]] == ["identity", "naive", "ours"]
     assert {"processor", "torch", "threads"} <= set(data["machine"])
     assert all(math.isfinite(growth["exponent"]) for growth in data["scaling"])
+    bias = {row["estimate"]: row for row in data["bias"]}
+    for name in ("interval=8", "sample=256, delta=None, alpha=0"):
+        assert abs(bias[name]["projection"] - 1) <= 3 * bias[name]["error"] + 1e-9
     assert data == json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     for name in ("table.png", "scaling.png"):
         assert (tmp_path / "out" / name).stat().st_size > 10_000

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..regularizers import product_dtype
 from ..surgery import plan
+from ._bias import measure_bias
 from ._clock import Clock, quartiles
 from ._errors import BenchError
 from ._floor import Floor
@@ -55,7 +56,7 @@ def bench(  # noqa: PLR0913 (all by name, but two)
     - `device`: ``"cpu"`` or ``"cuda"``.
     - `rounds`: how many, after one that does not count.
     - `compile`: whether to time ``torch.compile(model)``.
-    - `scaling`: whether to time one site over n and d as well.
+    - `scaling`: whether to look at one site as well: its cost over n and d, and the estimates.
     - `ranks`: with 2 or more, also times as many processes with ``sync``, on the CPU in float32.
     - `progress`: is told what is being done.
 
@@ -93,7 +94,8 @@ def bench(  # noqa: PLR0913 (all by name, but two)
         "clock": Clock(place).name,
     }  # fmt: skip
     growth = measure_scaling(place) if scaling else []
-    return BenchResult(describe_machine(place), settings, found, growth)
+    bias = measure_bias() if scaling else []
+    return BenchResult(describe_machine(place), settings, found, growth, bias)
 
 
 def _bench_model(

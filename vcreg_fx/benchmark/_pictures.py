@@ -27,7 +27,11 @@ def draw_table(result: BenchResult, path: Path) -> None:
 
     count = len(result.models)
     figure = Figure(figsize=(9.6, 1.2 + 2.7 * count), layout="constrained")
-    panels = figure.subplots(count, 1, squeeze=False, sharex=True)[:, 0]
+    panels = figure.subplots(
+        count,
+        1,
+        squeeze=False,
+    )[:, 0]
     for axes, found in zip(panels, result.models, strict=True):
         rows = [row for row in found.rows if row.variant != IDENTITY][::-1]
         middle = [row.floors[1] for row in rows]
@@ -45,7 +49,8 @@ def draw_table(result: BenchResult, path: Path) -> None:
             fontsize=10,
             loc="left",
         )
-        axes.margins(x=0.22)
+        right = max(row.floors[2] for row in rows) if rows else 1.0
+        axes.set_xlim(min(0.0, *(row.floors[0] for row in rows), 0.0), 1.3 * max(right, 1.0))
         _plain(axes)
     panels[-1].set_xlabel("overhead over identity, in floors (the two matrix products alone)")
     figure.savefig(path, dpi=110)
@@ -59,7 +64,17 @@ def draw_scaling(scaling: list[Scaling], path: Path) -> None:
     for axes, found in zip(
         figure.subplots(1, len(scaling), squeeze=False)[0], scaling, strict=True
     ):
-        axes.loglog(found.sizes, [s * 1e3 for s in found.seconds], "o-", color=_BAR)
+        milliseconds = [seconds * 1e3 for seconds in found.seconds]
+        middle = len(found.sizes) // 2
+        fitted = [
+            milliseconds[middle] * (size / found.sizes[middle]) ** found.exponent
+            for size in found.sizes
+        ]
+        axes.loglog(found.sizes, fitted, "--", color=_LINE, linewidth=1, label="fit")
+        axes.loglog(found.sizes, milliseconds, "o", color=_BAR, label="measured")
+        axes.set_xticks(found.sizes, [f"{size:,}" for size in found.sizes], fontsize=8)
+        axes.minorticks_off()
+        axes.legend(frameon=False)
         other = "d" if found.varied == "n" else "n"
         axes.set_xlabel(f"{found.varied} ({other} = {found.fixed:,})")
         axes.set_ylabel("milliseconds")

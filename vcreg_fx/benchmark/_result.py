@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ._bias import Bias
 from ._clock import Quartiles
 from ._ranks import RankRow
 from ._scaling import Scaling
@@ -83,12 +84,14 @@ class BenchResult:
     - `settings`: device, dtype, rule, rounds, whether compiled, and which clock.
     - `models`: one a model.
     - `scaling`: cost against n and d.
+    - `bias`: how the estimates compare with the exact gradient.
     """
 
     machine: dict[str, str | int]
     settings: dict[str, Any]
     models: list[ModelResult]
     scaling: list[Scaling] = field(default_factory=list)
+    bias: list[Bias] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -122,6 +125,8 @@ class BenchResult:
                 for s in self.scaling
             ]
             lines += ["", "![Cost against n and d](scaling.png)", ""]
+        if self.bias:
+            lines += _bias_lines(self.bias)
         return "\n".join(lines)
 
 
@@ -160,6 +165,25 @@ def _model_lines(found: ModelResult) -> list[str]:
     if found.ranks:
         rows += ["", *_rank_lines(found.ranks)]
     return rows
+
+
+def _bias_lines(found: list[Bias]) -> list[str]:
+    return [
+        "## Estimates against the exact gradient g",
+        "",
+        f"One site of 8,192 samples and 64 channels, {found[0].draws} draws each. An estimate is "
+        "unbiased along g where its projection is 1.",
+        "",
+        "| estimate | mean of ⟨estimate, g⟩ / ⟨g, g⟩ (standard error) "
+        "| ‖mean − g‖ / ‖g‖ | root of the mean of ‖estimate − g‖² / ‖g‖² |",
+        "|---|---:|---:|---:|",
+        *[
+            f"| {one.estimate} | {one.projection:.3f} ({one.error:.3f}) "
+            f"| {one.distance:.2f} | {one.noise:.2f} |"
+            for one in found
+        ],
+        "",
+    ]
 
 
 def _rank_lines(ranks: list[RankRow]) -> list[str]:

@@ -1,0 +1,85 @@
+"""The bias and the variance of the estimated gradients, over many draws."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from placement_rules import Layout
+
+from .._config import VCRegConfig
+from .._live import LiveSite
+
+DRAWS = 200
+_SAMPLES, _CHANNELS = 8_192, 64
+_ESTIMATES: dict[str, dict[str, Any]] = {
+    "interval=8": {"interval": 8},
+    "sample=256": {"sample": 256},
+    "sample=256, delta=None, alpha=0": {"sample": 256, "delta": None, "alpha": 0.0},
+    "sample=2048": {"sample": 2_048},
+}
+
+
+@dataclass(frozen=True)
+class Bias:
+    """How an estimate compares with the exact gradient g.
+
+    **Attributes:**
+
+    - `estimate`: its options.
+    - `draws`: how many.
+    - `projection`, `error`: mean of ⟨estimate, g⟩ / ⟨g, g⟩, and its standard error; 1 if unbiased
+      along g.
+    - `distance`: ‖mean of the estimates − g‖ / ‖g‖, which is its noise and its bias.
+    - `noise`: the root of the mean of ‖estimate − g‖² / ‖g‖².
+    """
+
+    estimate: str
+    draws: int
+    projection: float
+    error: float
+    distance: float
+    noise: float
+
+
+def measure_bias() -> list[Bias]:
+    """Draw estimates at one site, on correlated features of standard deviations 0.3 to 2."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn((_CHANNELS, _CHANNELS), generator=generator, dtype=torch.float64)
+    z = torch.randn((_SAMPLES, _CHANNELS), generator=generator, dtype=torch.float64)
+    z = z + 0.05 * z @ mixing
+    z = z * torch.linspace(0.3, 2.0, _CHANNELS, dtype=torch.float64)
+    return [_bias(name, z, options) for name, options in _ESTIMATES.items()]
+
+
+def _bias(name: str, z: Tensor, options: dict[str, Any]) -> Bias:
+    exact = next(_draws(z, 1, **{k: v for k, v in options.items() if k in {"alpha", "delta"}}))
+    size = float(exact.square().sum())
+    mean, projections, distances = torch.zeros_like(exact), [], []
+    for found in _draws(z, DRAWS, **options):
+        mean += found / DRAWS
+        projections.append(float((found * exact).sum()) / size)
+        distances.append(float((found - exact).square().sum()) / size)
+    return Bias(
+        name,
+        DRAWS,
+        statistics.mean(projections),
+        statistics.stdev(projections) / math.sqrt(DRAWS),
+        float((mean - exact).norm()) / math.sqrt(size),
+        math.sqrt(statistics.mean(distances)),
+    )
+
+
+def _draws(z: Tensor, count: int, **options: Any) -> Iterator[Tensor]:
+    config = VCRegConfig(**options)
+    site = LiveSite("z", "", "output", Layout.parse("NC"), z.shape[1], config, clone=False)
+    for _ in range(count):
+        leaf = z.clone().requires_grad_()
+        out = site.regularize(leaf, site.reference_mean(leaf))
+        yield torch.autograd.grad(out, leaf, torch.zeros_like(out))[0]
