@@ -11,6 +11,7 @@ from ._draw import draw
 from ._evaluate import evaluate
 from ._export import export
 from ._measure import measure
+from ._reproduce import reproduce
 from ._sites import sites
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command()(draw)
 app.command()(export)
 app.command()(coverage)
 app.command()(evaluate)
+app.command()(reproduce)
 app.add_typer(ablate, name="ablate")
 
 

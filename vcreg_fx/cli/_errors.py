@@ -11,10 +11,23 @@ from placement_rules import ExampleInputsError, PlacementError
 
 from ..ablation import AblationError
 from ..export import ExportError
+from ..recipes.images import DataError
+from ..recipes.reproduction import ReproductionError
 
 
 class ModelError(Exception):
     """A model that the command line names does not exist or cannot be built."""
+
+
+_CLEAR = (
+    ModelError,
+    PlacementError,
+    AblationError,
+    ExportError,
+    DataError,
+    ReproductionError,
+    OSError,
+)
 
 
 @contextmanager
@@ -29,7 +42,7 @@ def clear_errors() -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(1) from error
-    except (ModelError, PlacementError, AblationError, ExportError, OSError) as error:
+    except _CLEAR as error:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         typer.echo(f"Error: {message}", err=True)
         raise typer.Exit(1) from error

@@ -1,0 +1,26 @@
+"""The experiments by name."""
+
+from __future__ import annotations
+
+import difflib
+
+from ._errors import ReproductionError
+from ._experiment import Experiment
+from ._hierarchy import HIERARCHY
+
+EXPERIMENTS: dict[str, Experiment] = {found.name: found for found in (HIERARCHY,)}
+"""Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""
+
+
+def find_experiment(name: str) -> Experiment:
+    """Return an experiment.
+
+    **Raises:** `ReproductionError` for an unknown name, with near ones.
+    """
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    near = difflib.get_close_matches(name, EXPERIMENTS, 2)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise ReproductionError(
+        f"There is no experiment {name!r}.{hint} There are {', '.join(EXPERIMENTS)}."
+    )
