@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 
+from ._collapse import COLLAPSE
 from ._errors import ReproductionError
 from ._experiment import Experiment
 from ._hierarchy import HIERARCHY
+from ._long_tail import LONG_TAIL
+from ._placement import PLACEMENT
+from ._two_moons import TWO_MOONS
 
-EXPERIMENTS: dict[str, Experiment] = {found.name: found for found in (HIERARCHY,)}
+EXPERIMENTS: dict[str, Experiment] = {
+    found.name: found for found in (PLACEMENT, HIERARCHY, LONG_TAIL, TWO_MOONS, COLLAPSE)
+}
 """Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""
 
 

@@ -92,11 +92,11 @@ def reproduce(
     experiment = find_experiment(name)
     preset = _preset(experiment, scale, data, network, preset, seeds)
     images = _load(experiment, preset, data, data_root, classes)
-    factory = network if callable(network) else find_network(preset.network)
+    factory = _factory(experiment, preset, network)
     folder = Path(folder).absolute()
     asked = {
         "experiment": name,
-        "data": "made" if images is None else images.name,
+        "data": preset.data if images is None else images.name,
         "preset": preset.to_dict(),
     }
     task = experiment.task(preset, images, factory, folder, tensorboard)
@@ -162,6 +162,18 @@ def _preset(
             "an interval needs 2 at least, and 5 to be of use."
         )
     return preset
+
+
+def _factory(
+    experiment: Experiment, preset: Preset, network: str | Factory | None
+) -> Factory | None:
+    if callable(network):
+        return network
+    if not experiment.own_data:
+        return find_network(preset.network)
+    if network is not None:
+        raise ReproductionError(f"{experiment.name} has a network of its own; it takes none.")
+    return None
 
 
 def _load(

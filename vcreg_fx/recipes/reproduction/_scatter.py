@@ -8,7 +8,7 @@ from typing import Any
 
 from ._numbers import difference_of, values_of
 
-_COLORS = ("#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c")
+COLORS = ("#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c")
 
 
 def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> None:
@@ -25,7 +25,7 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
     for axes, name in zip(grid, metrics, strict=True):
         scale = 100 if known[name]["percent"] else 1
         for height, row in enumerate(others):
-            color = _COLORS[(height + 1) % len(_COLORS)]
+            color = COLORS[(height + 1) % len(COLORS)]
             ours, theirs = values_of(row, name), values_of(first, name)
             each = [scale * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
             found = difference_of(row, first, name)
@@ -35,7 +35,7 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
                     [scale * found.low, scale * found.high], [height] * 2, color=color, linewidth=2
                 )
             axes.plot(scale * found.mean, height, "D", color=color, markersize=6)
-        axes.axvline(0, color=_COLORS[0], linewidth=1, linestyle="--", zorder=0)
+        axes.axvline(0, color=COLORS[0], linewidth=1, linestyle="--", zorder=0)
         axes.set_yticks(range(len(others)), [row["name"] for row in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
         unit = ", points" if scale == 100 else ""

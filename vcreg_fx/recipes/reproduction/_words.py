@@ -13,6 +13,8 @@ def how(report: dict[str, Any]) -> str:
     preset, training = report["preset"], report["preset"]["training"]
     images = preset["train_images"]
     drawn = f"{images:,} training images, drawn by the seed" if images else "all training images"
+    if "points" in preset["options"]:
+        drawn = f"{preset['options']['points']} points, drawn by the seed"
     return (
         f"{report['data']}, {drawn}; network `{preset['network']}`; {training['epochs']} epochs of "
         f"{training['optimizer']}, batches of {training['batch_size']}, learning rate "
@@ -75,7 +77,7 @@ def _attempt(attempt: dict[str, Any], varying: list[str], metric: dict[str, Any]
 def repeat(report: dict[str, Any]) -> str:
     """Return how to do it again."""
     options = {"quick": " --quick", "paper": " --preset paper"}.get(report["scale"], "")
-    if report["data"] != "made":
+    if report["data"] != "two moons":
         options += f" --data {report['preset']['data']}"
     seeds = report["preset"]["seeds"]
     versions = ", ".join(f"{name} {found}" for name, found in report["versions"].items())
