@@ -20,7 +20,9 @@ def read_classes(path: str | Path) -> dict[str, tuple[str, ...]]:
     try:
         found = json.loads(Path(path).read_text("utf-8"))
     except json.JSONDecodeError as error:
-        raise DataError(f"{path} is no JSON ({error}). A class file has the form {form}.") from error
+        raise DataError(
+            f"{path} is no JSON ({error}). A class file has the form {form}."
+        ) from error
     if (
         not isinstance(found, dict)
         or len(found) < 2

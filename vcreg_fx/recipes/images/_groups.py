@@ -44,5 +44,7 @@ CIFAR100_SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
 
 def by_label(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, ...]]:
     """Return groups of names as groups of labels, where labels follow the names' alphabet."""
-    label = {name: i for i, name in enumerate(sorted(n for group in groups.values() for n in group))}
+    label = {
+        name: i for i, name in enumerate(sorted(n for group in groups.values() for n in group))
+    }
     return {group: tuple(label[name] for name in names) for group, names in groups.items()}

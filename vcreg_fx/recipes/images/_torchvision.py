@@ -143,7 +143,10 @@ def downstream_transform(size: int = 224) -> Callable[[Any], Tensor]:
 
 
 def _transform(
-    changes: list[Any], mean: tuple[float, ...], std: tuple[float, ...], after: list[Any] | None = None
+    changes: list[Any],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    after: list[Any] | None = None,
 ) -> Callable[[Any], Tensor]:
     from torchvision.transforms import v2
 

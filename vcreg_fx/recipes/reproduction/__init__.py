@@ -3,6 +3,7 @@
 from ._arm import Arm as Arm
 from ._arm import vcreg_arms as vcreg_arms
 from ._errors import ReproductionError as ReproductionError
+from ._evidence import write_evidence as write_evidence
 from ._experiment import Experiment as Experiment
 from ._experiment import Metric as Metric
 from ._experiment import Paper as Paper

@@ -18,7 +18,7 @@ _X, _Y, _SIDE = (-2.0, 3.0), (-1.75, 2.25), 201
 
 
 def field_of(model: nn.Module) -> Tensor:
-    """Return the logit of class 1 less that of class 0 on a grid, shape (side, side), by y and x."""
+    """Return the logit of class 1 less that of class 0 on a grid, by y and x."""
     xs, ys = torch.linspace(*_X, _SIDE), torch.linspace(*_Y, _SIDE)
     y, x = torch.meshgrid(ys, xs, indexing="ij")
     with torch.no_grad():
@@ -36,7 +36,7 @@ def margin_of(model: nn.Module, field: Tensor, points: Tensor, labels: Tensor) -
     """
     from contourpy import contour_generator
 
-    lines = contour_generator(
+    lines: Any = contour_generator(
         np.linspace(*_X, _SIDE), np.linspace(*_Y, _SIDE), field.double().numpy()
     ).lines(0.0)
     if not lines:
@@ -64,7 +64,9 @@ def draw_boundaries(report: dict[str, Any], path: Path) -> None:
     grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     points, labels = moons(options["points"], options["noise"], options["gap"], 0)
     for axes, row in zip(grid.flat, rows, strict=False):
-        mean = np.mean([_probability(path.parent / FIELD, trial) for trial in row["trials"]], axis=0)
+        mean = np.mean(
+            [_probability(path.parent / FIELD, trial) for trial in row["trials"]], axis=0
+        )
         xs, ys = np.linspace(*_X, _SIDE), np.linspace(*_Y, _SIDE)
         axes.contourf(xs, ys, mean, levels=np.linspace(0, 1, 11), cmap="RdBu", alpha=0.75)
         axes.contour(xs, ys, mean, levels=[0.5], colors="black", linewidths=1.4)

@@ -92,7 +92,8 @@ def presets(scale: str, data: str | None) -> Preset:
     if scale == "quick":
         return Preset(
             data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
-            train_images=600, validation=300, seeds=2, grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
+            train_images=600, validation=300, seeds=2,
+            grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
             options={"epochs": (1, 4), "images": 500, "information_images": 500, "steps": 100},
         )  # fmt: skip
     digits = data == "digits"

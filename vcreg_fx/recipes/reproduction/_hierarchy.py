@@ -64,7 +64,8 @@ def presets(scale: str, data: str | None) -> Preset:
     if scale == "quick":
         return Preset(
             data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
-            train_images=600, validation=300, seeds=3, grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
+            train_images=600, validation=300, seeds=3,
+            grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
         )  # fmt: skip
     small = data == "digits"
     return Preset(

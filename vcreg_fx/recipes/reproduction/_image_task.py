@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class ImageTask:
     - `factory`: builds the network for (shape of an image, number of classes).
     - `folder`: where checkpoints and logs go.
     - `tensorboard`: write logs.
+    - `announce`: called with each trial before it is trained.
     """
 
     preset: Preset
@@ -48,6 +49,7 @@ class ImageTask:
     factory: Factory
     folder: Path
     tensorboard: bool = False
+    announce: Callable[[Trial], None] | None = None
 
     # What an experiment changes -------------------------------------------------------------
 
@@ -73,9 +75,7 @@ class ImageTask:
             measure = pool.subset(held) if searching else measure
             pool = pool.subset(kept)
         if self.preset.train_images is not None:
-            pool = pool.subset(
-                balanced_indices(pool.labels, self.preset.train_images, trial.seed)
-            )
+            pool = pool.subset(balanced_indices(pool.labels, self.preset.train_images, trial.seed))
         return Roles(pool, measure)
 
     def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
@@ -95,6 +95,8 @@ class ImageTask:
 
     def train(self, model: nn.Module, trial: Trial) -> None:
         """Train it; a run that was stopped goes on after its last whole epoch."""
+        if self.announce is not None:
+            self.announce(trial)
         roles = self.roles(trial)
         self.history = fit(
             model,
@@ -143,5 +145,3 @@ class ImageTask:
     def predictions(self, model: nn.Module, images: ImageSet) -> Tensor:
         """Return the network's class of each image."""
         return predict(model, images.pairs, workers=self.preset.training.workers)
-
-

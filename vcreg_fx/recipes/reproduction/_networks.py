@@ -100,8 +100,8 @@ NETWORKS: dict[str, Factory] = {
 }
 """Name → function of (shape of an image, number of classes).
 
-``-half`` halves the resolution in the stem; ``convnext-mini`` is a ConvNeXt of depths 1, 1, 2, 1 and
-16 to 128 channels.
+``-half`` halves the resolution in the stem; ``convnext-mini`` is a ConvNeXt of depths 1, 1, 2, 1
+and 16 to 128 channels.
 """
 
 

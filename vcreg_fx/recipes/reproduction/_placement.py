@@ -147,7 +147,9 @@ PAPER = Paper(
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:
-    names = [m["name"] for m in report["metrics"] if m["name"] in report["preset"]["options"]["probes"]]
+    names = [
+        m["name"] for m in report["metrics"] if m["name"] in report["preset"]["options"]["probes"]
+    ]
     draw_scatter(report, path, names)
 
 

@@ -10,12 +10,16 @@ from ._experiment import Experiment
 from ._hierarchy import HIERARCHY
 from ._long_tail import LONG_TAIL
 from ._placement import PLACEMENT
+from ._timing import NAME as timing
 from ._two_moons import TWO_MOONS
 
 EXPERIMENTS: dict[str, Experiment] = {
     found.name: found for found in (PLACEMENT, HIERARCHY, LONG_TAIL, TWO_MOONS, COLLAPSE)
 }
 """Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""
+
+NAMES = (*EXPERIMENTS, timing)
+"""With ``timing``, which is the benchmark."""
 
 
 def find_experiment(name: str) -> Experiment:
@@ -25,8 +29,6 @@ def find_experiment(name: str) -> Experiment:
     """
     if name in EXPERIMENTS:
         return EXPERIMENTS[name]
-    near = difflib.get_close_matches(name, EXPERIMENTS, 2)
+    near = difflib.get_close_matches(name, NAMES, 2)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise ReproductionError(
-        f"There is no experiment {name!r}.{hint} There are {', '.join(EXPERIMENTS)}."
-    )
+    raise ReproductionError(f"There is no experiment {name!r}.{hint} There are {', '.join(NAMES)}.")

@@ -12,7 +12,9 @@ import torch
 
 from ...ablation import AblationOptions, Record
 from ..images import ImageData, load_images
+from ..training import processes
 from ._errors import ReproductionError
+from ._evidence import read_report
 from ._experiment import Experiment
 from ._folder import claim_folder
 from ._networks import Factory, find_network
@@ -21,6 +23,9 @@ from ._registry import find_experiment
 from ._render import render
 from ._report import make_report
 from ._study import Study
+from ._timing import NAME as TIMING
+from ._timing import run_timing
+from ._together import announce, follow
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Outcome:
 
     def to_markdown(self) -> str:
         """Return the tables and what they say."""
+        if "markdown" in self.report:
+            return str(self.report["markdown"])
         return render(self.report)
 
     def __str__(self) -> str:
@@ -45,7 +52,7 @@ class Outcome:
         return self.to_markdown()
 
 
-def reproduce(
+def reproduce(  # noqa: PLR0913 - what a user may want to change
     name: str,
     folder: str | Path,
     *,
@@ -85,21 +92,34 @@ def reproduce(
 
     **Returns:** an `Outcome`.
 
-    **Raises:** `ReproductionError` for what cannot be run as asked, and `DataError` for data that is
-    not there, both before anything is trained; `AblationError` if trials fail; `Stopped` after a
+    **Raises:** `ReproductionError` for what cannot be run as asked, and `DataError` for data that
+    is not there, both before anything is trained; `AblationError` if trials fail; `Stopped` after a
     signal.
     """
+    folder = Path(folder).absolute()
+    if name == TIMING:
+        return Outcome(run_timing(folder, scale), folder)
     experiment = find_experiment(name)
     preset = _preset(experiment, scale, data, network, preset, seeds)
     images = _load(experiment, preset, data, data_root, classes)
     factory = _factory(experiment, preset, network)
-    folder = Path(folder).absolute()
     asked = {
         "experiment": name,
         "data": preset.data if images is None else images.name,
         "preset": preset.to_dict(),
     }
     task = experiment.task(preset, images, factory, folder, tensorboard)
+    example = task.example if images is None else (torch.zeros(2, *images.shape),)
+    where = processes(preset.training.device)
+    if where.size > 1:
+        if images is None:
+            raise ReproductionError(f"{name} is too small for {where.size} processes; take one.")
+        task.announce = announce
+        if not where.leads:
+            task.announce = None
+            follow(task, example, folder, threads)
+            where.wait()
+            return Outcome(read_report(folder / f"{name}.json"), folder)
     claim_folder(folder, asked)
 
     def finished(record: Record) -> None:
@@ -116,7 +136,7 @@ def reproduce(
         preset.seeds,
         preset.search_seeds,
         AblationOptions(
-            example_inputs=_example(images, task),
+            example_inputs=example,
             threads=threads,
             retry_failed=retry_failed,
             progress=False,
@@ -125,7 +145,11 @@ def reproduce(
     )
     found = study.run(experiment.arms(preset))
     report = make_report(experiment, asked, found, scale)
-    return _write(experiment, report, folder)
+    outcome = _write(experiment, report, folder)
+    if where.size > 1:
+        announce(None)
+        where.wait()
+    return outcome
 
 
 def _write(experiment: Experiment, report: dict[str, Any], folder: Path) -> Outcome:
@@ -189,13 +213,4 @@ def _load(
         return None
     if isinstance(data, ImageData):
         return data
-    return load_images(
-        preset.data, root, augment=preset.augment, classes=classes, size=preset.size
-    )
-
-
-def _example(images: ImageData | None, task: Any) -> tuple[Any, ...]:
-    if images is None:
-        example: tuple[Any, ...] = task.example
-        return example
-    return (torch.zeros(2, *images.shape),)
+    return load_images(preset.data, root, augment=preset.augment, classes=classes, size=preset.size)

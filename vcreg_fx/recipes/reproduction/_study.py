@@ -79,8 +79,8 @@ class Study:
         chosen = [self._choose(arm, found) for arm, found in zip(arms, searches, strict=True)]
         tested: list[list[Record]] = [[] for _ in arms]
         for seed in range(self.seeds):
-            for arm, point, records in zip(arms, chosen, tested, strict=True):
-                records += self._ablate(arm, point, [seed], TEST)
+            for i, arm in enumerate(arms):
+                tested[i] += self._ablate(arm, chosen[i], [seed], TEST)
         return [Found(*parts) for parts in zip(arms, searches, chosen, tested, strict=True)]
 
     def _search(self, arm: Arm) -> list[dict[str, Any]]:
@@ -91,7 +91,9 @@ class Study:
         for point in arm.points:
             records = self._ablate(arm, point, seeds, VALIDATION, keep_failed=True)
             values = [r.metrics.get(self.criterion, math.nan) for r in records]
-            attempts.append({"settings": point, "values": values, "mean": sum(values) / len(values)})
+            attempts.append(
+                {"settings": point, "values": values, "mean": sum(values) / len(values)}
+            )
         return attempts
 
     def _choose(self, arm: Arm, attempts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -30,7 +30,12 @@ class TwoMoonsTask:
     example = (torch.zeros(2, 2),)
 
     def __init__(
-        self, preset: Preset, data: None, factory: Factory | None, folder: Path, tensorboard: bool = False
+        self,
+        preset: Preset,
+        data: None,
+        factory: Factory | None,
+        folder: Path,
+        tensorboard: bool = False,
     ) -> None:
         self.preset, self.folder, self._tensorboard = preset, folder, tensorboard
 
@@ -87,7 +92,7 @@ def _accuracy(model: nn.Module, points: Tensor, labels: Tensor) -> float:
         return float((model(points).argmax(dim=1) == labels).double().mean())
 
 
-def presets(scale: str, data: str | None) -> Preset:
+def presets(scale: str, data: str | None) -> Preset:  # noqa: ARG001 - as all presets
     """Return the preset of a scale. The paper names no settings, so ``"paper"`` is the default."""
     quick = scale == "quick"
     return Preset(
@@ -127,9 +132,10 @@ def arms(preset: Preset) -> list[Arm]:
 
 PAPER = Paper(
     where="figures 2 and 5",
-    protocol="Pictures only, no numbers: decision boundaries of a network of three layers, averaged "
-    "over ten runs. The text says that VCReg separates with a larger margin than L2, dropout, batch "
-    "norm and spectral decoupling. It names neither the width, nor the gap, nor the optimizer.",
+    protocol="Pictures only, no numbers: decision boundaries of a network of three layers, "
+    "averaged over ten runs. The text says that VCReg separates with a larger margin than L2, "
+    "dropout, batch norm and spectral decoupling. It names neither the width, nor the gap, nor the "
+    "optimizer.",
 )
 
 

@@ -64,8 +64,8 @@ def searched(report: dict[str, Any]) -> str:
         return ""
     runs = report["preset"]["search_seeds"]
     return (
-        f"The search, {metric['title']} on validation images, {runs} run{'s' * (runs > 1)} a point; "
-        "the best was tested:\n\n" + "\n".join(lines)
+        f"The search, {metric['title']} on validation data, {runs} run{'s' * (runs > 1)} a "
+        "point; the best was tested:\n\n" + "\n".join(lines)
     )
 
 

@@ -18,11 +18,11 @@ def save(path: Path, state: dict[str, Any], where: Processes) -> None:
     states = where.gather(torch.get_rng_state())
     cuda = where.gather(torch.cuda.get_rng_state(where.device)) if _on_cuda(where) else []
     if where.leads:
-        numpy = np.random.get_state()
+        name, keys, *rest = np.random.get_state(legacy=True)
         random_states = {
             "torch": states,
             "cuda": cuda,
-            "numpy": [numpy[0], numpy[1].tolist(), *numpy[2:]],
+            "numpy": [name, np.asarray(keys).tolist(), *rest],
             "python": random.getstate(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)

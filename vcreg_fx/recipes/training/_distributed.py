@@ -73,7 +73,7 @@ def processes(device: str | None = None) -> Processes:
     - `device`: by default the GPU of this process, else the CPU.
     """
     started = distributed.is_available() and "WORLD_SIZE" in os.environ
-    local = int(os.environ.get("LOCAL_RANK", 0)) if started else 0
+    local = int(os.environ.get("LOCAL_RANK", "0")) if started else 0
     if device is None:
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     where = torch.device(device)

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 
-def predict(model: nn.Module, data: Dataset[Any], batch_size: int = 256, workers: int = 0) -> Tensor:
+def predict(
+    model: nn.Module, data: Dataset[Any], batch_size: int = 256, workers: int = 0
+) -> Tensor:
     """Return the model's class for each image, on the CPU; its mode is left as it was."""
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")

@@ -15,7 +15,7 @@ class TrainSettings:
     - `epochs`, `batch_size`: the batch is that of all processes together.
     - `optimizer`: ``"adamw"`` or ``"sgd"``.
     - `learning_rate`: at the end of the warm-up; then it follows a cosine down to 0.
-    - `weight_decay`, `norm_weight_decay`: of the norm layers and all biases, where that is not None.
+    - `weight_decay`; `norm_weight_decay`: that of norm layers and biases, where it is not None.
     - `momentum`: of SGD.
     - `warmup_epochs`: the learning rate rises linearly from `warmup_start` of itself.
     - `label_smoothing`: of the cross-entropy.

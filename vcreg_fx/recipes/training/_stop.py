@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,7 +46,7 @@ def noticed() -> Iterator[Flag]:
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    def notice(number: int, frame: FrameType | None) -> None:
+    def notice(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
         flag.number = number
         _restore(before)
 
@@ -57,6 +58,6 @@ def noticed() -> Iterator[Flag]:
         _restore(before)
 
 
-def _restore(handlers: dict[signal.Signals, object]) -> None:
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
     for number, handler in handlers.items():
-        signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.signal(number, handler)
