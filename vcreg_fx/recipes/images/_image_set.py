@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ class ImageData:
     - `train`, `test`: its two splits. A recipe takes validation images from `train`.
     - `classes`: their names, by label.
     - `groups`: superclass → labels of its classes, where there are any.
+    - `root`: the folder it was read from, in which other data sets may be.
     """
 
     name: str
@@ -80,6 +82,7 @@ class ImageData:
     test: ImageSet
     classes: tuple[str, ...]
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    root: Path | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -69,6 +69,7 @@ def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
         ImageSet(test, _targets(test)),
         tuple(train.classes),
         groups,
+        None if root is None else Path(root),
     )
 
 
@@ -104,7 +105,7 @@ def imagenet(
     test = ImageSet(sets[2], _targets(sets[2]))
     names = tuple(sets[0].classes)
     if classes is None:
-        return ImageData("ImageNet", train, test, names)
+        return ImageData("ImageNet", train, test, names, root=folder)
     groups = read_classes(classes)
     wanted = [name for members in groups.values() for name in members]
     if missing := sorted(set(wanted) - set(names)):
@@ -117,6 +118,7 @@ def imagenet(
         test.of_classes(chosen),
         tuple(wanted),
         {group: tuple(labels[name] for name in members) for group, members in groups.items()},
+        folder,
     )
 
 

@@ -11,10 +11,10 @@ from ._image_task import ImageTask as ImageTask
 from ._image_task import Roles as Roles
 from ._networks import NETWORKS as NETWORKS
 from ._networks import CifarResNet as CifarResNet
+from ._outcome import Outcome as Outcome
 from ._preset import PAPER_GRID as PAPER_GRID
 from ._preset import SMALL_GRID as SMALL_GRID
 from ._preset import Preset as Preset
 from ._registry import EXPERIMENTS as EXPERIMENTS
 from ._render import render as render
-from ._reproduce import Outcome as Outcome
 from ._reproduce import reproduce as reproduce

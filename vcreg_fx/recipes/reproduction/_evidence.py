@@ -12,7 +12,7 @@ from ._errors import ReproductionError
 from ._render import render
 
 if TYPE_CHECKING:
-    from ._reproduce import Outcome
+    from ._outcome import Outcome
 
 
 def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:

@@ -21,6 +21,14 @@ from ._scatter import draw_scatter
 class HierarchyTask(ImageTask):
     """Trains on superclasses; a linear probe tells what the features know of the classes."""
 
+    def check(self) -> None:
+        """Refuse data without superclasses."""
+        if not self.data.groups:
+            raise ReproductionError(
+                f"{self.data.name} has no superclasses. For ImageNet, name them in a class file: "
+                "--classes FILE; for your own data, as ImageData.groups."
+            )
+
     @property
     def outputs(self) -> int:
         """The number of superclasses."""
@@ -28,11 +36,6 @@ class HierarchyTask(ImageTask):
 
     def labelled(self, images: ImageSet) -> ImageSet:
         """Return images with their superclasses as labels."""
-        if not self.data.groups:
-            raise ReproductionError(
-                f"{self.data.name} has no superclasses. For ImageNet, name them in a class file: "
-                "--classes FILE; for your own data, as ImageData.groups."
-            )
         return images.relabel(self.data.group_of)
 
     def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:

@@ -51,7 +51,14 @@ class ImageTask:
     tensorboard: bool = False
     announce: Callable[[Trial], None] | None = None
 
+    def __post_init__(self) -> None:
+        """Check what would fail late."""
+        self.check()
+
     # What an experiment changes -------------------------------------------------------------
+
+    def check(self) -> None:
+        """Refuse data that the experiment cannot use."""
 
     @property
     def outputs(self) -> int:

@@ -70,7 +70,7 @@ class PlacementTask(ImageTask):
             other = load_images("digits")
             return [self.features(model, part) for part in (other.train, other.test)]
         sides = []
-        for part in downstream(name, self.preset["root"]):
+        for part in downstream(name, self.data.root):
             loader: DataLoader[Any] = DataLoader(
                 part, batch_size=256, num_workers=self.preset.training.workers
             )

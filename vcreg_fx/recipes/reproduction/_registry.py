@@ -10,7 +10,7 @@ from ._experiment import Experiment
 from ._hierarchy import HIERARCHY
 from ._long_tail import LONG_TAIL
 from ._placement import PLACEMENT
-from ._timing import NAME as timing
+from ._timing import TIMING
 from ._two_moons import TWO_MOONS
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -18,7 +18,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 """Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""
 
-NAMES = (*EXPERIMENTS, timing)
+NAMES = (*EXPERIMENTS, TIMING)
 """With ``timing``, which is the benchmark."""
 
 

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ...ablation import AblationOptions, Record
-from ..images import ImageData, load_images
+from ..images import ImageData
 from ..training import processes
+from ._choices import choose_network, choose_preset, load
 from ._errors import ReproductionError
 from ._evidence import read_report
-from ._experiment import Experiment
 from ._folder import claim_folder
-from ._networks import Factory, find_network
+from ._networks import Factory
+from ._outcome import Outcome, write_outcome
 from ._preset import Preset
 from ._registry import find_experiment
-from ._render import render
 from ._report import make_report
 from ._study import Study
-from ._timing import NAME as TIMING
-from ._timing import run_timing
+from ._timing import TIMING, run_timing
 from ._together import announce, follow
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an experiment found.
-
-    **Attributes:**
-
-    - `report`: everything as plain data, as in ``NAME.json``.
-    - `folder`: with ``NAME.json``, ``NAME.md``, ``NAME.png`` and the store of all trials.
-    """
-
-    report: dict[str, Any]
-    folder: Path
-
-    def to_markdown(self) -> str:
-        """Return the tables and what they say."""
-        if "markdown" in self.report:
-            return str(self.report["markdown"])
-        return render(self.report)
-
-    def __str__(self) -> str:
-        """Return the tables and what they say."""
-        return self.to_markdown()
 
 
 def reproduce(  # noqa: PLR0913 - what a user may want to change
@@ -100,9 +72,9 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     if name == TIMING:
         return Outcome(run_timing(folder, scale), folder)
     experiment = find_experiment(name)
-    preset = _preset(experiment, scale, data, network, preset, seeds)
-    images = _load(experiment, preset, data, data_root, classes)
-    factory = _factory(experiment, preset, network)
+    preset = choose_preset(experiment, scale, data, network, preset, seeds)
+    images = load(experiment, preset, data, data_root, classes)
+    factory = choose_network(experiment, preset, network)
     asked = {
         "experiment": name,
         "data": preset.data if images is None else images.name,
@@ -145,72 +117,8 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     )
     found = study.run(experiment.arms(preset))
     report = make_report(experiment, asked, found, scale)
-    outcome = _write(experiment, report, folder)
+    outcome = write_outcome(experiment, report, folder)
     if where.size > 1:
         announce(None)
         where.wait()
     return outcome
-
-
-def _write(experiment: Experiment, report: dict[str, Any], folder: Path) -> Outcome:
-    """Write the report, its tables and its picture."""
-    text = json.dumps(report, indent=1, ensure_ascii=False)
-    (folder / f"{experiment.name}.json").write_text(text + "\n", "utf-8")
-    (folder / f"{experiment.name}.md").write_text(render(report), "utf-8")
-    experiment.draw(report, folder / f"{experiment.name}.png")
-    return Outcome(report, folder)
-
-
-def _preset(
-    experiment: Experiment,
-    scale: str,
-    data: str | ImageData | None,
-    network: str | Factory | None,
-    preset: Preset | None,
-    seeds: int | None,
-) -> Preset:
-    if scale not in {"quick", "default", "paper"}:
-        raise ReproductionError(f'scale={scale!r} must be "quick", "default" or "paper".')
-    if preset is None:
-        preset = experiment.presets(scale, data if isinstance(data, str) else None)
-    if network is not None:
-        name = network if isinstance(network, str) else getattr(network, "__qualname__", "own")
-        preset = preset.but(network=name)
-    if isinstance(data, ImageData):
-        preset = preset.but(data=data.name)
-    if seeds is not None:
-        preset = preset.but(seeds=seeds)
-    if preset.seeds < 2:
-        raise ReproductionError(
-            f"{preset.seeds} seed{'s' * (preset.seeds != 1)} cannot tell a difference from chance: "
-            "an interval needs 2 at least, and 5 to be of use."
-        )
-    return preset
-
-
-def _factory(
-    experiment: Experiment, preset: Preset, network: str | Factory | None
-) -> Factory | None:
-    if callable(network):
-        return network
-    if not experiment.own_data:
-        return find_network(preset.network)
-    if network is not None:
-        raise ReproductionError(f"{experiment.name} has a network of its own; it takes none.")
-    return None
-
-
-def _load(
-    experiment: Experiment,
-    preset: Preset,
-    data: str | ImageData | None,
-    root: str | Path | None,
-    classes: str | Path | None,
-) -> ImageData | None:
-    if experiment.own_data:
-        if data is not None or root is not None:
-            raise ReproductionError(f"{experiment.name} makes its own data; it takes none.")
-        return None
-    if isinstance(data, ImageData):
-        return data
-    return load_images(preset.data, root, augment=preset.augment, classes=classes, size=preset.size)

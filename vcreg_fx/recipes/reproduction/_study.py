@@ -91,9 +91,9 @@ class Study:
         for point in arm.points:
             records = self._ablate(arm, point, seeds, VALIDATION, keep_failed=True)
             values = [r.metrics.get(self.criterion, math.nan) for r in records]
-            attempts.append(
-                {"settings": point, "values": values, "mean": sum(values) / len(values)}
-            )
+            attempt = {"settings": point, "values": values, "mean": sum(values) / len(values)}
+            reasons = [record.reason for record in records if record.status == "failed"]
+            attempts.append({**attempt, "failed": reasons[0]} if reasons else attempt)
         return attempts
 
     def _choose(self, arm: Arm, attempts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -102,8 +102,8 @@ class Study:
         finished = [attempt for attempt in attempts if math.isfinite(attempt["mean"])]
         if not finished:
             raise AblationError(
-                f"Every attempt of the search of {arm.name} failed; the trials in {self.store} "
-                "have their tracebacks."
+                f"Every attempt of the search of {arm.name} failed, the first with: "
+                f"{attempts[0]['failed']} The trials in {self.store} have their tracebacks."
             )
         pick = max if self.largest else min
         best: dict[str, Any] = pick(finished, key=lambda attempt: attempt["mean"])["settings"]

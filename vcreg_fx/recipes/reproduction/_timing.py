@@ -15,7 +15,7 @@ import torch
 
 from ._errors import ReproductionError
 
-NAME = "timing"
+TIMING = "timing"
 
 
 def run_timing(folder: Path, scale: str) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def run_timing(folder: Path, scale: str) -> dict[str, Any]:
     benchmark.write_results(result, folder)
     markdown: str = result.to_markdown()
     report = {
-        "experiment": NAME,
+        "experiment": TIMING,
         "scale": scale,
         "title": "Timing",
         "markdown": markdown,

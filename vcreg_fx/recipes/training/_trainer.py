@@ -65,6 +65,8 @@ def fit(
     where = processes(settings.device)
     model.to(where.device)
     run = _Run(model, Batches(data, settings, where), settings, where, loss, classes)
+    if where.rank:
+        torch.manual_seed(torch.initial_seed() + where.rank)  # dropout and augmentation of its own
     path = None if checkpoint is None else Path(checkpoint)
     history: History = []
     if path is not None and (state := load(path, where)) is not None:
