@@ -49,7 +49,7 @@ from vcreg_fx.recipes.reproduction import (
     write_evidence,
 )
 from vcreg_fx.recipes.reproduction._boundary import field_of, margin_of
-from vcreg_fx.recipes.reproduction._evidence import generated, section
+from vcreg_fx.recipes.reproduction._evidence import SUMMARY, generated, section, summary
 from vcreg_fx.recipes.reproduction._hierarchy import HierarchyTask
 from vcreg_fx.recipes.reproduction._long_tail import LongTailTask
 from vcreg_fx.recipes.reproduction._moons import ThreeLayers, largest_margin, moons
@@ -466,7 +466,8 @@ def report_of(*values):
     preset = TINY.to_dict()
     return {
         "experiment": "toy", "data": "own", "scale": "default", "title": "Toy", "summary": "",
-        "preset": preset, "criterion": "score", "rows": rows, "search": [], "versions": {"a": "1"},
+        "preset": preset, "criterion": "score",
+        "headline": ["score"], "rows": rows, "search": [], "versions": {"a": "1"},
         "metrics": [{"name": "score", "title": "score", "percent": True, "higher": True}],
         "paper": {"where": "table 0", "columns": ["A"], "rows": {"x": [1.5]}, "unit": "%",
                   "protocol": "Long."},
@@ -478,23 +479,21 @@ def test_help_harm_and_chance_are_told_apart():
         report_of([0.5, 0.51, 0.52], [0.6, 0.61, 0.63], [0.4, 0.41, 0.4], [0.5, 0.53, 0.51])
     )
     lines = [line for line in text.splitlines() if line.startswith("- ")]
-    assert "up (beta = 0.1), score: +10.33 points [" in lines[0]
-    assert lines[0].endswith("it helped.")
-    assert lines[1].endswith("**it did harm**.")
-    assert "−10.67 points" in lines[1]
-    assert lines[2].endswith("no effect can be told from chance.")
+    assert lines[0] == "- up (beta = 0.1): score +10.33 points [+8.90, +11.77], better."
+    assert lines[1].startswith("- down (beta = 0.1): score −10.67 points [")
+    assert lines[1].endswith("], **worse**.")
+    assert lines[2].endswith("], no clear effect.")
     assert "| none | 51.00 ± 1.00 % | 3 |" in text
     lower = report_of([0.5, 0.51, 0.52], [0.6, 0.61, 0.63], [0.4, 0.41, 0.4], [0.5, 0.53, 0.51])
     lower["metrics"][0]["higher"] = False
-    assert "up (beta = 0.1), score: +10.33 points [+8.90, +11.77]; **it did harm**." in render(
-        lower
-    )
+    assert "up (beta = 0.1): score +10.33 points [+8.90, +11.77], **worse**." in render(lower)
 
 
 def test_the_page_is_what_the_reports_say():
     page = (ROOT / "docs" / "evidence.md").read_text("utf-8")
     parts = generated(page)
     assert set(QUICK) <= set(parts)
+    assert parts.pop(SUMMARY) == summary(ROOT / "docs" / "evidence")
     for name, text in parts.items():
         file = ROOT / "docs" / "evidence" / f"{name}.json"
         report = json.loads(file.read_text("utf-8"))

@@ -100,15 +100,15 @@ def presets(scale: str, data: str | None) -> Preset:
     return Preset(
         data or "fashion-mnist",
         "resnet8-half",
-        TrainSettings(epochs=30 if digits else 12, batch_size=64 if digits else 128),
-        train_images=900 if digits else 5_000,
+        TrainSettings(epochs=30 if digits else 12, batch_size=64),
+        train_images=900 if digits else 3_000,
         validation=290 if digits else 5_000,
         grid=dict(SMALL_GRID),
         options={
             "epochs": (1, 6, 30) if digits else (1, 4, 12),
-            "images": 900 if digits else 5_000,
+            "images": 900 if digits else 3_000,
             "information_images": 590 if digits else 2_000,
-            "steps": 500,
+            "steps": 300,
         },
     )
 
@@ -145,6 +145,7 @@ COLLAPSE = Experiment(
         Metric("accuracy", "accuracy", percent=True),
     ),
     criterion="accuracy",
+    headline=("cdnv", "ncc", "mi", "accuracy"),
     paper=PAPER,
     draw=_draw,
 )

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import ReproductionError
-from ._render import render
+from ._render import render, table
+from ._words import span, verdict
+
+SUMMARY = "summary"
 
 if TYPE_CHECKING:
     from ._outcome import Outcome
@@ -37,14 +40,34 @@ def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:
     for path in written[:2]:
         shutil.copyfile(outcome.folder / path.name, path)
     new = section(outcome.report)
-    page.write_text(_pattern(name).sub(lambda found: f"{found[1]}{new}{found[3]}", text), "utf-8")
+    text = _replace(text, name, new)
+    page.write_text(_replace(text, SUMMARY, summary(folder)), "utf-8")
     return written
+
+
+def summary(folder: Path) -> str:
+    """Return a table of what all reports in a folder say."""
+    reports = [read_report(path) for path in sorted(folder.glob("*.json"))]
+    body = []
+    for report in reports:
+        metric = next(m for m in report["metrics"] if m["name"] == report["headline"][0])
+        first, *others = report["rows"]
+        for row in others:
+            if row["rule"] is not None:
+                said = span(row, first, metric), verdict(row, first, metric)
+                body.append([report["experiment"], row["name"], metric["title"], *said])
+    header = ["experiment", "arm", "measured", "difference to none, 95 % interval", "so"]
+    return f"\n{table(header, body)}\n\n"
+
+
+def _replace(text: str, name: str, new: str) -> str:
+    return _pattern(name).sub(lambda found: f"{found[1]}{new}{found[3]}", text)
 
 
 def section(report: dict[str, Any]) -> str:
     """Return the generated part of the page for a report."""
     name = report["experiment"]
-    return f"\n{render(report)}\n![{report['title']}](evidence/{name}.png)\n"
+    return f"\n{render(report)}\n![{report['title']}](evidence/{name}.png)\n\n"
 
 
 def generated(text: str) -> dict[str, str]:

@@ -62,6 +62,7 @@ class Experiment:
       `run` does everything by itself.
     - `metrics`: what is reported.
     - `criterion`: the metric by which the search chooses.
+    - `headline`: the metrics on which conclusions are drawn.
     - `paper`: what the paper reports.
     - `draw`: draws the picture of a report.
     - `own_data`: whether data is made, not loaded.
@@ -75,6 +76,7 @@ class Experiment:
     task: Callable[..., Any]
     metrics: tuple[Metric, ...]
     criterion: str
+    headline: tuple[str, ...]
     paper: Paper
     draw: Callable[[dict[str, Any], Path], None]
     own_data: bool = False

@@ -116,6 +116,7 @@ HIERARCHY = Experiment(
         Metric("correlation", "mean correlation", higher=False),
     ),
     criterion="subclass",
+    headline=("subclass", "superclass"),
     paper=PAPER,
     draw=_draw,
 )

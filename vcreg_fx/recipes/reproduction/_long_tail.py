@@ -130,6 +130,7 @@ LONG_TAIL = Experiment(
         Metric("few", "few-shot", percent=True),
     ),
     criterion="accuracy",
+    headline=("accuracy", "few"),
     paper=PAPER,
     draw=_draw,
 )

@@ -110,7 +110,7 @@ def presets(scale: str, data: str | None) -> Preset:
         data or "fashion-mnist",
         "convnext-mini",
         TrainSettings(epochs=30 if digits else 6, batch_size=64),
-        train_images=900 if digits else 5_000,
+        train_images=900 if digits else 3_000,
         validation=290 if digits else 5_000,
         grid={"alpha": SMALL_GRID["alpha"], "beta": (0.08,)},
         size=32,
@@ -169,6 +169,7 @@ PLACEMENT = Experiment(
         Metric("own", "own classes", percent=True),
     ),
     criterion="mean",
+    headline=("mean", "own"),
     paper=PAPER,
     draw=_draw,
 )

@@ -29,6 +29,7 @@ def make_report(
         "summary": experiment.summary,
         "metrics": [dataclasses.asdict(metric) for metric in experiment.metrics],
         "criterion": experiment.criterion,
+        "headline": experiment.headline,
         "paper": dataclasses.asdict(experiment.paper),
         "search": [
             {"name": part.arm.name, "attempts": part.attempts, "chosen": part.chosen}

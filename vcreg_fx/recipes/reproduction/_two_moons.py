@@ -152,6 +152,7 @@ TWO_MOONS = Experiment(
         Metric("accuracy", "accuracy", percent=True),
     ),
     criterion="margin",
+    headline=("margin", "closed"),
     paper=PAPER,
     draw=draw_boundaries,
     own_data=True,

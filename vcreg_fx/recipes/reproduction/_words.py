@@ -23,27 +23,37 @@ def how(report: dict[str, Any]) -> str:
 
 
 def conclusions(report: dict[str, Any]) -> list[str]:
-    """Return a sentence an arm: what its interval says, whichever way it went."""
-    metric = next(m for m in report["metrics"] if m["name"] == report["criterion"])
-    first = report["rows"][0]
-    return [_conclusion(row, first, metric) for row in report["rows"][1:]]
+    """Return a sentence an arm: what its intervals say, whichever way they went."""
+    metrics = [m for name in report["headline"] for m in report["metrics"] if m["name"] == name]
+    sentences = []
+    for row in report["rows"][1:]:
+        settings = ", ".join(f"{k} = {v}" for k, v in row["settings"].items())
+        said = "; ".join(_said(row, report["rows"][0], metric) for metric in metrics)
+        sentences.append(f"{row['name']}{f' ({settings})' if settings else ''}: {said}.")
+    return sentences
 
 
-def _conclusion(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> str:
+def _said(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> str:
+    return f"{metric['title']} {span(row, first, metric)}, {verdict(row, first, metric)}"
+
+
+def span(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> str:
+    """Return a difference with its interval."""
     found = difference_of(row, first, metric["name"])
-    scale, unit = (100, " points") if metric["percent"] else (1, "")
-    mean, low, high = (scale * value for value in (found.mean, found.low, found.high))
-    span = f"{mean:+.2f}{unit} [{low:+.2f}, {high:+.2f}]".replace("-", "−")
-    higher = metric["higher"] is not False
-    if math.isnan(low):
-        verdict = "there are too few seeds to say more"
-    elif low > 0 or high < 0:
-        verdict = "it helped" if (low > 0) == higher else "**it did harm**"
-    else:
-        verdict = "no effect can be told from chance"
-    settings = ", ".join(f"{k} = {v}" for k, v in row["settings"].items())
-    chosen = f" ({settings})" if settings else ""
-    return f"{row['name']}{chosen}, {metric['title']}: {span}; {verdict}."
+    scale, unit, digits = (100, " points", 2) if metric["percent"] else (1, "", 3)
+    values = (scale * value for value in (found.mean, found.low, found.high))
+    mean, low, high = (f"{value:+.{digits}f}" for value in values)
+    return f"{mean}{unit} [{low}, {high}]".replace("-", "−")
+
+
+def verdict(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> str:
+    """Return what an interval says, in a word or two."""
+    found = difference_of(row, first, metric["name"])
+    if math.isnan(found.low):
+        return "too few seeds to say more"
+    if found.low > 0 or found.high < 0:
+        return "better" if (found.low > 0) == (metric["higher"] is not False) else "**worse**"
+    return "no clear effect"
 
 
 def searched(report: dict[str, Any]) -> str:

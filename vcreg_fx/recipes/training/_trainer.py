@@ -17,6 +17,7 @@ from ._checkpoint import load, save
 from ._distributed import Processes, processes
 from ._log import Log
 from ._optimizer import make_mixing, make_optimizer, rate_factor, set_rate
+from ._progress import Bar
 from ._settings import TrainSettings
 from ._stop import Flag, Stopped, noticed
 
@@ -35,6 +36,7 @@ def fit(
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
     on_epoch: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
+    progress: bool | None = None,
 ) -> History:
     """Train a classifier in place, on one device or, under ``torchrun``, on several.
 
@@ -54,7 +56,8 @@ def fit(
     - `checkpoint`: a file, written after each epoch. If it exists, training goes on from there.
     - `log`: a folder for TensorBoard.
     - `on_epoch`: called after each epoch with the model and the epoch, from 1; the numbers that it
-      returns are kept in the history. The model's mode is restored afterwards.
+      returns are kept in the history.
+    - `progress`: show a progress bar; by default where the output is a terminal.
 
     **Returns:** the history: epoch, loss, learning rate, and the numbers of `on_epoch`.
 
@@ -71,13 +74,15 @@ def fit(
     history: History = []
     if path is not None and (state := load(path, where)) is not None:
         history = run.restore(state, path, seed)
-    with noticed() as flag, Log(Path(log) if log and where.leads else None) as logged:
+    bar = Bar(settings.epochs, run.steps, len(history), progress if where.leads else False)
+    with noticed() as flag, Log(Path(log) if log and where.leads else None) as logged, bar:
         for epoch in range(len(history) + 1, settings.epochs + 1):
-            numbers = run.epoch(epoch, seed, flag)
+            numbers = run.epoch(epoch, seed, flag, bar)
             if on_epoch is not None:
                 numbers.update(on_epoch(model, epoch) or {})
             history.append(numbers)
             logged.write(numbers)
+            bar.finished(numbers)
             if path is not None:
                 save(path, run.state(history, seed), where)
     run.finish()
@@ -99,6 +104,7 @@ class _Run:
         if (settings.mixup or settings.cutmix) and classes is None:
             raise ValueError("mixup and cutmix need to know how many classes there are: classes=…")
         self._model, self._batches, self._settings, self._where = model, batches, settings, where
+        self.steps = batches.steps
         self._parallel = where.wrap(model)
         self._optimizer = make_optimizer(model, settings)
         self._mix = make_mixing(settings, classes or 0)
@@ -110,7 +116,7 @@ class _Run:
         if self._scaler.is_enabled() and any(s.config.mode == "gradient" for s in found):
             set_loss_scale(model, self._scaler)
 
-    def epoch(self, epoch: int, seed: int, flag: Flag) -> dict[str, float]:
+    def epoch(self, epoch: int, seed: int, flag: Flag, bar: Bar) -> dict[str, float]:
         """Train for one epoch and return its numbers."""
         steps = self._batches.steps
         total = torch.zeros((), device=self._where.device)
@@ -121,6 +127,7 @@ class _Run:
             set_rate(self._optimizer, self._settings.learning_rate * factor)
             total += self._step(images, labels)
             self._average.update(step)
+            bar.step(epoch)
             if number := self._where.any(flag.number):
                 raise Stopped(number)
         mean = self._where.mean(total / steps)
