@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from vcreg_fx.recipes.images import (
     split_indices,
 )
 from vcreg_fx.recipes.images._groups import by_label
+from vcreg_fx.recipes.images._torchvision import downstream
 from vcreg_fx.recipes.reproduction import (
     EXPERIMENTS,
     Arm,
@@ -257,6 +259,51 @@ def test_imagenet_through_a_class_file(tmp_path):
     file.write_text(json.dumps({"a": ["n01"], "b": ["n09"]}))
     with pytest.raises(DataError, match="no class folder n09"):
         load_images("imagenet", tmp_path, classes=file)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """A data set as torchvision has them: pictures, a transform, targets."""
+
+    def __init__(self, root, transform, **split):
+        self.transform = transform
+        self.targets = [0, 1, 2] * (2 if split.get("train", True) else 1)
+        self.classes = ["a", "b", "c"]
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        from PIL import Image
+
+        pixels = np.full((32, 40, 3), 20 * index, np.uint8)
+        return self.transform(Image.fromarray(pixels[:, :32])), self.targets[index]
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "torchvision"])
+def test_cifar_through_torchvisions_loader(monkeypatch, augment):
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Pictures)
+    found = load_images("cifar10", "somewhere", augment=augment)
+    assert (len(found.train), len(found.test)) == (6, 3)
+    for pairs in (found.train.pairs, found.train.training, found.test.pairs):
+        image, _ = pairs[1]
+        assert type(image) is torch.Tensor
+        assert (image.shape, image.dtype) == ((3, 32, 32), torch.float32)
+    plain, _ = found.train.pairs[1]
+    mean, std = 0.4914, 0.2470
+    assert torch.allclose(plain[0], torch.tensor((20 / 255 - mean) / std), atol=1e-4)
+    different = [not torch.equal(found.train.training[i][0], found.train.pairs[i][0])
+                 for i in range(1, 6)]  # fmt: skip
+    assert any(different) == (augment != "none")
+    some = found.train.of_classes([2, 0])
+    assert [some.training[i][1] for i in range(4)] == some.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_downstream_data_through_torchvisions_loaders(monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.DTD", Pictures)
+    train, test = downstream("dtd", "somewhere", size=16)
+    assert train[0][0].shape == test[0][0].shape == (3, 16, 16)
+    with pytest.raises(DataError, match="--data-root"):
+        downstream("dtd", None)
 
 
 @pytest.mark.parametrize(
@@ -552,6 +599,42 @@ def test_three_layers_are_regularized_as_asked():
     model.regularize(0.25, batch_norm=True)
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.25, 0.25]
     assert len([m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]) == 2
+
+
+# Timing -------------------------------------------------------------------------------------
+
+
+def test_timing_is_the_benchmark(tmp_path, monkeypatch):
+    called = []
+
+    class Result:
+        def to_json(self):
+            return '{"a": 1}'
+
+        def to_markdown(self):
+            return "| a |"
+
+    def bench(models, inputs, **options):
+        called.append((list(models), {k: tuple(v.shape) for k, v in inputs.items()}, options))
+        return Result()
+
+    fake = types.ModuleType("vcreg_fx.benchmark")
+    fake.bench = bench
+    fake.write_results = lambda result, folder: (folder / "timing.png").touch()
+    monkeypatch.setitem(sys.modules, "vcreg_fx.benchmark", fake)
+    outcome = reproduce("timing", tmp_path / "out", scale="quick")
+    (names, shapes, options) = called[0]
+    assert names == list(shapes) == ["ConvNeXt-Atto"]
+    assert options["rounds"] == 3
+    assert str(outcome) == "| a |"
+    assert json.loads((tmp_path / "out" / "timing.json").read_text())["measured"] == {"a": 1}
+    with pytest.raises(ReproductionError, match="takes no data"):
+        reproduce("timing", tmp_path / "out", seeds=3)
+    with pytest.raises(ReproductionError, match="benchmark's"):
+        write_evidence(outcome, tmp_path)
+    monkeypatch.setitem(sys.modules, "vcreg_fx.benchmark", None)
+    with pytest.raises(ReproductionError, match="is the benchmark"):
+        reproduce("timing", tmp_path / "out")
 
 
 # The command --------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
             typer.echo(f"\nStopped. The same command goes on: {where}", err=True)
             raise typer.Exit(128 + stop.signal) from None
         typer.echo(outcome.to_markdown())
-        typer.echo(f"Written: {outcome.folder}/{name}.json, {name}.md, {name}.png")
+        for path in sorted(outcome.folder.glob(f"{name}.*")):
+            typer.echo(f"Written: {path}")
         if evidence is not None:
             for path in reproduction.write_evidence(outcome, evidence):
                 typer.echo(f"Written: {path}")

@@ -30,6 +30,8 @@ def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:
     """
     page, folder = Path(docs) / "evidence.md", Path(docs) / "evidence"
     name = outcome.report["experiment"]
+    if "markdown" in outcome.report:
+        raise ReproductionError(f"{name} is no part of {page}; its numbers are the benchmark's.")
     text = page.read_text("utf-8")
     if name not in generated(text):
         raise ReproductionError(

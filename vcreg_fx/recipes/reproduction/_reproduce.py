@@ -70,6 +70,11 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     """
     folder = Path(folder).absolute()
     if name == TIMING:
+        if any(given is not None for given in (data, data_root, network, preset, seeds, classes)):
+            raise ReproductionError(
+                "timing has models and noise of its own; it takes no data, network, preset, seeds. "
+                "vcreg-fx bench takes your own."
+            )
         return Outcome(run_timing(folder, scale), folder)
     experiment = find_experiment(name)
     preset = choose_preset(experiment, scale, data, network, preset, seeds)

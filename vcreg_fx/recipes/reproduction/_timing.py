@@ -57,5 +57,8 @@ def run_timing(folder: Path, scale: str) -> dict[str, Any]:
         "markdown": markdown,
         "measured": json.loads(result.to_json()),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(report))
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    (folder / f"{TIMING}.json").write_text(text + "\n", "utf-8")
+    (folder / f"{TIMING}.md").write_text(markdown, "utf-8")
+    plain: dict[str, Any] = json.loads(text)
     return plain

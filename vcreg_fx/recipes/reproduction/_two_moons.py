@@ -109,7 +109,7 @@ def presets(scale: str, data: str | None) -> Preset:  # noqa: ARG001 - as all pr
         grid={"alpha": (0.64,), "beta": (0.08,)}
         if quick
         else {"alpha": (1.28, 0.64, 0.32, 0.16), "beta": (0.16, 0.04, 0.01)},
-        search_seeds=1 if quick else 3,
+        search_seeds=1,
         seeds=3 if quick else 10,
         options={"points": 300, "noise": 0.05, "gap": 0.7, "width": 100},
     )
