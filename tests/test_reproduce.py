@@ -491,6 +491,13 @@ def test_what_cannot_be_run_is_refused(tmp_path, changes, message):
         run(tmp_path / "one", **changes)
 
 
+def test_a_missing_tensorboard_is_found_out_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match="tensorboard"):
+        run(tmp_path / "one", tensorboard=True)
+    assert not (tmp_path / "one").exists()
+
+
 def test_two_moons_takes_neither_data_nor_network(tmp_path):
     for changes in ({"data": "digits"}, {"network": "resnet32"}):
         with pytest.raises(ReproductionError, match="its own"):

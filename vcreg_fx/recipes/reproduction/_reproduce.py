@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -65,8 +66,8 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     **Returns:** an `Outcome`.
 
     **Raises:** `ReproductionError` for what cannot be run as asked, and `DataError` for data that
-    is not there, both before anything is trained; `AblationError` if trials fail; `Stopped` after a
-    signal.
+    is not there, both before anything is trained; `ModuleNotFoundError` without
+    TensorBoard, if it is asked for; `AblationError` if trials fail; `Stopped` after a signal.
     """
     folder = Path(folder).absolute()
     if name == TIMING:
@@ -76,6 +77,8 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
                 "vcreg-fx bench takes your own."
             )
         return Outcome(run_timing(folder, scale), folder)
+    if tensorboard:
+        import_module("torch.utils.tensorboard")  # missing, it is found out before training
     experiment = find_experiment(name)
     preset = choose_preset(experiment, scale, data, network, preset, seeds)
     images = load(experiment, preset, data, data_root, classes)
