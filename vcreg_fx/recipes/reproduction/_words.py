@@ -13,8 +13,14 @@ def how(report: dict[str, Any]) -> str:
     preset, training = report["preset"], report["preset"]["training"]
     images = preset["train_images"]
     drawn = f"{images:,} training images, drawn by the seed" if images else "all training images"
-    if "points" in preset["options"]:
-        drawn = f"{preset['options']['points']} points, drawn by the seed"
+    options = preset["options"]
+    if "points" in options:
+        drawn = f"{options['points']} points, drawn by the seed"
+    if "largest" in options:
+        drawn = (
+            f"long-tailed: {options['largest']:,} images of the first class, "
+            f"{options['imbalance']:g} times as many as of the last, drawn by the seed"
+        )
     return (
         f"{report['data']}, {drawn}; network `{preset['network']}`; {training['epochs']} epochs of "
         f"{training['optimizer']}, batches of {training['batch_size']}, learning rate "
