@@ -543,6 +543,16 @@ def test_help_harm_and_chance_are_told_apart():
     assert "up (beta = 0.1): score +10.33 points [+8.90, +11.77], **worse**." in render(lower)
 
 
+def test_accuracies_of_classes_are_shown():
+    report = report_of([0.5, 0.51], [0.6, 0.61], [0.4, 0.41], [0.5, 0.53])
+    for row in report["rows"]:
+        for metrics in row["by_seed"].values():
+            metrics.update({f"class_{i}": i / 10 for i in range(11)})
+    head, _, first = render(report).split("| accuracy of class, in %")[1].splitlines()[:3]
+    assert head == " | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10 |"
+    assert first.startswith("| none | 0.0 | 10.0 | 20.0 |")
+
+
 def test_the_page_is_what_the_reports_say():
     page = (ROOT / "docs" / "evidence.md").read_text("utf-8")
     parts = generated(page)

@@ -9,6 +9,8 @@ from typing import Any
 from ._numbers import difference_of, summary_of
 from ._words import conclusions, how, repeat, searched
 
+_MOST_CLASSES = 20  # in a table
+
 
 def render(report: dict[str, Any]) -> str:
     """Return what was done, our numbers, the paper's, the differences, and what they say."""
@@ -16,6 +18,7 @@ def render(report: dict[str, Any]) -> str:
         how(report),
         _ours(report),
         _differences(report),
+        _per_class(report),
         "\n".join(f"- {sentence}" for sentence in conclusions(report)),
         _paper(report),
         searched(report),
@@ -66,6 +69,20 @@ def _differences(report: dict[str, Any]) -> str:
         "without 0 is bold. No correction is made for the number of comparisons."
     )
     return f"{table(header, body)}\n\n{note}"
+
+
+def _per_class(report: dict[str, Any]) -> str:
+    """Return the mean accuracy of each class, where it was measured and there are not too many."""
+    metrics = next(iter(report["rows"][0]["by_seed"].values()))
+    names = sorted((k for k in metrics if k.startswith("class_")), key=lambda k: int(k[6:]))
+    if not 0 < len(names) <= _MOST_CLASSES:
+        return ""
+    header = ["accuracy of class, in %", *(name[6:] for name in names)]
+    body = [
+        [row["name"], *(f"{100 * summary_of(row, name).mean:.1f}" for name in names)]
+        for row in report["rows"]
+    ]
+    return table(header, body)
 
 
 def _paper(report: dict[str, Any]) -> str:
