@@ -48,7 +48,7 @@ def _ours(report: dict[str, Any]) -> str:
             for s, m in zip(found, metrics, strict=True)
         ]
         body.append([row["name"], *cells, str(len(row["by_seed"]))])
-    return f"{table(header, body)}\n\nMean ± standard deviation over seeds, on the test images."
+    return f"{table(header, body)}\n\nMean ± standard deviation over seeds, on the test data."
 
 
 def _differences(report: dict[str, Any]) -> str:
