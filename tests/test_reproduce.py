@@ -543,6 +543,15 @@ def test_help_harm_and_chance_are_told_apart():
     assert "up (beta = 0.1): score +10.33 points [+8.90, +11.77], **worse**." in render(lower)
 
 
+def test_a_rival_is_compared_with_vcreg_alone():
+    report = report_of([0.5, 0.51], [0.6, 0.61], [0.4, 0.42], [0.5, 0.53])
+    report["rows"][2]["rule"] = "blocks"
+    assert "difference to up" not in render(report)
+    report["rival"] = "up"
+    part = render(report).split("| difference to up | score |")[1].split("\n\n")[0]
+    assert part.splitlines()[2:] == ["| down | **−19.50 [−25.85, −13.15]** |"]
+
+
 def test_accuracies_of_classes_are_shown():
     report = report_of([0.5, 0.51], [0.6, 0.61], [0.4, 0.41], [0.5, 0.53])
     for row in report["rows"]:

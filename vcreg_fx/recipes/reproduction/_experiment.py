@@ -65,6 +65,7 @@ class Experiment:
     - `headline`: the metrics on which conclusions are drawn.
     - `paper`: what the paper reports.
     - `draw`: draws the picture of a report.
+    - `rival`: the arm that VCReg is compared with, too.
     - `own_data`: whether data is made, not loaded.
     """
 
@@ -79,4 +80,5 @@ class Experiment:
     headline: tuple[str, ...]
     paper: Paper
     draw: Callable[[dict[str, Any], Path], None]
+    rival: str | None = None
     own_data: bool = False

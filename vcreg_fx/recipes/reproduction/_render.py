@@ -10,6 +10,10 @@ from ._numbers import difference_of, summary_of
 from ._words import conclusions, how, repeat, searched
 
 _MOST_CLASSES = 20  # in a table
+_NOTE = (
+    "Paired by seed, with the 95 % interval of the t-test; percentages in points. An interval "
+    "without 0 is bold. No correction is made for the number of comparisons."
+)
 
 
 def render(report: dict[str, Any]) -> str:
@@ -17,7 +21,9 @@ def render(report: dict[str, Any]) -> str:
     parts = [
         how(report),
         _ours(report),
-        _differences(report),
+        _differences(report, report["rows"][0], report["rows"][1:]),
+        _NOTE,
+        _rival(report),
         _per_class(report),
         "\n".join(f"- {sentence}" for sentence in conclusions(report)),
         _paper(report),
@@ -51,10 +57,16 @@ def _ours(report: dict[str, Any]) -> str:
     return f"{table(header, body)}\n\nMean ± standard deviation over seeds, on the test data."
 
 
-def _differences(report: dict[str, Any]) -> str:
-    metrics, first = _shown(report), report["rows"][0]
-    body = []
-    for row in report["rows"][1:]:
+def _rival(report: dict[str, Any]) -> str:
+    """Return the differences of VCReg to the arm that it is to be compared with, too."""
+    rows = [row for row in report["rows"] if row["name"] == report.get("rival")]
+    ours = [row for row in report["rows"] if row["rule"] is not None]
+    return _differences(report, rows[0], ours) if rows else ""
+
+
+def _differences(report: dict[str, Any], first: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    metrics, body = _shown(report), []
+    for row in rows:
         cells = []
         for metric in metrics:
             found = difference_of(row, first, metric["name"])
@@ -64,11 +76,7 @@ def _differences(report: dict[str, Any]) -> str:
             cells.append(f"**{text}**" if sure else text)
         body.append([row["name"], *cells])
     header = [f"difference to {first['name']}", *(metric["title"] for metric in metrics)]
-    note = (
-        "Paired by seed, with the 95 % interval of the t-test; percentages in points. An interval "
-        "without 0 is bold. No correction is made for the number of comparisons."
-    )
-    return f"{table(header, body)}\n\n{note}"
+    return table(header, body)
 
 
 def _per_class(report: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ def make_report(
         "metrics": [dataclasses.asdict(metric) for metric in experiment.metrics],
         "criterion": experiment.criterion,
         "headline": experiment.headline,
+        "rival": experiment.rival,
         "paper": dataclasses.asdict(experiment.paper),
         "search": [
             {"name": part.arm.name, "attempts": part.attempts, "chosen": part.chosen}

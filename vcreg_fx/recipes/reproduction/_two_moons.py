@@ -155,5 +155,6 @@ TWO_MOONS = Experiment(
     headline=("margin", "closed"),
     paper=PAPER,
     draw=draw_boundaries,
+    rival="spectral decoupling",
     own_data=True,
 )
