@@ -85,6 +85,8 @@ def fit(
             bar.finished(numbers)
             if path is not None:
                 save(path, run.state(history, seed), where)
+        if number := where.any(flag.number):  # it came when the last step had been done
+            raise Stopped(number)
     run.finish()
     return history
 
