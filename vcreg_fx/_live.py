@@ -26,11 +26,11 @@ from .regularizers import (
     exported_vcreg,
     naive_penalty,
     product_dtype,
+    reference_mean,
     start_moments,
     working_dtype,
 )
 
-_PART = 16  # a mean of 1/16 of the samples is within √15 standard deviations of that of all
 _UNREAD = 64  # penalties at one site that nobody reads: the training loop has forgotten them
 
 
@@ -188,18 +188,12 @@ class LiveSite:
         )
         return False
 
-    def reference_mean(self, h: Tensor) -> Tensor:
+    def reference_mean(self, h: Tensor) -> Tensor | None:
         """Return a vector near the batch mean, shape (d,), in float32 or float64.
 
-        It is the mean of the first sixteenth of the samples. The gradient is that of the exact
-        mean, which costs nothing to find where the samples are multiplied (section 3 of Chan, Golub
-        and LeVeque, "Algorithms for computing the sample variance", 1983); this vector is what they
-        are taken relative to, so that large means cost no precision.
+        None where it may not be needed: estimates find it in the steps that are due.
         """
-        h, axes = h.detach(), self.layout.sample_axes
-        if not torch.compiler.is_compiling():  # which would bind the graph to a range of sizes
-            h = h.narrow(axes[0], 0, -(-h.shape[axes[0]] // _PART))
-        return h.mean(axes, dtype=working_dtype(h))
+        return None if self.config.estimates else reference_mean(h, self.layout.axis)
 
     def demeaned(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Return the activation less its mean, and the mean, shape (d,); differentiable."""

@@ -12,6 +12,7 @@ from ._draw import draw
 from ._evaluate import evaluate
 from ._export import export
 from ._measure import measure
+from ._reproduce import reproduce
 from ._sites import sites
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.command()(export)
 app.command()(coverage)
 app.command()(bench)
 app.command()(evaluate)
+app.command()(reproduce)
 app.add_typer(ablate, name="ablate")
 
 

@@ -10,12 +10,25 @@ import typer
 from placement_rules import ExampleInputsError, PlacementError
 
 from ..ablation import AblationError
-from ..benchmark import BenchError
 from ..export import ExportError
+from ..recipes.images import DataError
+from ..recipes.reproduction import ReproductionError
 
 
 class ModelError(Exception):
     """A model that the command line names does not exist or cannot be built."""
+
+
+_CLEAR = (
+    ModelError,
+    PlacementError,
+    AblationError,
+    BenchError,
+    ExportError,
+    DataError,
+    ReproductionError,
+    OSError,
+)
 
 
 @contextmanager
@@ -30,7 +43,7 @@ def clear_errors() -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(1) from error
-    except (ModelError, PlacementError, AblationError, BenchError, ExportError, OSError) as error:
+    except _CLEAR as error:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         typer.echo(f"Error: {message}", err=True)
         raise typer.Exit(1) from error

@@ -9,6 +9,7 @@ from ._functions import naive_penalty as naive_penalty
 from ._gradient import Statistics as Statistics
 from ._gradient import penalty_gradient as penalty_gradient
 from ._moments import Moments as Moments
+from ._moments import reference_mean as reference_mean
 from ._moments import start_moments as start_moments
 from ._operator import exported_vcreg as exported_vcreg
 from ._precision import autocast_enabled as autocast_enabled

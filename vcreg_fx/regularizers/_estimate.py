@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._config import VCRegConfig
 from ._gradient import Statistics, add_gradient, direction
-from ._moments import moments_of
+from ._moments import moments_of, reference_mean
 
 
 def is_due(step: int, interval: int, key: str) -> bool:
@@ -44,7 +44,6 @@ def add_estimate(
     grad: Tensor,
     h: Tensor,
     axis: int,
-    reference: Tensor | None,
     alpha: Tensor,
     beta: Tensor,
     scale: Tensor | None,
@@ -64,6 +63,7 @@ def add_estimate(
     if config.sample is not None and h.numel() // h.shape[axis] > config.sample:
         key = f"{draw.key}:{step}"
         return _add_sampled(grad, h, axis, alpha, beta, weight, config, key, dtype)
+    reference = reference_mean(h, axis) if config.demean == "statistics" else None
     found = moments_of(h, axis, reference, config, dtype)
     return add_gradient(grad, h, axis, found, alpha, beta, weight, config, dtype)
 

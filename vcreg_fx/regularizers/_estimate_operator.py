@@ -12,15 +12,14 @@ from ._estimate import Draw, add_estimate
 from ._gradient import Statistics
 from ._precision import autocast_off
 
-_WHAT = "Tensor grad, Tensor h, Tensor? reference, Tensor alpha, Tensor beta, Tensor? scale"
-_HOW = "float? delta, float gamma, float eps, str convention, int interval, int? sample"
+_WHAT = "Tensor grad, Tensor h, Tensor alpha, Tensor beta, Tensor? scale"
+_HOW = "float? delta, float gamma, float eps, str convention, str demean, int interval"
 
 
 def estimate(
     grad: Tensor,
     h: Tensor,
     axis: int,
-    reference: Tensor | None,
     alpha: Tensor,
     beta: Tensor,
     scale: Tensor | None,
@@ -33,15 +32,15 @@ def estimate(
     **Raises:** `RuntimeError` in compiled code with ``sync``.
     """
     if not torch.compiler.is_compiling():
-        return add_estimate(grad, h, axis, reference, alpha, beta, scale, config, draw, dtype)
+        return add_estimate(grad, h, axis, alpha, beta, scale, config, draw, dtype)
     if config.sync is not False:
         raise RuntimeError(
             "interval with sync is not to be had in compiled code, which does not know when the "
             "ranks meet. Insert with sync=False or without interval, or do not compile."
         )
-    what = (grad, h, reference, alpha, beta, scale, axis)
-    how = (config.delta, config.gamma, config.eps, config.convention, config.interval)
-    when = (config.sample, draw.key, draw.step, dtype)
+    what = (grad, h, alpha, beta, scale, axis)
+    how = (config.delta, config.gamma, config.eps, config.convention, config.demean)
+    when = (config.interval, config.sample, draw.key, draw.step, dtype)
     result: Tensor = torch.ops.vcreg_fx.estimate(*what, *how, *when)
     return result, None
 
@@ -49,12 +48,11 @@ def estimate(
 @torch.library.custom_op(
     "vcreg_fx::estimate",
     mutates_args=(),
-    schema=f"({_WHAT}, int axis, {_HOW}, str key, Tensor step, ScalarType dtype) -> Tensor",
+    schema=f"({_WHAT}, int axis, {_HOW}, int? sample, str key, Tensor step, ScalarType dtype) -> Tensor",
 )
 def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
     grad: Tensor,
     h: Tensor,
-    reference: Tensor | None,
     alpha: Tensor,
     beta: Tensor,
     scale: Tensor | None,
@@ -63,6 +61,7 @@ def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
     gamma: float,
     eps: float,
     convention: Any,
+    demean: Any,
     interval: int,
     sample: int | None,
     key: str,
@@ -70,12 +69,16 @@ def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
     dtype: torch.dtype,
 ) -> Tensor:
     config = VCRegConfig(
-        delta=delta, gamma=gamma, eps=eps, convention=convention, interval=interval, sample=sample
+        delta=delta,
+        gamma=gamma,
+        eps=eps,
+        convention=convention,
+        demean=demean,
+        interval=interval,
+        sample=sample,
     )
     with autocast_off(h):
-        result, _ = add_estimate(
-            grad, h, axis, reference, alpha, beta, scale, config, Draw(key, step), dtype
-        )
+        result, _ = add_estimate(grad, h, axis, alpha, beta, scale, config, Draw(key, step), dtype)
     return result.clone() if result is grad else result
 
 

@@ -74,7 +74,7 @@ class InjectGradient(torch.autograd.Function):
                 result = base + (added if scale is None else added * scale).to(grad.dtype)
             elif ctx.step is not None:
                 draw = Draw(settings.key, ctx.step)
-                how = (axis, reference, alpha, beta, scale, config, draw, ctx.dtype)
+                how = (axis, alpha, beta, scale, config, draw, ctx.dtype)
                 result, seen = estimate(base, h, *how)
             else:
                 found = ctx.started or start_moments(h, axis, reference, config, ctx.dtype)

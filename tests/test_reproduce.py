@@ -1,0 +1,762 @@
+"""The papers' experiments: what is trained on what, fair searches, stopping and going on."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from typer.testing import CliRunner
+
+import vcreg_fx
+from vcreg_fx.ablation import AblationError, AblationOptions, Trial
+from vcreg_fx.cli._app import app
+from vcreg_fx.recipes.images import (
+    CIFAR100_SUPERCLASSES,
+    DataError,
+    ImageData,
+    ImageSet,
+    balanced_indices,
+    load_images,
+    long_tail_counts,
+    long_tail_indices,
+    read_classes,
+    shot_groups,
+    split_indices,
+)
+from vcreg_fx.recipes.images._groups import by_label
+from vcreg_fx.recipes.images._torchvision import downstream
+from vcreg_fx.recipes.reproduction import (
+    EXPERIMENTS,
+    Arm,
+    CifarResNet,
+    Preset,
+    ReproductionError,
+    render,
+    reproduce,
+    write_evidence,
+)
+from vcreg_fx.recipes.reproduction._boundary import field_of, margin_of
+from vcreg_fx.recipes.reproduction._evidence import SUMMARY, generated, section, summary
+from vcreg_fx.recipes.reproduction._hierarchy import HierarchyTask
+from vcreg_fx.recipes.reproduction._long_tail import LongTailTask
+from vcreg_fx.recipes.reproduction._moons import ThreeLayers, largest_margin, moons
+from vcreg_fx.recipes.reproduction._networks import find_network
+from vcreg_fx.recipes.reproduction._placement import PlacementTask
+from vcreg_fx.recipes.reproduction._study import Study
+from vcreg_fx.recipes.training import Stopped, TrainSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ("placement", "hierarchy", "long-tail", "two-moons", "collapse")
+
+
+def trial(split, seed=0, **params):
+    return Trial("baseline", None, seed, {}, {"split": split, **params})
+
+
+# The papers' protocols, on index lists alone ------------------------------------------------
+
+
+def cifar(classes):
+    """Data with CIFAR's labels, each image a single pixel."""
+    train, test = (torch.arange(classes).repeat(n // classes) for n in (50_000, 10_000))
+    sets = [ImageSet.of(torch.zeros(len(labels), 3, 1, 1), labels) for labels in (train, test)]
+    groups = by_label(CIFAR100_SUPERCLASSES) if classes == 100 else {}
+    return ImageData(f"CIFAR{classes}", *sets, tuple(map(str, range(classes))), groups)
+
+
+CIFAR10_LT = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+
+
+@pytest.mark.parametrize(("classes", "first", "last"), [(10, 5000, 50), (100, 500, 5)])
+def test_long_tail_preset_has_the_papers_counts(tmp_path, classes, first, last):
+    preset = EXPERIMENTS["long-tail"].presets("paper", f"cifar{classes}")
+    assert (preset.network, preset["imbalance"]) == ("resnet32", 100)
+    task = LongTailTask(preset, cifar(classes), find_network("resnet32"), tmp_path)
+    roles = task.roles(trial("test"))
+    counts = roles.train.labels.bincount().tolist()
+    assert (counts[0], counts[-1]) == (first, last)
+    assert counts == sorted(counts, reverse=True)
+    assert classes != 10 or counts == CIFAR10_LT
+    assert roles.measure.labels.bincount().tolist() == [10_000 // classes] * classes
+
+
+def test_the_search_of_the_long_tail_holds_out_images_of_its_own(tmp_path):
+    preset = EXPERIMENTS["long-tail"].presets("paper", "cifar10")
+    data = cifar(10)
+    data.train.pairs.tensors[0][:, 0, 0, 0] = torch.arange(50_000)
+    task = LongTailTask(preset, data, find_network("resnet32"), tmp_path)
+    roles = task.roles(trial("validation"))
+    assert roles.train.labels.bincount()[0] == 4500
+    assert len(roles.measure) == 5000
+    used, held = (
+        part.pairs.tensors[0][:, 0].flatten().tolist() for part in (roles.train, roles.measure)
+    )
+    assert not set(used) & set(held)
+
+
+def test_hierarchy_preset_has_the_papers_superclasses(tmp_path):
+    preset = EXPERIMENTS["hierarchy"].presets("paper", None)
+    assert (preset.data, preset.network) == ("cifar100", "convnext-atto")
+    assert preset.training.epochs == 200
+    task = HierarchyTask(preset, cifar(100), find_network("convnext-atto"), tmp_path)
+    roles = task.roles(trial("test"))
+    coarse = task.labelled(roles.train).labels
+    assert task.outputs == 20
+    assert coarse.bincount().tolist() == [2500] * 20
+    # The first of the pairs that the data set's files hold as fine and coarse labels.
+    pairs = {0: 4, 1: 1, 2: 14, 3: 8, 4: 0, 5: 6, 19: 11, 55: 0, 82: 2, 92: 2, 99: 13}
+    assert {fine: int(task.data.group_of[fine]) for fine in pairs} == pairs
+
+
+@pytest.mark.parametrize("name", ["hierarchy", "long-tail", "placement", "collapse"])
+def test_paper_presets_search_the_papers_grid(name):
+    preset = EXPERIMENTS[name].presets("paper", None)
+    assert sorted(preset.grid["alpha"]) == [0.16, 0.32, 0.64, 1.28]
+    assert sorted(preset.grid["beta"]) == [0.01, 0.02, 0.04, 0.08, 0.16]
+    assert sorted(preset.grid["learning_rate"]) == [0.008, 0.016]
+    first, *others = EXPERIMENTS[name].arms(preset)
+    assert first.rule is None
+    assert len(first.points) == 2
+    assert {len(arm.points) for arm in others} == {40}
+
+
+def test_placement_compares_the_four_placements():
+    arms = EXPERIMENTS["placement"].arms(EXPERIMENTS["placement"].presets("paper", None))
+    assert [arm.rule for arm in arms] == [None, "VCReg1", "VCReg2", "VCReg3", "VCReg4"]
+
+
+def test_placement_trains_on_some_classes_and_probes_others(tmp_path):
+    preset = EXPERIMENTS["placement"].presets("quick", None)
+    task = PlacementTask(preset, load_images("digits"), find_network(preset.network), tmp_path)
+    labelled = task.labelled(task.data.train)
+    assert task.outputs == 6
+    assert sorted(labelled.labels.unique().tolist()) == list(range(6))
+
+
+def test_resnet32():
+    model = CifarResNet(32, 3, 10)
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(layers) == 32
+    assert sum(p.numel() for p in model.parameters()) == 464_154
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert (
+        len(vcreg_fx.plan(model, "blocks", example_inputs=(torch.zeros(2, 3, 32, 32),)).sites) == 15
+    )
+    with pytest.raises(ReproductionError, match="6n"):
+        CifarResNet(9, 3, 10)
+
+
+# Data ---------------------------------------------------------------------------------------
+
+
+def test_long_tails_are_nested_and_repeatable():
+    labels = torch.arange(4).repeat(100)
+    large = long_tail_indices(labels, long_tail_counts(4, 100, 10), seed=3)
+    small = long_tail_indices(labels, long_tail_counts(4, 50, 10), seed=3)
+    assert set(small.tolist()) <= set(large.tolist())
+    assert torch.equal(large, long_tail_indices(labels, long_tail_counts(4, 100, 10), seed=3))
+    with pytest.raises(DataError, match="fewer than 101"):
+        long_tail_indices(labels, [101, 1, 1, 1])
+    with pytest.raises(DataError, match="one image"):
+        long_tail_counts(10, 50, 100)
+
+
+def test_shot_groups():
+    counts = long_tail_counts(100, 500, 100)
+    groups = shot_groups(counts, (100, 20))
+    assert [len(groups[name]) for name in ("many", "medium", "few")] == [35, 35, 30]
+    assert {k: len(v) for k, v in shot_groups(CIFAR10_LT).items()} == {
+        "many": 3, "medium": 4, "few": 3,
+    }  # fmt: skip
+
+
+def test_splits_are_balanced_and_fixed():
+    labels = torch.arange(5).repeat(20)
+    kept, held = split_indices(labels, 0.2)
+    assert labels[held].bincount().tolist() == [4] * 5
+    assert not set(kept.tolist()) & set(held.tolist())
+    assert torch.equal(held, split_indices(labels, 0.2)[1])
+    assert labels[balanced_indices(labels, 25, 1)].bincount().tolist() == [5] * 5
+    with pytest.raises(DataError, match="too few"):
+        balanced_indices(labels, 4, 0)
+
+
+def write_idx(folder, packed):
+    folder.mkdir(parents=True)
+    write = gzip.open if packed else open
+    ending = ".gz" if packed else ""
+    for part, count in (("train", 20), ("t10k", 10)):
+        pixels = np.arange(count * 784, dtype=np.uint32).astype(np.uint8)
+        with write(folder / f"{part}-images-idx3-ubyte{ending}", "wb") as file:
+            file.write(struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes())
+        with write(folder / f"{part}-labels-idx1-ubyte{ending}", "wb") as file:
+            file.write(struct.pack(">II", 2049, count) + bytes(i % 10 for i in range(count)))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_fashion_mnist_is_read_from_idx_files(tmp_path, packed):
+    write_idx(tmp_path / "FashionMNIST" / "raw", packed)
+    data = load_images("fashion-mnist", tmp_path, size=32)
+    images, labels = data.train.pairs.tensors
+    assert images.shape == (20, 1, 32, 32)
+    assert labels.tolist() == [i % 10 for i in range(20)]
+    assert data.shape == (1, 32, 32)
+    raw = images[1, 0, 2:30, 2:30] * 0.3530 + 0.2860
+    assert torch.allclose(raw.flatten() * 255, (torch.arange(784.0) + 784) % 256, atol=1e-3)
+    assert sorted(i for group in data.groups.values() for i in group) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "message"),
+    [
+        ("fashion-mnist", "nowhere", "dataset-fashion-mnist"),
+        ("cifar10", None, "--data-root"),
+        ("cifar100", "nowhere", "finds no CIFAR100 in nowhere"),
+        ("imagenet", "nowhere", "finds no ImageFolder in nowhere"),
+        ("fashion", None, "Did you mean fashion-mnist"),
+    ],
+)
+def test_missing_data_says_where_to_get_it(name, root, message):
+    with pytest.raises(DataError, match=message):
+        load_images(name, root)
+
+
+def test_imagenet_through_a_class_file(tmp_path):
+    from PIL import Image
+
+    for part in ("train", "val"):
+        for i, name in enumerate(("n01", "n02", "n03", "n04")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for k in range(3):
+                picture = Image.fromarray(np.full((20, 30, 3), 40 * i + k, np.uint8))
+                picture.save(tmp_path / part / name / f"{k}.png")
+    file = tmp_path / "some.json"
+    file.write_text(json.dumps({"b": ["n04", "n01"], "a": ["n02"]}))
+    data = load_images("imagenet", tmp_path, classes=file, size=16)
+    assert data.classes == ("n04", "n01", "n02")
+    assert data.groups == {"b": (0, 1), "a": (2,)}
+    assert data.train.labels.bincount().tolist() == [3, 3, 3]
+    image, label = data.train.pairs[0]
+    assert image.shape == (3, 16, 16)
+    assert label == int(data.train.labels[0]) == 1
+    coarse = data.test.relabel(data.group_of)
+    assert [coarse.pairs[i][1] for i in range(9)] == coarse.labels.tolist()
+    file.write_text(json.dumps({"a": ["n01"], "b": ["n09"]}))
+    with pytest.raises(DataError, match="no class folder n09"):
+        load_images("imagenet", tmp_path, classes=file)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """A data set as torchvision has them: pictures, a transform, targets."""
+
+    def __init__(self, root, transform, **split):
+        self.transform = transform
+        self.targets = [0, 1, 2] * (2 if split.get("train", True) else 1)
+        self.classes = ["a", "b", "c"]
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, index):
+        from PIL import Image
+
+        pixels = np.full((32, 40, 3), 20 * index, np.uint8)
+        return self.transform(Image.fromarray(pixels[:, :32])), self.targets[index]
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "torchvision"])
+def test_cifar_through_torchvisions_loader(monkeypatch, augment):
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Pictures)
+    found = load_images("cifar10", "somewhere", augment=augment)
+    assert (len(found.train), len(found.test)) == (6, 3)
+    for pairs in (found.train.pairs, found.train.training, found.test.pairs):
+        image, _ = pairs[1]
+        assert type(image) is torch.Tensor
+        assert (image.shape, image.dtype) == ((3, 32, 32), torch.float32)
+    plain, _ = found.train.pairs[1]
+    mean, std = 0.4914, 0.2470
+    assert torch.allclose(plain[0], torch.tensor((20 / 255 - mean) / std), atol=1e-4)
+    different = [not torch.equal(found.train.training[i][0], found.train.pairs[i][0])
+                 for i in range(1, 6)]  # fmt: skip
+    assert any(different) == (augment != "none")
+    some = found.train.of_classes([2, 0])
+    assert [some.training[i][1] for i in range(4)] == some.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_downstream_data_through_torchvisions_loaders(monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.DTD", Pictures)
+    train, test = downstream("dtd", "somewhere", size=16)
+    assert train[0][0].shape == test[0][0].shape == (3, 16, 16)
+    with pytest.raises(DataError, match="--data-root"):
+        downstream("dtd", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[", "is no JSON"), ('{"a": ["x"]}', "two superclasses"),
+     ('{"a": ["x"], "b": ["x"]}', "x twice"), ('{"a": [], "b": ["x"]}', "one class or more")],
+)  # fmt: skip
+def test_class_files_that_cannot_be(tmp_path, text, message):
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_classes(tmp_path / "file.json")
+
+
+# The search ---------------------------------------------------------------------------------
+
+
+class Toy:
+    """A task whose score is known beforehand, and that remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def build(self):
+        return nn.Linear(2, 2)
+
+    def train(self, model, trial):
+        if trial["x"] == 9:
+            raise ValueError("nine")
+
+    def evaluate(self, model, trial):
+        self.asked.append((trial["split"], trial["x"], trial.seed))
+        return {"score": -abs(trial["x"] - 3) + trial.seed / 1e6}
+
+
+def study(tmp_path, toy, **changes):
+    return Study(toy, tmp_path / "store", "score", 2, 2, AblationOptions(progress=False), **changes)
+
+
+def test_a_search_never_sees_the_test_split(tmp_path):
+    toy = Toy()
+    one, two = study(tmp_path, toy).run(
+        [Arm("one", grid={"x": (1, 4, 9, 5)}), Arm("two", fixed={"x": 7})]
+    )
+    assert one.chosen == {"x": 4}
+    assert [a["settings"]["x"] for a in one.attempts] == [1, 4, 9, 5]
+    assert math.isnan(one.attempts[2]["mean"])
+    assert two.attempts == []
+    searched = [x for split, x, _ in toy.asked if split == "validation"]
+    assert searched == [1, 1, 4, 4, 5, 5]
+    tested = [(x, seed) for split, x, seed in toy.asked if split == "test"]
+    assert tested == [(4, 0), (7, 0), (4, 1), (7, 1)]
+    assert {s for split, _, s in toy.asked if split == "validation"} == {1000, 1001}
+
+
+def test_a_search_may_look_for_the_smallest(tmp_path):
+    found = study(tmp_path, Toy(), largest=False).run([Arm("one", grid={"x": (1, 4, 9, 5)})])
+    assert found[0].chosen == {"x": 1}  # as far from 3 as 5 is, and first
+
+
+def test_trials_that_fail_are_not_left_out_silently(tmp_path):
+    with pytest.raises(AblationError, match="ValueError: nine"):
+        study(tmp_path, Toy()).run([Arm("one", fixed={"x": 9})])
+    with pytest.raises(AblationError, match="Every attempt"):
+        study(tmp_path / "b", Toy()).run([Arm("one", grid={"x": (9,), "y": (1, 2)})])
+
+
+# A whole experiment -------------------------------------------------------------------------
+
+
+def data(classes=4, each=24):
+    generator = torch.Generator().manual_seed(0)
+    sets = []
+    for _ in range(2):
+        labels = torch.arange(classes).repeat_interleave(each)
+        images = torch.randn(len(labels), 1, 8, 8, generator=generator)
+        images[:, 0, 0, :classes] += 4 * torch.eye(classes)[labels]
+        sets.append(ImageSet.of(images, labels))
+    return ImageData("own", *sets, tuple("abcd"[:classes]), {"x": (0, 1), "y": (2, 3)})
+
+
+TINY = Preset(
+    "own",
+    "resnet8-half",
+    TrainSettings(epochs=2, batch_size=16),
+    train_images=48,
+    validation=0.25,
+    grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
+    seeds=2,
+)
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(width, width), nn.BatchNorm1d(width)
+
+    def forward(self, x):
+        return x + self.norm(self.linear(x)).relu()
+
+
+def network(shape, classes):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(shape), 8), Residual(8), Residual(8), nn.Dropout(0.1),
+        nn.Linear(8, classes),
+    )  # fmt: skip
+
+
+def run(folder, **changes):
+    arguments = {"preset": TINY, "data": data(), "network": network, **changes}
+    return reproduce("hierarchy", folder, **arguments)
+
+
+def test_own_model_and_data(tmp_path):
+    records = []
+    outcome = run(tmp_path / "one", on_record=records.append)
+    assert len(records) == 2 * 2 + 3 * 2
+    report = json.loads((tmp_path / "one" / "hierarchy.json").read_text())
+    assert report == outcome.report
+    names = [row["name"] for row in report["rows"]]
+    assert names == ["no VCReg", "VCReg", "VCReg (Algorithm 1)"]
+    assert report["rows"][2]["settings"]["convention"] == "algorithm1"
+    assert set(report["rows"][0]["by_seed"]) == {"0", "1"}
+    assert (tmp_path / "one" / "hierarchy.png").stat().st_size > 1000
+    assert not list((tmp_path / "one" / "checkpoints").iterdir())
+    text = outcome.to_markdown()
+    assert "60.7" in text  # the paper's
+    assert "beta 0.02" in text  # the search's
+    again = run(tmp_path / "two")
+    assert numbers(again.report) == numbers(report)
+    more = run(tmp_path / "one", seeds=3)
+    assert set(more.report["rows"][0]["by_seed"]) == {"0", "1", "2"}
+    assert more.report["rows"][0]["by_seed"]["1"] == report["rows"][0]["by_seed"]["1"]
+
+
+def numbers(report):
+    return [row["by_seed"] for row in report["rows"]]
+
+
+def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole")
+    steps = []
+
+    def stop(model, epoch):
+        steps.append(epoch)
+        if len(steps) in {3, 9}:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            HierarchyTask, "on_epoch", lambda self, model, epoch, roles, trial: stop(model, epoch)
+        )
+        for _ in range(2):
+            with pytest.raises(Stopped, match="SIGTERM"):
+                run(tmp_path / "stopped")
+            assert len(list((tmp_path / "stopped" / "checkpoints").iterdir())) == 1
+        outcome = run(tmp_path / "stopped")
+    # Every epoch was trained once: what was stopped went on after its last whole epoch.
+    assert len(steps) == 2 * (2 * 2 + 3 * 2)
+    assert numbers(outcome.report) == numbers(whole.report)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_folder_belongs_to_one_experiment(tmp_path):
+    run(tmp_path / "one")
+    other = TINY.but(training=replace(TINY.training, epochs=3))
+    with pytest.raises(ReproductionError, match=r"preset\.training\.epochs is 2 there, 3 here"):
+        run(tmp_path / "one", preset=other)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "thesis.tex").touch()
+    with pytest.raises(ReproductionError, match="holds no experiment"):
+        run(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 1}, "1 seed cannot tell"),
+        ({"network": "resnet9"}, "no network 'resnet9'"),
+        ({"scale": "huge"}, "scale='huge'"),
+        ({"data": replace(data(), groups={})}, "own has no superclasses"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(tmp_path, changes, message):
+    with pytest.raises((ReproductionError, AblationError), match=message):
+        run(tmp_path / "one", **changes)
+
+
+def test_a_missing_tensorboard_is_found_out_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match="tensorboard"):
+        run(tmp_path / "one", tensorboard=True)
+    assert not (tmp_path / "one").exists()
+
+
+def test_two_moons_takes_neither_data_nor_network(tmp_path):
+    for changes in ({"data": "digits"}, {"network": "resnet32"}):
+        with pytest.raises(ReproductionError, match="its own"):
+            reproduce("two-moons", tmp_path / "one", **changes)
+
+
+# What is said -------------------------------------------------------------------------------
+
+
+def report_of(*values):
+    rows = [
+        {
+            "name": name,
+            "rule": None,
+            "settings": {"beta": 0.1} if name != "none" else {},
+            "by_seed": {str(i): {"score": v} for i, v in enumerate(found)},
+        }
+        for name, found in zip(("none", "up", "down", "same"), values, strict=True)
+    ]
+    preset = TINY.to_dict()
+    return {
+        "experiment": "toy", "data": "own", "scale": "default", "title": "Toy", "summary": "",
+        "preset": preset, "criterion": "score",
+        "headline": ["score"], "rows": rows, "search": [], "versions": {"a": "1"},
+        "metrics": [{"name": "score", "title": "score", "percent": True, "higher": True}],
+        "paper": {"where": "table 0", "columns": ["A"], "rows": {"x": [1.5]}, "unit": "%",
+                  "protocol": "Long."},
+    }  # fmt: skip
+
+
+def test_help_harm_and_chance_are_told_apart():
+    text = render(
+        report_of([0.5, 0.51, 0.52], [0.6, 0.61, 0.63], [0.4, 0.41, 0.4], [0.5, 0.53, 0.51])
+    )
+    lines = [line for line in text.splitlines() if line.startswith("- ")]
+    assert lines[0] == "- up (beta = 0.1): score +10.33 points [+8.90, +11.77], better."
+    assert lines[1].startswith("- down (beta = 0.1): score −10.67 points [")
+    assert lines[1].endswith("], **worse**.")
+    assert lines[2].endswith("], no clear effect.")
+    assert "| none | 51.00 ± 1.00 % | 3 |" in text
+    lower = report_of([0.5, 0.51, 0.52], [0.6, 0.61, 0.63], [0.4, 0.41, 0.4], [0.5, 0.53, 0.51])
+    lower["metrics"][0]["higher"] = False
+    assert "up (beta = 0.1): score +10.33 points [+8.90, +11.77], **worse**." in render(lower)
+
+
+def test_a_rival_is_compared_with_vcreg_alone():
+    report = report_of([0.5, 0.51], [0.6, 0.61], [0.4, 0.42], [0.5, 0.53])
+    report["rows"][2]["rule"] = "blocks"
+    assert "difference to up" not in render(report)
+    report["rival"] = "up"
+    part = render(report).split("| difference to up | score |")[1].split("\n\n")[0]
+    assert part.splitlines()[2:] == ["| down | **−19.50 [−25.85, −13.15]** |"]
+
+
+def test_accuracies_of_classes_are_shown():
+    report = report_of([0.5, 0.51], [0.6, 0.61], [0.4, 0.41], [0.5, 0.53])
+    for row in report["rows"]:
+        for metrics in row["by_seed"].values():
+            metrics.update({f"class_{i}": i / 10 for i in range(11)})
+    head, _, first = render(report).split("| accuracy of class, in %")[1].splitlines()[:3]
+    assert head == " | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10 |"
+    assert first.startswith("| none | 0.0 | 10.0 | 20.0 |")
+
+
+def test_the_page_is_what_the_reports_say():
+    page = (ROOT / "docs" / "evidence.md").read_text("utf-8")
+    parts = generated(page)
+    assert set(QUICK) <= set(parts)
+    assert parts.pop(SUMMARY) == summary(ROOT / "docs" / "evidence")
+    for name, text in parts.items():
+        file = ROOT / "docs" / "evidence" / f"{name}.json"
+        report = json.loads(file.read_text("utf-8"))
+        assert text == section(report), f"{name} was edited by hand, or not written again"
+        assert report["scale"] == "default"
+        assert all(len(row["by_seed"]) >= 5 for row in report["rows"])
+        assert file.with_suffix(".png").stat().st_size < 100_000
+
+
+def test_evidence_needs_a_place_on_the_page(tmp_path):
+    outcome = run(tmp_path / "one")
+    page = tmp_path / "evidence.md"
+    page.write_text("Nothing.\n")
+    with pytest.raises(ReproductionError, match="no place for hierarchy"):
+        write_evidence(outcome, tmp_path)
+    page.write_text("A.\n\n<!-- generated: hierarchy -->\nformer\n<!-- end: hierarchy -->\n\nB.\n")
+    write_evidence(outcome, tmp_path)
+    text = page.read_text()
+    assert text.startswith("A.\n\n<!-- generated: hierarchy -->\n\nown,")
+    assert text.endswith("<!-- end: hierarchy -->\n\nB.\n")
+    assert "former" not in text
+    write_evidence(outcome, tmp_path)
+    assert page.read_text() == text
+
+
+# Two moons ----------------------------------------------------------------------------------
+
+
+class Line(nn.Module):
+    """Says 1 below a horizontal line."""
+
+    def __init__(self, height):
+        super().__init__()
+        self.height = height
+
+    def forward(self, x):
+        return torch.stack([x[:, 1] - self.height, self.height - x[:, 1]], dim=1)
+
+
+def test_margins_of_lines():
+    points, labels = moons(400, 0.0, 1.0, 0)
+    middle = 0.25
+    low = float(points[labels == 0][:, 1].min())
+    high = float(points[labels == 1][:, 1].max())
+    assert (low, high) == pytest.approx((0.5, 0.0), abs=1e-4)
+    line = Line(middle)
+    assert margin_of(line, field_of(line), points, labels) == pytest.approx(0.25, abs=0.02)
+    line = Line(low + 0.3)  # the ends of the upper moon lie below it
+    assert margin_of(line, field_of(line), points, labels) == pytest.approx(-0.3, abs=0.02)
+    assert margin_of(Line(9.0), field_of(Line(9.0)), points, labels) == -4.0
+    assert 0.25 < largest_margin(1.0) < 0.75  # a curved boundary leaves more room than a line
+
+
+def test_three_layers_are_regularized_as_asked():
+    model = ThreeLayers(5)
+    model.regularize(0.25, batch_norm=True)
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.25, 0.25]
+    assert len([m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]) == 2
+
+
+# Timing -------------------------------------------------------------------------------------
+
+
+def test_timing_is_the_benchmark(tmp_path, monkeypatch):
+    called = []
+
+    class Result:
+        def to_json(self):
+            return '{"a": 1}'
+
+        def to_markdown(self):
+            return "| a |"
+
+    def bench(models, inputs, **options):
+        called.append((list(models), {k: tuple(v.shape) for k, v in inputs.items()}, options))
+        return Result()
+
+    fake = types.ModuleType("vcreg_fx.benchmark")
+    fake.bench = bench
+    fake.write_results = lambda result, folder: (folder / "timing.png").touch()
+    monkeypatch.setitem(sys.modules, "vcreg_fx.benchmark", fake)
+    outcome = reproduce("timing", tmp_path / "out", scale="quick")
+    (names, shapes, options) = called[0]
+    assert names == list(shapes) == ["ConvNeXt-Atto"]
+    assert options["rounds"] == 3
+    assert str(outcome) == "| a |"
+    assert json.loads((tmp_path / "out" / "timing.json").read_text())["measured"] == {"a": 1}
+    with pytest.raises(ReproductionError, match="takes no data"):
+        reproduce("timing", tmp_path / "out", seeds=3)
+    with pytest.raises(ReproductionError, match="benchmark's"):
+        write_evidence(outcome, tmp_path)
+    monkeypatch.setitem(sys.modules, "vcreg_fx.benchmark", None)
+    with pytest.raises(ReproductionError, match="is the benchmark"):
+        reproduce("timing", tmp_path / "out")
+
+
+# The command --------------------------------------------------------------------------------
+
+
+def command(*arguments):
+    return CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hierachy"], "Did you mean hierarchy"),
+        (["hierarchy", "--quick", "--seeds", 1], "1 seed cannot tell"),
+        (["hierarchy", "--data", "cifar100"], "--data-root"),
+        (["hierarchy", "--preset", "papers"], "no preset 'papers'"),
+        (["hierarchy", "--preset", "paper", "--quick"], "choose one"),
+        (["hierarchy", "--quick", "--classes", "x.json"], "--data imagenet"),
+        (["two-moons", "--data", "digits"], "makes its own data"),
+        (["collapse", "--data", "fashion-mnist", "--data-root", "nowhere"], "apt install"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, arguments, message):
+    result = command(*arguments, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_quick(tmp_path, name):
+    result = command(name, "--quick", "-o", tmp_path)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / f"{name}.json").read_text())
+    assert report["scale"] == "quick"
+    main = report["criterion"]
+    for row in report["rows"]:
+        assert all(math.isfinite(metrics[main]) for metrics in row["by_seed"].values())
+    assert (tmp_path / f"{name}.md").read_text() in result.stdout
+
+
+@pytest.mark.slow
+def test_a_command_that_was_terminated_goes_on(tmp_path):
+    arguments = [
+        sys.executable,
+        "-m",
+        "vcreg_fx",
+        "reproduce",
+        "hierarchy",
+        "--quick",
+        "--seeds",
+        "2",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*arguments, "-o", tmp_path / "whole"], cwd=ROOT, env=environment, check=True)
+    process = subprocess.Popen([*arguments, "-o", tmp_path / "stopped"], cwd=ROOT, env=environment)
+    folder = tmp_path / "stopped" / "checkpoints"
+    while not (folder.exists() and any(folder.glob("*.pt"))):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() in {128 + signal.SIGTERM, -signal.SIGTERM}
+    subprocess.run([*arguments, "-o", tmp_path / "stopped"], cwd=ROOT, env=environment, check=True)
+    found = [
+        json.loads((tmp_path / name / "hierarchy.json").read_text())
+        for name in ("whole", "stopped")
+    ]
+    assert numbers(found[0]) == numbers(found[1])
+
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path):
+    """Two processes train along, and only the first writes."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from vcreg_fx.recipes.reproduction import reproduce, EXPERIMENTS\n"
+        "preset = EXPERIMENTS['hierarchy'].presets('quick', None).but(\n"
+        "    grid={'alpha': (0.64,), 'beta': (0.08,)}, train_images=200)\n"
+        f"outcome = reproduce('hierarchy', {str(tmp_path / 'out')!r}, preset=preset, seeds=2)\n"
+        "print('RANK SAYS', len(outcome.report['rows']))\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+         "--master-port", "29519", script],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("RANK SAYS 3") == 2
+    report = json.loads((tmp_path / "out" / "hierarchy.json").read_text())
+    assert all(row["by_seed"]["0"]["superclass"] > 0.3 for row in report["rows"][:2])
+
+
+def test_image_sets():
+    images = ImageSet(TensorDataset(torch.arange(6.0), torch.arange(6)), torch.arange(6))
+    some = images.of_classes([4, 1])
+    assert some.labels.tolist() == [1, 0]
+    assert some.pairs.tensors[0].tolist() == [1.0, 4.0]

@@ -1,0 +1,249 @@
+"""The trainer: schedule, decay, mixing, averages, precision, logs, checkpoints, processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing import spawn
+from torch.utils.data import Dataset, TensorDataset
+
+import vcreg_fx
+from vcreg_fx.recipes.training import Stopped, TrainSettings, accuracy, fit, predict
+from vcreg_fx.recipes.training._batches import epoch_order
+from vcreg_fx.recipes.training._optimizer import make_optimizer, rate_factor
+
+
+def data(count=64):
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(count) % 4
+    images = torch.randn(count, 1, 4, 4, generator=generator)
+    images[:, 0, 0] += 3 * torch.eye(4)[labels]
+    return TensorDataset(images, labels)
+
+
+def network(dropout=0.0, norm=True):
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 12), nn.BatchNorm1d(12) if norm else nn.Identity(), nn.ReLU(),
+        nn.Dropout(dropout), nn.Linear(12, 4),
+    )  # fmt: skip
+
+
+def weights(model):
+    return torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+EVERYTHING = TrainSettings(
+    epochs=4, batch_size=16, label_smoothing=0.1, mixup=0.2, cutmix=1.0, ema_decay=0.5, ema_every=2,
+    clip_norm=1.0, repeats=2,
+)  # fmt: skip
+
+
+def test_it_learns():
+    model = network()
+    history = fit(model, data(), TrainSettings(epochs=20, batch_size=16, learning_rate=0.02))
+    assert accuracy(predict(model, data()), data().tensors[1]) > 0.9
+    assert [row["epoch"] for row in history] == list(range(1, 21))
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+
+
+@pytest.mark.parametrize(("optimizer", "epoch"), [("adamw", 2), ("sgd", 2), ("adamw", 4)])
+def test_a_stopped_run_ends_with_the_same_weights(tmp_path, optimizer, epoch):
+    settings = TrainSettings(**{**EVERYTHING.to_dict(), "optimizer": optimizer})
+
+    def train(checkpoint, stop_after=None):
+        model = vcreg_fx.insert(
+            network(0.2), "head", example_inputs=(torch.zeros(2, 1, 4, 4),), beta=0.1
+        )
+        torch.manual_seed(5)
+
+        def on_epoch(model, epoch):
+            if epoch == stop_after:
+                os.kill(os.getpid(), signal.SIGINT)
+            return {"twice": 2.0 * epoch}
+
+        history = fit(
+            model, data(), settings, classes=4, seed=7, checkpoint=checkpoint, on_epoch=on_epoch
+        )
+        return weights(model), history
+
+    whole, history = train(tmp_path / "whole.pt")
+    with pytest.raises(Stopped, match="SIGINT"):
+        train(tmp_path / "part.pt", stop_after=epoch)
+    found, again = train(tmp_path / "part.pt")
+    assert torch.equal(found, whole)
+    assert again == history
+    assert [row["twice"] for row in history] == [2.0, 4.0, 6.0, 8.0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finished, _ = train(tmp_path / "part.pt")  # nothing is left to train
+    assert torch.equal(finished, whole)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "one.pt"
+    fit(network(), data(), TrainSettings(epochs=1, batch_size=16), checkpoint=path)
+    with pytest.raises(ValueError, match="learning_rate had other values"):
+        fit(network(), data(), TrainSettings(epochs=1, batch_size=16, learning_rate=1.0),
+            checkpoint=path)  # fmt: skip
+    with pytest.raises(ValueError, match="the seed had other values"):
+        fit(network(), data(), TrainSettings(epochs=1, batch_size=16), seed=1, checkpoint=path)
+
+
+def test_the_schedule():
+    settings = TrainSettings(epochs=10, warmup_epochs=2, warmup_start=0.1)
+    found = [rate_factor(step, 100, settings) for step in range(100)]
+    assert found[0] == pytest.approx(0.1)
+    assert found[10] == pytest.approx(0.55)
+    assert found[20] == 1.0
+    assert found[60] == pytest.approx(0.5)
+    assert found[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 79 / 80)))
+    assert rate_factor(0, 5, TrainSettings(epochs=1, warmup_epochs=0)) == 1.0
+
+
+def test_norms_and_biases_have_a_weight_decay_of_their_own():
+    model = network()
+    groups = make_optimizer(model, TrainSettings(weight_decay=0.3)).param_groups
+    assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.3, 2), (0.0, 4)]
+    plain = make_optimizer(model, TrainSettings(norm_weight_decay=None)).param_groups
+    assert [len(g["params"]) for g in plain] == [6]
+
+
+def test_the_order_of_an_epoch():
+    settings = TrainSettings(batch_size=8)
+    order = epoch_order(30, settings, seed=1, epoch=1)
+    assert [len(step) for step in order] == [8, 8, 8]  # the incomplete batch is left out
+    assert len(torch.cat(order).unique()) == 24
+    assert not torch.equal(torch.cat(order), torch.cat(epoch_order(30, settings, 1, 2)))
+    assert [len(step) for step in epoch_order(5, settings, 0, 1)] == [5]
+    repeated = torch.cat(epoch_order(30, TrainSettings(batch_size=8, repeats=2), 0, 1))
+    assert repeated.bincount().max() == 2
+    assert len(repeated) == 24
+
+
+class Slow(Dataset):
+    """The same data, one pair after the other."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        return self.pairs[index]
+
+
+def test_data_in_files_trains_like_data_in_memory():
+    settings = TrainSettings(epochs=2, batch_size=16)
+    found = []
+    for pairs in (data(), Slow(data())):
+        model = network()
+        fit(model, pairs, settings)
+        found.append(weights(model))
+        assert len(predict(model, pairs)) == 64
+    assert torch.equal(*found)
+
+
+def test_averaged_weights():
+    settings = TrainSettings(epochs=1, batch_size=16, ema_decay=0.9, ema_every=1)
+    model, reference = network(), network()
+    before = weights(model)
+    fit(model, data(), settings)
+    fit(reference, data(), TrainSettings(epochs=1, batch_size=16))
+    moved = (weights(model) - before)[:192].norm(), (weights(reference) - before)[:192].norm()
+    assert 0 < moved[0] < moved[1] / 2
+
+
+def test_the_penalty_of_mode_loss_is_added():
+    """Both modes train alike: in one the trainer adds the penalty, in the other backward does."""
+    found = []
+    for mode in ("gradient", "loss"):
+        model = network()
+        vcreg_fx.insert(
+            model, "head", example_inputs=(torch.zeros(2, 1, 4, 4),), mode=mode, alpha=2.0, beta=1.0
+        )
+        fit(model, data(), TrainSettings(epochs=2, batch_size=16, optimizer="sgd"))
+        found.append(weights(model))
+    plain = network()
+    fit(plain, data(), TrainSettings(epochs=2, batch_size=16, optimizer="sgd"))
+    assert torch.allclose(*found, atol=1e-6)
+    assert not torch.allclose(weights(plain), found[0], atol=1e-3)
+
+
+def test_bfloat16():
+    model = network()
+    history = fit(model, data(), TrainSettings(epochs=2, batch_size=16, amp="bfloat16"))
+    assert math.isfinite(history[-1]["loss"])
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_divergence_is_an_error():
+    with pytest.raises(FloatingPointError, match="has diverged"):
+        fit(network(norm=False), data(), TrainSettings(
+            epochs=5, batch_size=16, optimizer="sgd", learning_rate=1e30, warmup_epochs=0,
+        ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer='adam' must be one of"),
+        ({"amp": "float8"}, "amp='float8'"),
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"learning_rate": 0}, "must be positive"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be from 0"),
+    ],
+)
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**changes)
+
+
+def test_data_that_cannot_be_trained_on():
+    with pytest.raises(ValueError, match="1 images; 2 are needed"):
+        fit(network(), data(1))
+    with pytest.raises(ValueError, match="how many classes"):
+        fit(network(), data(), TrainSettings(mixup=0.2))
+
+
+def test_tensorboard_has_every_epoch(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings = TrainSettings(epochs=3, batch_size=16)
+    history = fit(network(), data(), settings, log=tmp_path / "logs")
+    found = events.EventAccumulator(str(tmp_path / "logs")).Reload()
+    values = [event.value for event in found.Scalars("loss")]
+    assert values == pytest.approx([row["loss"] for row in history], rel=1e-6)
+
+
+def train_on_a_rank(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    model = inserted(sync=True)
+    settings = TrainSettings(epochs=3, batch_size=16)
+    history = fit(model, data(), settings, checkpoint=f"{folder}/checkpoint.pt")
+    torch.save((weights(model), history[-1]["loss"]), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def inserted(**changes):
+    return vcreg_fx.insert(
+        network(norm=False), "head", example_inputs=(torch.zeros(2, 1, 4, 4),), **changes
+    )
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """With ``sync=True``, VCReg sees the batch of both."""
+    spawn(train_on_a_rank, (str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    model = inserted()
+    history = fit(model, data(), TrainSettings(epochs=3, batch_size=16))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.allclose(found[0][0], weights(model), atol=1e-4)
+    assert found[0][1] == pytest.approx(history[-1]["loss"], abs=1e-4)

@@ -1,0 +1,106 @@
+"""``vcreg-fx reproduce``: the papers' experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ._errors import ModelError, clear_errors
+
+if TYPE_CHECKING:
+    from ..ablation import Record
+
+
+def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="placement, hierarchy, long-tail, two-moons, collapse or timing.",
+        ),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="On digits, to see that everything works.")
+    ] = False,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="paper: the paper's data and settings.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or imagenet."),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where torchvision's loaders find the data.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON: superclasses of ImageNet's classes.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many runs of each, from seed 0.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Goes on with what is there."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the numbers of each epoch to DIR/logs.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed trials again.")
+    ] = False,
+    evidence: Annotated[
+        Path | None,
+        typer.Option(metavar="DOCS", help="Put the result into evidence.md in this folder, too."),
+    ] = None,
+) -> None:
+    """Run one of the papers' experiments and compare its numbers with the paper's.
+
+    A search on validation images chooses the coefficients; the test images are used once. A run
+    that was stopped goes on where it was when it is started again.
+    """
+    with clear_errors():
+        from ..recipes import reproduction, training
+
+        scale = _scale(quick, preset)
+        where = output or Path("runs") / "-".join(
+            part for part in (name, data, scale if scale != "default" else None) if part
+        )
+        try:
+            outcome = reproduction.reproduce(
+                name,
+                where,
+                scale=scale,
+                data=data,
+                data_root=data_root,
+                seeds=seeds,
+                classes=classes,
+                threads=threads,
+                tensorboard=tensorboard,
+                retry_failed=retry_failed,
+                on_record=_print_record,
+            )
+        except training.Stopped as stop:
+            typer.echo(f"\nStopped. The same command goes on: {where}", err=True)
+            raise typer.Exit(128 + stop.signal) from None
+        typer.echo(outcome.to_markdown())
+        for path in sorted(outcome.folder.glob(f"{name}.*")):
+            typer.echo(f"Written: {path}")
+        if evidence is not None:
+            for path in reproduction.write_evidence(outcome, evidence):
+                typer.echo(f"Written: {path}")
+
+
+def _scale(quick: bool, preset: str | None) -> str:
+    if preset not in {None, "paper"}:
+        raise ModelError(f"There is no preset {preset!r}; there is paper.")
+    if quick and preset:
+        raise ModelError("--quick and --preset paper are different sizes; choose one.")
+    return "quick" if quick else preset or "default"
+
+
+def _print_record(record: Record) -> None:
+    numbers = [f"{name} {value:.4g}" for name, value in record.metrics.items() if "_" not in name]
+    settings = [f"{name}={value}" for name, value in {**record.config, **record.params}.items()]
+    what = ", ".join([record.label, *settings, f"seed {record.seed}"])
+    typer.echo(f"{what}: {', '.join(numbers) or record.reason} ({record.seconds:.0f} s)", err=True)

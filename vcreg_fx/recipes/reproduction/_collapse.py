@@ -1,0 +1,151 @@
+"""Neural collapse and compression over training: CDNV, NCC, MI (VCReg's table 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...ablation import Trial
+from ...evaluation import cdnv, mutual_information, nearest_center_accuracy
+from ..images import ImageSet, balanced_indices
+from ..training import TrainSettings
+from ._arm import Arm, vcreg_arms
+from ._curves import draw_curves
+from ._experiment import Experiment, Metric, Paper
+from ._image_task import ImageTask, Roles
+from ._preset import ALPHAS, BETAS, RATES, SMALL_GRID, Preset
+from ._study import VALIDATION
+
+_NAMES = ("cdnv", "ncc", "mi")
+
+
+class CollapseTask(ImageTask):
+    """Trains a classifier, and measures its features after some epochs."""
+
+    def on_epoch(
+        self, model: nn.Module, epoch: int, roles: Roles, trial: Trial
+    ) -> Mapping[str, float] | None:
+        """Return the three measurements, after the epochs that the preset names."""
+        if trial["split"] == VALIDATION or epoch not in self.preset["epochs"]:
+            return None
+        seen = roles.train.subset(
+            balanced_indices(roles.train.labels, self.preset["images"], trial.seed)
+        )
+        known, labels = self.features(model, seen)
+        fresh = roles.measure.subset(
+            balanced_indices(roles.measure.labels, self.preset["information_images"], 0)
+        )
+        new, _ = self.features(model, fresh)
+        information = mutual_information(
+            _pixels(fresh), new, steps=self.preset["steps"], seed=trial.seed
+        )
+        return {
+            "cdnv": cdnv(known, labels),
+            "ncc": nearest_center_accuracy(known, labels, known, labels),
+            "mi": information / math.log(2),
+        }
+
+    def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+        """Return the accuracy, and what was measured after each epoch; the last by its own name."""
+        found = {"accuracy": self.accuracy(model, roles.measure)}
+        for numbers in self.history:
+            for name in _NAMES:
+                if name in numbers:
+                    found[f"{name}_{numbers['epoch']:.0f}"] = numbers[name]
+                    found[name] = numbers[name]
+        return found
+
+
+def _pixels(images: ImageSet) -> Tensor:
+    """Return all images as one tensor."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    if isinstance(images.pairs, TensorDataset):
+        return images.pairs.tensors[0]
+    return torch.stack([images.pairs[i][0] for i in range(len(images))])
+
+
+def presets(scale: str, data: str | None) -> Preset:
+    """Return the preset of a scale."""
+    if scale == "paper":
+        return Preset(
+            data or "imagenet",
+            "convnext-atto",
+            TrainSettings(
+                epochs=90, batch_size=4096, learning_rate=0.016, warmup_epochs=5,
+                label_smoothing=0.1, mixup=0.2, cutmix=1.0, ema_decay=0.9999, workers=16,
+                amp="bfloat16",
+            ),
+            grid={"learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS},
+            seeds=3,
+            augment="torchvision",
+            options={
+                "epochs": (1, 10, 30, 60, 90), "images": 50_000,
+                "information_images": 10_000, "steps": 20_000,
+            },
+        )  # fmt: skip
+    if scale == "quick":
+        return Preset(
+            data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
+            train_images=600, validation=300, seeds=2,
+            grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
+            options={"epochs": (1, 4), "images": 500, "information_images": 500, "steps": 100},
+        )  # fmt: skip
+    digits = data == "digits"
+    return Preset(
+        data or "fashion-mnist",
+        "resnet8-half",
+        TrainSettings(epochs=30 if digits else 12, batch_size=64),
+        train_images=900 if digits else 3_000,
+        validation=290 if digits else 5_000,
+        grid=dict(SMALL_GRID),
+        options={
+            "epochs": (1, 6, 30) if digits else (1, 4, 12),
+            "images": 900 if digits else 3_000,
+            "information_images": 590 if digits else 2_000,
+            "steps": 300,
+        },
+    )
+
+
+def arms(preset: Preset) -> list[Arm]:
+    """Return what is compared."""
+    return vcreg_arms(preset.grid, conventions=False)
+
+
+PAPER = Paper(
+    where="table 6",
+    columns=("CDNV", "NCC", "MI"),
+    rows={"ConvNeXt": (0.28, 0.99, 2.8), "ConvNeXt (VCReg)": (0.56, 0.81, 4.6)},
+    protocol="ConvNeXt on ImageNet. The caption calls higher values of each better, and the table "
+    "shows a lower NCC for VCReg; less collapse is a higher CDNV, a lower NCC and a higher MI.",
+)
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    draw_curves(report, path, _NAMES)
+
+
+COLLAPSE = Experiment(
+    name="collapse",
+    title="Neural collapse and compression",
+    summary="CDNV, NCC and mutual information over training",
+    presets=presets,
+    arms=arms,
+    task=CollapseTask,
+    metrics=(
+        Metric("cdnv", "CDNV"),
+        Metric("ncc", "NCC", higher=False),
+        Metric("mi", "MI (bits)"),
+        Metric("accuracy", "accuracy", percent=True),
+    ),
+    criterion="accuracy",
+    headline=("cdnv", "ncc", "mi", "accuracy"),
+    paper=PAPER,
+    draw=_draw,
+)

@@ -1,0 +1,122 @@
+"""Hierarchical classification: train on superclasses, probe subclasses (VCReg's table 5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ...ablation import Trial
+from ...evaluation import gradient_probe, mean_correlation
+from ..images import ImageSet
+from ..training import TrainSettings
+from ._arm import Arm, vcreg_arms
+from ._errors import ReproductionError
+from ._experiment import Experiment, Metric, Paper
+from ._image_task import ImageTask, Roles
+from ._preset import ALPHAS, BETAS, RATES, SMALL_GRID, Preset
+from ._scatter import draw_scatter
+
+
+class HierarchyTask(ImageTask):
+    """Trains on superclasses; a linear probe tells what the features know of the classes."""
+
+    def check(self) -> None:
+        """Refuse data without superclasses."""
+        if not self.data.groups:
+            raise ReproductionError(
+                f"{self.data.name} has no superclasses. For ImageNet, name them in a class file: "
+                "--classes FILE; for your own data, as ImageData.groups."
+            )
+
+    @property
+    def outputs(self) -> int:
+        """The number of superclasses."""
+        return len(self.data.groups)
+
+    def labelled(self, images: ImageSet) -> ImageSet:
+        """Return images with their superclasses as labels."""
+        return images.relabel(self.data.group_of)
+
+    def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+        """Return the accuracies of the probe on classes, and of the network on superclasses."""
+        known, labels = self.features(model, roles.train)
+        new, truth = self.features(model, roles.measure)
+        probe = gradient_probe(known, labels, new, truth, seed=trial.seed)
+        return {
+            "subclass": probe.accuracy,
+            "superclass": self.accuracy(model, roles.measure),
+            "correlation": mean_correlation(new),
+        }
+
+
+def presets(scale: str, data: str | None) -> Preset:
+    """Return the preset of a scale."""
+    if scale == "paper":
+        return Preset(
+            data or "cifar100",
+            "convnext-atto",
+            TrainSettings(
+                epochs=200, batch_size=4096, learning_rate=0.016, warmup_epochs=5,
+                label_smoothing=0.1, mixup=0.2, cutmix=1.0, ema_decay=0.9999, workers=8,
+            ),
+            grid={"learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS},
+            seeds=3,
+            augment="torchvision",
+        )  # fmt: skip
+    if scale == "quick":
+        return Preset(
+            data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
+            train_images=600, validation=300, seeds=3,
+            grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
+        )  # fmt: skip
+    small = data == "digits"
+    return Preset(
+        data or "fashion-mnist",
+        "resnet14-half",
+        TrainSettings(epochs=30 if small else 6, batch_size=64 if small else 128),
+        train_images=900 if small else 10_000,
+        validation=290 if small else 5_000,
+        grid=dict(SMALL_GRID),
+    )
+
+
+def arms(preset: Preset) -> list[Arm]:
+    """Return what is compared."""
+    return vcreg_arms(preset.grid)
+
+
+PAPER = Paper(
+    where="table 5",
+    columns=("CIFAR100", "living 9", "mixed 10", "mixed 13", "geirhos 16", "big 12"),
+    rows={
+        "ConvNeXt": (60.7, 53.4, 60.3, 61.1, 60.5, 51.8),
+        "ConvNeXt (VCReg)": (72.9, 62.2, 67.7, 66.0, 70.1, 61.5),
+    },
+    unit="accuracy of the subclass probe in %",
+    protocol="ConvNeXt-Atto, 200 epochs on superclasses, batches of 4096; then a linear probe on "
+    "subclasses: 100 epochs of AdamW, learning rate 0.016, cosine, batches of 256.",
+)
+
+
+def _draw(report: dict[str, Any], path: Any) -> None:
+    draw_scatter(report, path, ["subclass", "superclass"])
+
+
+HIERARCHY = Experiment(
+    name="hierarchy",
+    title="Hierarchical classification",
+    summary="train on superclasses, probe subclasses",
+    presets=presets,
+    arms=arms,
+    task=HierarchyTask,
+    metrics=(
+        Metric("subclass", "subclass probe", percent=True),
+        Metric("superclass", "superclass", percent=True),
+        Metric("correlation", "mean correlation", higher=False),
+    ),
+    criterion="subclass",
+    headline=("subclass", "superclass"),
+    paper=PAPER,
+    draw=_draw,
+)

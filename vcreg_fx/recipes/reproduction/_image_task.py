@@ -1,0 +1,154 @@
+"""Train a classifier of images and measure it: what most experiments share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ...ablation import Trial
+from ...evaluation import extract_features
+from ..images import ImageData, ImageSet, balanced_indices, split_indices
+from ..training import TrainSettings, accuracy, fit, predict
+from ._networks import Factory
+from ._preset import Preset
+from ._study import VALIDATION
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which images a trial uses for what: to train on, and to measure on."""
+
+    train: ImageSet
+    measure: ImageSet
+
+
+@dataclass
+class ImageTask:
+    """A task of the ablation engine: a classifier of images.
+
+    An experiment derives from it and overrides `labelled`, `roles` or `measure`.
+
+    **Arguments:**
+
+    - `preset`: what to do.
+    - `data`: the images.
+    - `factory`: builds the network for (shape of an image, number of classes).
+    - `folder`: where checkpoints and logs go.
+    - `tensorboard`: write logs.
+    - `announce`: called with each trial before it is trained.
+    """
+
+    preset: Preset
+    data: ImageData
+    factory: Factory
+    folder: Path
+    tensorboard: bool = False
+    announce: Callable[[Trial], None] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what would fail late."""
+        self.check()
+
+    # What an experiment changes -------------------------------------------------------------
+
+    def check(self) -> None:
+        """Refuse data that the experiment cannot use."""
+
+    @property
+    def outputs(self) -> int:
+        """The number of classes of the network's head."""
+        return len(self.data.classes)
+
+    def labelled(self, images: ImageSet) -> ImageSet:
+        """Return images with the labels that the network is trained on."""
+        return images
+
+    def roles(self, trial: Trial) -> Roles:
+        """Return the images to train on and to measure on, with the labels of the data set.
+
+        For the search, the validation images are held out of the training images, always the same;
+        the test split is not touched. Else the test split is measured.
+        """
+        pool, measure = self.data.train, self.data.test
+        searching = trial["split"] == VALIDATION
+        if searching or self.preset.train_images is not None:
+            kept, held = split_indices(pool.labels, self.preset.validation)
+            measure = pool.subset(held) if searching else measure
+            pool = pool.subset(kept)
+        if self.preset.train_images is not None:
+            pool = pool.subset(balanced_indices(pool.labels, self.preset.train_images, trial.seed))
+        return Roles(pool, measure)
+
+    def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+        """Return what is measured of a trained model."""
+        raise NotImplementedError
+
+    def on_epoch(
+        self, model: nn.Module, epoch: int, roles: Roles, trial: Trial
+    ) -> Mapping[str, float] | None:
+        """Return what is measured after an epoch, if anything."""
+
+    # What the ablation engine calls ---------------------------------------------------------
+
+    def build(self) -> nn.Module:
+        """Return a new model."""
+        return self.factory(self.data.shape, self.outputs)
+
+    def train(self, model: nn.Module, trial: Trial) -> None:
+        """Train it; a run that was stopped goes on after its last whole epoch."""
+        if self.announce is not None:
+            self.announce(trial)
+        roles = self.roles(trial)
+        self.history = fit(
+            model,
+            self.labelled(roles.train).training,
+            self.settings(trial),
+            classes=self.outputs,
+            seed=trial.seed,
+            checkpoint=self.checkpoint(trial.id),
+            log=self.folder / "logs" / trial.id if self.tensorboard else None,
+            on_epoch=lambda model, epoch: self.on_epoch(model, epoch, roles, trial),
+        )
+
+    def evaluate(self, model: nn.Module, trial: Trial) -> dict[str, float]:
+        """Measure it."""
+        found = self.measure(model, self.roles(trial), trial)
+        return {**found, "loss": self.history[-1]["loss"]}
+
+    # What helps -----------------------------------------------------------------------------
+
+    def settings(self, trial: Trial) -> TrainSettings:
+        """Return the settings of training, with those that the trial sets."""
+        names = {item.name for item in dataclasses.fields(TrainSettings)}
+        own = {name: value for name, value in trial.params.items() if name in names}
+        return dataclasses.replace(self.preset.training, **own)
+
+    def checkpoint(self, trial: str) -> Path:
+        """Return where the checkpoint of a trial lies while it is trained."""
+        return self.folder / "checkpoints" / f"{trial}.pt"
+
+    def features(self, model: nn.Module, images: ImageSet) -> tuple[Tensor, Tensor]:
+        """Return the input of the head for each image, on the CPU, and the images' labels."""
+        data = images.pairs
+        if isinstance(data, TensorDataset):
+            return extract_features(model, data.tensors[0]).only, images.labels
+        loader: DataLoader[Any] = DataLoader(
+            data, batch_size=256, num_workers=self.preset.training.workers
+        )
+        found = extract_features(model, loader)
+        return found.only, images.labels
+
+    def accuracy(self, model: nn.Module, images: ImageSet) -> float:
+        """Return the accuracy on the labels that the network is trained on."""
+        labelled = self.labelled(images)
+        return accuracy(self.predictions(model, labelled), labelled.labels)
+
+    def predictions(self, model: nn.Module, images: ImageSet) -> Tensor:
+        """Return the network's class of each image."""
+        return predict(model, images.pairs, workers=self.preset.training.workers)

@@ -1,0 +1,115 @@
+"""The networks of the experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ._errors import ReproductionError
+
+Factory = Callable[[tuple[int, ...], int], nn.Module]
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions; the shortcut has no parameters (He et al. 2016, option A)."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self._stride, self._new = stride, width - before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(f(x) + shortcut(x))."""
+        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self._stride > 1 or self._new:
+            x = nn.functional.pad(
+                x[:, :, :: self._stride, :: self._stride], (0, 0, 0, 0, 0, self._new)
+            )
+        return torch.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """The ResNets of He et al. 2016, section 4.2: 6n + 2 layers, 16, 32 and 64 channels.
+
+    **Arguments:**
+
+    - `depth`: 6n + 2; 32 is that of VCReg's table 3.
+    - `channels`: of the images.
+    - `classes`: of the head.
+    - `stem_stride`: 1 as published; 2 halves the resolution at once, for experiments on a CPU.
+    """
+
+    def __init__(self, depth: int, channels: int, classes: int, stem_stride: int = 1) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ReproductionError(f"depth={depth} must be 6n + 2: 8, 14, 20, 26, 32, …")
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        )
+        stages, before = [], 16
+        for width, stride in ((16, 1), (32, 2), (64, 2)):
+            blocks = [BasicBlock(before, width, stride)]
+            blocks += [BasicBlock(width, width, 1) for _ in range((depth - 2) // 6 - 1)]
+            stages.append(nn.Sequential(*blocks))
+            before = width
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(before, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, shape (n, classes)."""
+        logits: Tensor = self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))
+        return logits
+
+
+def _resnet(depth: int, stem_stride: int) -> Factory:
+    return lambda shape, classes: CifarResNet(depth, shape[0], classes, stem_stride)
+
+
+def _convnext_atto(shape: tuple[int, ...], classes: int) -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model(
+        "convnext_atto", pretrained=False, in_chans=shape[0], num_classes=classes
+    )
+    return model
+
+
+def _convnext_mini(shape: tuple[int, ...], classes: int) -> nn.Module:
+    from timm.models.convnext import ConvNeXt
+
+    model: nn.Module = ConvNeXt(
+        in_chans=shape[0], num_classes=classes, depths=(1, 1, 2, 1), dims=(16, 32, 64, 128)
+    )
+    return model
+
+
+NETWORKS: dict[str, Factory] = {
+    "resnet8-half": _resnet(8, 2),
+    "resnet14-half": _resnet(14, 2),
+    "resnet32": _resnet(32, 1),
+    "convnext-atto": _convnext_atto,
+    "convnext-mini": _convnext_mini,
+}
+"""Name → function of (shape of an image, number of classes).
+
+``-half`` halves the resolution in the stem; ``convnext-mini`` is a ConvNeXt of depths 1, 1, 2, 1
+and 16 to 128 channels.
+"""
+
+
+def find_network(name: str) -> Factory:
+    """Return the function that builds a network.
+
+    **Raises:** `ReproductionError` for an unknown name.
+    """
+    if name not in NETWORKS:
+        raise ReproductionError(f"There is no network {name!r}; there are {', '.join(NETWORKS)}.")
+    return NETWORKS[name]

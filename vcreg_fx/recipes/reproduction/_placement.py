@@ -1,0 +1,175 @@
+"""Where VCReg acts: the four placements of VCReg's table 7."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ...ablation import Trial
+from ...evaluation import extract_features, logistic_probe
+from ..images import ImageSet, load_images
+from ..images._torchvision import DOWNSTREAM, downstream
+from ..training import TrainSettings
+from ._arm import Arm
+from ._experiment import Experiment, Metric, Paper
+from ._image_task import ImageTask, Roles
+from ._preset import ALPHAS, BETAS, RATES, SMALL_GRID, Preset
+from ._scatter import draw_scatter
+
+RULES = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
+_STRENGTHS = (0.001, 0.1, 10.0, 1000.0)
+
+
+class PlacementTask(ImageTask):
+    """Trains on some classes; linear probes tell what the features are worth on other tasks."""
+
+    @property
+    def seen(self) -> list[int]:
+        """The classes that the network is trained on."""
+        count: int | None = self.preset["seen"]
+        return list(range(len(self.data.classes)))[:count]
+
+    @property
+    def outputs(self) -> int:
+        """The number of classes that the network is trained on."""
+        return len(self.seen)
+
+    def labelled(self, images: ImageSet) -> ImageSet:
+        """Return the images of the classes that the network is trained on."""
+        if len(self.seen) == len(self.data.classes):
+            return images
+        return images.of_classes(self.seen)
+
+    def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+        """Return the accuracies of the downstream probes, their mean, and the network's own."""
+        found = {}
+        for name in self.preset["probes"]:
+            if name == "unseen":
+                rest = [i for i in range(len(self.data.classes)) if i not in self.seen]
+                parts = [part.of_classes(rest) for part in (roles.train, roles.measure)]
+                sides = [self.features(model, part) for part in parts]
+            elif name == "all":
+                sides = [self.features(model, part) for part in (roles.train, roles.measure)]
+            else:
+                sides = self._elsewhere(model, name)
+            found[name] = logistic_probe(
+                *sides[0], *sides[1], strengths=self.preset["strengths"], seed=trial.seed
+            ).accuracy
+        return {
+            **found,
+            "mean": sum(found.values()) / len(found),
+            "own": self.accuracy(model, roles.measure),
+        }
+
+    def _elsewhere(self, model: nn.Module, name: str) -> list[tuple[Tensor, Tensor]]:
+        """Return features and labels of both splits of another data set."""
+        if name == "digits":
+            other = load_images("digits")
+            return [self.features(model, part) for part in (other.train, other.test)]
+        sides = []
+        for part in downstream(name, self.data.root):
+            loader: DataLoader[Any] = DataLoader(
+                part, batch_size=256, num_workers=self.preset.training.workers
+            )
+            found = extract_features(model, loader)
+            if found.labels is None:
+                raise ValueError(f"{name} has no labels.")
+            sides.append((found.only, found.labels))
+        return sides
+
+
+def presets(scale: str, data: str | None) -> Preset:
+    """Return the preset of a scale."""
+    if scale == "paper":
+        from ...evaluation import STRENGTHS
+
+        return Preset(
+            data or "imagenet",
+            "convnext-atto",
+            TrainSettings(
+                epochs=90, batch_size=4096, learning_rate=0.016, warmup_epochs=5,
+                label_smoothing=0.1, mixup=0.2, cutmix=1.0, ema_decay=0.9999, workers=16,
+                amp="bfloat16",
+            ),
+            grid={"learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS},
+            seeds=3,
+            augment="torchvision",
+            options={"seen": None, "probes": tuple(DOWNSTREAM), "strengths": STRENGTHS},
+        )  # fmt: skip
+    if scale == "quick":
+        return Preset(
+            data or "digits", "convnext-mini", TrainSettings(epochs=3, batch_size=64),
+            train_images=600, validation=300, seeds=2, grid={"alpha": (0.64,), "beta": (0.08,)},
+            options={"seen": 6, "probes": ("unseen", "all"), "strengths": (0.01, 1.0)},
+        )  # fmt: skip
+    digits = data == "digits"
+    return Preset(
+        data or "fashion-mnist",
+        "convnext-mini",
+        TrainSettings(epochs=30 if digits else 6, batch_size=64),
+        train_images=900 if digits else 3_000,
+        validation=290 if digits else 5_000,
+        grid={"alpha": SMALL_GRID["alpha"], "beta": (0.08,)},
+        size=32,
+        options={
+            "seen": 6,
+            "probes": ("unseen", "all") if digits else ("unseen", "all", "digits"),
+            "strengths": _STRENGTHS,
+        },
+    )
+
+
+def arms(preset: Preset) -> list[Arm]:
+    """Return what is compared."""
+    shared = {k: v for k, v in preset.grid.items() if k not in {"alpha", "beta"}}
+    return [
+        Arm("no VCReg", grid=shared),
+        *(Arm(rule, rule, {"convention": "exact"}, preset.grid) for rule in RULES),
+    ]
+
+
+PAPER = Paper(
+    where="table 7",
+    columns=("Food", "Cars", "Aircraft", "Pets", "Flowers", "DTD"),
+    rows={
+        "ConvNeXt-Atto (VCReg1)": (63.2, 39.6, 55.9, 89.1, 85.3, 65.1),
+        "ConvNeXt-Atto (VCReg2)": (66.8, 48.1, 60.4, 91.1, 86.4, 66.4),
+        "ConvNeXt-Atto (VCReg3)": (64.0, 40.9, 56.5, 89.4, 85.9, 65.1),
+        "ConvNeXt-Atto (VCReg4)": (66.7, 48.3, 59.6, 90.6, 85.6, 66.1),
+    },
+    unit="accuracy of linear probes in %",
+    protocol="ConvNeXt-Atto, 90 epochs on ImageNet, batches of 4096; logistic regression on frozen "
+    "features. The table has no row without VCReg.",
+)
+
+
+def _draw(report: dict[str, Any], path: Path) -> None:
+    names = [
+        m["name"] for m in report["metrics"] if m["name"] in report["preset"]["options"]["probes"]
+    ]
+    draw_scatter(report, path, names)
+
+
+PLACEMENT = Experiment(
+    name="placement",
+    title="Where VCReg acts",
+    summary="the four placements and none, several downstream probes",
+    presets=presets,
+    arms=arms,
+    task=PlacementTask,
+    metrics=(
+        Metric("mean", "mean of probes", percent=True),
+        Metric("unseen", "unseen classes", percent=True),
+        Metric("all", "all classes", percent=True),
+        Metric("digits", "digits", percent=True),
+        *(Metric(name, name, percent=True) for name in DOWNSTREAM),
+        Metric("own", "own classes", percent=True),
+    ),
+    criterion="mean",
+    headline=("mean", "own"),
+    paper=PAPER,
+    draw=_draw,
+)

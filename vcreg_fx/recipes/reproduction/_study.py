@@ -1,0 +1,141 @@
+"""A fair comparison: search on validation images, then test once. Built on the ablation engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from ...ablation import AblationError, AblationOptions, AblationResult, Record, Trial, ablate
+from ._arm import Arm
+
+SEARCH_SEED = 1000  # the seeds of the search are not those of the test
+VALIDATION, TEST = "validation", "test"
+
+
+class Task(Protocol):
+    """What an experiment trains, and what it measures; ``trial["split"]`` says on which images."""
+
+    def build(self) -> nn.Module:
+        """Return a new model."""
+
+    def train(self, model: nn.Module, trial: Trial) -> object:
+        """Train it."""
+
+    def evaluate(self, model: nn.Module, trial: Trial) -> dict[str, float]:
+        """Measure it."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of one arm.
+
+    **Attributes:**
+
+    - `arm`: the arm.
+    - `attempts`: the points of the search: settings, the values of the criterion, and their mean.
+      Empty where there was nothing to choose.
+    - `chosen`: the settings that were tested.
+    - `records`: one a seed.
+    """
+
+    arm: Arm
+    attempts: list[dict[str, Any]]
+    chosen: dict[str, Any]
+    records: list[Record]
+
+
+@dataclass(frozen=True)
+class Study:
+    """How arms are compared.
+
+    **Arguments:**
+
+    - `task`: a `Task`.
+    - `store`: the folder of the ablation engine's store.
+    - `criterion`: the metric that chooses among the points of a search; `largest` is best.
+    - `seeds`, `search_seeds`: how many.
+    - `options`: of the ablation engine.
+    """
+
+    task: Task
+    store: Path
+    criterion: str
+    seeds: int
+    search_seeds: int
+    options: AblationOptions
+    largest: bool = True
+
+    def run(self, arms: Sequence[Arm]) -> list[Found]:
+        """Search for every arm, then test every arm, seed by seed.
+
+        **Raises:** `AblationError` if trials failed.
+        """
+        searches = [self._search(arm) for arm in arms]
+        chosen = [self._choose(arm, found) for arm, found in zip(arms, searches, strict=True)]
+        tested: list[list[Record]] = [[] for _ in arms]
+        for seed in range(self.seeds):
+            for i, arm in enumerate(arms):
+                tested[i] += self._ablate(arm, chosen[i], [seed], TEST)
+        return [Found(*parts) for parts in zip(arms, searches, chosen, tested, strict=True)]
+
+    def _search(self, arm: Arm) -> list[dict[str, Any]]:
+        if len(arm.points) < 2:
+            return []
+        attempts = []
+        seeds = [SEARCH_SEED + i for i in range(self.search_seeds)]
+        for point in arm.points:
+            records = self._ablate(arm, point, seeds, VALIDATION, keep_failed=True)
+            values = [r.metrics.get(self.criterion, math.nan) for r in records]
+            attempt = {"settings": point, "values": values, "mean": sum(values) / len(values)}
+            reasons = [record.reason for record in records if record.status == "failed"]
+            attempts.append({**attempt, "failed": reasons[0]} if reasons else attempt)
+        return attempts
+
+    def _choose(self, arm: Arm, attempts: list[dict[str, Any]]) -> dict[str, Any]:
+        if not attempts:
+            return arm.points[0]
+        finished = [attempt for attempt in attempts if math.isfinite(attempt["mean"])]
+        if not finished:
+            raise AblationError(
+                f"Every attempt of the search of {arm.name} failed, the first with: "
+                f"{attempts[0]['failed']} The trials in {self.store} have their tracebacks."
+            )
+        pick = max if self.largest else min
+        best: dict[str, Any] = pick(finished, key=lambda attempt: attempt["mean"])["settings"]
+        return best
+
+    def _ablate(
+        self,
+        arm: Arm,
+        point: dict[str, Any],
+        seeds: list[int],
+        split: str,
+        keep_failed: bool = False,
+    ) -> list[Record]:
+        result = ablate(
+            self.task.build,
+            self.task.train,
+            self.task.evaluate,
+            rules=[] if arm.rule is None else [arm.rule],
+            baseline=arm.rule is None,
+            seeds=seeds,
+            store=self.store,
+            options=self.options,
+            split=split,
+            **point,
+        )
+        if result.failed and not keep_failed:
+            self._refuse(result)
+        return result.records
+
+    def _refuse(self, result: AblationResult) -> None:
+        record = result.failed[0]
+        raise AblationError(
+            f"{record.id} failed: {record.reason} Its traceback is in "
+            f"{self.store / 'trials' / record.id}. Mended, --retry-failed runs it again."
+        )

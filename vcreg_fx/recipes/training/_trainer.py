@@ -1,0 +1,194 @@
+"""The trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..._insert import penalty, set_loss_scale, sites
+from ._average import Average
+from ._batches import Batches
+from ._checkpoint import load, save
+from ._distributed import Processes, processes
+from ._log import Log
+from ._optimizer import make_mixing, make_optimizer, rate_factor, set_rate
+from ._progress import Bar
+from ._settings import TrainSettings
+from ._stop import Flag, Stopped, noticed
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+History = list[dict[str, float]]
+
+
+def fit(
+    model: nn.Module,
+    data: Dataset[Any],
+    settings: TrainSettings | None = None,
+    *,
+    classes: int | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    log: str | Path | None = None,
+    on_epoch: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
+    progress: bool | None = None,
+) -> History:
+    """Train a classifier in place, on one device or, under ``torchrun``, on several.
+
+    What `vcreg_fx.insert` put into the model acts by itself; the penalty of ``mode="loss"`` is
+    added to the loss, and the scale of ``amp="float16"`` is told to VCReg.
+
+    A SIGINT or SIGTERM stops it after the current step. Called again with the same `checkpoint`,
+    it goes on after the last whole epoch and ends with the same numbers, bit for bit on the CPU.
+
+    **Arguments:**
+
+    - `data`: (image, label) pairs; a ``TensorDataset`` is indexed directly.
+    - `settings`: by default those of `TrainSettings`.
+    - `classes`: how many there are, for mixup and cutmix.
+    - `loss`: of logits and labels; by default the cross-entropy.
+    - `seed`: of the order of the images. Augmentation draws from torch's random state.
+    - `checkpoint`: a file, written after each epoch. If it exists, training goes on from there.
+    - `log`: a folder for TensorBoard.
+    - `on_epoch`: called after each epoch with the model and the epoch, from 1; the numbers that it
+      returns are kept in the history.
+    - `progress`: show a progress bar; by default where the output is a terminal.
+
+    **Returns:** the history: epoch, loss, learning rate, and the numbers of `on_epoch`.
+
+    **Raises:** `Stopped` after a signal; `FloatingPointError` if the loss is no longer finite;
+    `ValueError` if a checkpoint belongs to other settings.
+    """
+    settings = settings or TrainSettings()
+    where = processes(settings.device)
+    model.to(where.device)
+    run = _Run(model, Batches(data, settings, where), settings, where, loss, classes)
+    if where.rank:
+        torch.manual_seed(torch.initial_seed() + where.rank)  # dropout and augmentation of its own
+    path = None if checkpoint is None else Path(checkpoint)
+    history: History = []
+    if path is not None and (state := load(path, where)) is not None:
+        history = run.restore(state, path, seed)
+    bar = Bar(settings.epochs, run.steps, len(history), progress if where.leads else False)
+    with noticed() as flag, Log(Path(log) if log and where.leads else None) as logged, bar:
+        for epoch in range(len(history) + 1, settings.epochs + 1):
+            numbers = run.epoch(epoch, seed, flag, bar)
+            if on_epoch is not None:
+                numbers.update(on_epoch(model, epoch) or {})
+            history.append(numbers)
+            logged.write(numbers)
+            bar.finished(numbers)
+            if path is not None:
+                save(path, run.state(history, seed), where)
+        if number := where.any(flag.number):  # it came when the last step had been done
+            raise Stopped(number)
+    run.finish()
+    return history
+
+
+class _Run:
+    """A training run: what an epoch needs, and what a checkpoint holds."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        settings: TrainSettings,
+        where: Processes,
+        loss: Loss | None,
+        classes: int | None,
+    ) -> None:
+        if (settings.mixup or settings.cutmix) and classes is None:
+            raise ValueError("mixup and cutmix need to know how many classes there are: classes=…")
+        self._model, self._batches, self._settings, self._where = model, batches, settings, where
+        self.steps = batches.steps
+        self._parallel = where.wrap(model)
+        self._optimizer = make_optimizer(model, settings)
+        self._mix = make_mixing(settings, classes or 0)
+        self._loss = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+        self._average = Average(model, settings)
+        self._scaler = torch.amp.GradScaler(where.device.type, enabled=settings.amp == "float16")
+        found = sites(model)
+        self._adds_penalty = any(site.config.mode == "loss" for site in found)
+        if self._scaler.is_enabled() and any(s.config.mode == "gradient" for s in found):
+            set_loss_scale(model, self._scaler)
+
+    def epoch(self, epoch: int, seed: int, flag: Flag, bar: Bar) -> dict[str, float]:
+        """Train for one epoch and return its numbers."""
+        steps = self._batches.steps
+        total = torch.zeros((), device=self._where.device)
+        self._model.train()
+        for i, (images, labels) in enumerate(self._batches.epoch(seed, epoch)):
+            step = (epoch - 1) * steps + i
+            factor = rate_factor(step, self._settings.epochs * steps, self._settings)
+            set_rate(self._optimizer, self._settings.learning_rate * factor)
+            total += self._step(images, labels)
+            self._average.update(step)
+            bar.step(epoch)
+            if number := self._where.any(flag.number):
+                raise Stopped(number)
+        mean = self._where.mean(total / steps)
+        if not torch.isfinite(torch.tensor(mean)):
+            raise FloatingPointError(
+                f"The loss of epoch {epoch} is {mean}: training has diverged. A smaller learning "
+                "rate or smaller α and β may help."
+            )
+        rate = self._settings.learning_rate * factor
+        return {"epoch": float(epoch), "loss": mean, "learning_rate": rate}
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        settings, device = self._settings, self._where.device
+        if self._mix is not None:
+            images, labels = self._mix(images, labels)
+        self._optimizer.zero_grad()
+        dtype = torch.float16 if settings.amp == "float16" else torch.bfloat16
+        with torch.autocast(device.type, dtype=dtype, enabled=settings.amp != "none"):
+            loss = self._loss(self._parallel(images), labels)
+        if self._adds_penalty:
+            loss = loss + penalty(self._model)
+        self._scaler.scale(loss).backward()
+        if settings.clip_norm is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._model.parameters(), settings.clip_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        return loss.detach()
+
+    def state(self, history: History, seed: int) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        return {
+            "settings": self._settings.to_dict(),
+            "seed": seed,
+            "history": history,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": self._average.state(),
+        }
+
+    def restore(self, state: dict[str, Any], path: Path, seed: int) -> History:
+        """Take over a checkpoint and return its history."""
+        free = {"device", "workers"}  # what may differ when a run goes on
+        before, now = state["settings"], self._settings.to_dict()
+        other = sorted(k for k in now if k not in free and before.get(k) != now[k])
+        if other or state["seed"] != seed:
+            names = ", ".join(other) or "the seed"
+            raise ValueError(
+                f"{path} belongs to a run in which {names} had other values. Remove it, or choose "
+                "another file."
+            )
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self._average.restore(state["average"])
+        history: History = state["history"]
+        return history
+
+    def finish(self) -> None:
+        """Give the model its averaged weights, if there are any."""
+        self._average.apply()
