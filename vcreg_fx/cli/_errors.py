@@ -10,6 +10,7 @@ import typer
 from placement_rules import ExampleInputsError, PlacementError
 
 from ..ablation import AblationError
+from ..benchmark import BenchError
 from ..export import ExportError
 from ..recipes.images import DataError
 from ..recipes.reproduction import ReproductionError

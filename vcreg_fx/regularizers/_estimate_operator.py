@@ -13,7 +13,8 @@ from ._gradient import Statistics
 from ._precision import autocast_off
 
 _WHAT = "Tensor grad, Tensor h, Tensor alpha, Tensor beta, Tensor? scale"
-_HOW = "float? delta, float gamma, float eps, str convention, str demean, int interval"
+_HOW = "float? delta, float gamma, float eps, str convention, str demean"
+_WHEN = "int interval, int? sample, str key, Tensor step, ScalarType dtype"
 
 
 def estimate(
@@ -48,7 +49,7 @@ def estimate(
 @torch.library.custom_op(
     "vcreg_fx::estimate",
     mutates_args=(),
-    schema=f"({_WHAT}, int axis, {_HOW}, int? sample, str key, Tensor step, ScalarType dtype) -> Tensor",
+    schema=f"({_WHAT}, int axis, {_HOW}, {_WHEN}) -> Tensor",
 )
 def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
     grad: Tensor,
