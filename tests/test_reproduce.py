@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import time
-import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -631,36 +630,27 @@ def test_three_layers_are_regularized_as_asked():
 
 
 def test_timing_is_the_benchmark(tmp_path, monkeypatch):
+    from vcreg_fx.benchmark import bench
+    from vcreg_fx.recipes.reproduction import _timing
+
     called = []
 
-    class Result:
-        def to_json(self):
-            return '{"a": 1}'
+    def shorter(models, inputs, **options):
+        called.append((list(models), options))
+        return bench(models, inputs, **{**options, "rounds": 1, "variants": ["ours"]})
 
-        def to_markdown(self):
-            return "| a |"
-
-    def bench(models, inputs, **options):
-        called.append((list(models), {k: tuple(v.shape) for k, v in inputs.items()}, options))
-        return Result()
-
-    fake = types.ModuleType("vcreg_fx.benchmark")
-    fake.bench = bench
-    fake.write_results = lambda result, folder: (folder / "timing.png").touch()
-    monkeypatch.setitem(sys.modules, "vcreg_fx.benchmark", fake)
+    monkeypatch.setattr(_timing, "bench", shorter)
     outcome = reproduce("timing", tmp_path / "out", scale="quick")
-    (names, shapes, options) = called[0]
-    assert names == list(shapes) == ["ConvNeXt-Atto"]
-    assert options["rounds"] == 3
-    assert str(outcome) == "| a |"
-    assert json.loads((tmp_path / "out" / "timing.json").read_text())["measured"] == {"a": 1}
+    ((names, options),) = called
+    assert names == ["torchvision/resnet18"] and options["rounds"] == 3
+    assert "| ours |" in str(outcome)
+    written = json.loads((tmp_path / "out" / "timing.json").read_text())["measured"]
+    assert [row["variant"] for row in written["models"][0]["rows"]] == ["identity", "ours"]
+    assert (tmp_path / "out" / "table.png").stat().st_size > 10_000
     with pytest.raises(ReproductionError, match="takes no data"):
         reproduce("timing", tmp_path / "out", seeds=3)
     with pytest.raises(ReproductionError, match="benchmark's"):
         write_evidence(outcome, tmp_path)
-    monkeypatch.setitem(sys.modules, "vcreg_fx.benchmark", None)
-    with pytest.raises(ReproductionError, match="is the benchmark"):
-        reproduce("timing", tmp_path / "out")
 
 
 # The command --------------------------------------------------------------------------------

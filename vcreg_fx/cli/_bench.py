@@ -74,7 +74,9 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         built = {name: load_model(name) for name in names}
         size = batch or (_GPU_BATCH if device.startswith("cuda") else None)
         inputs = {
-            name: noise_for(model, size or _CPU_BATCH.get(name, _OTHER_BATCH))
+            name: noise_for(
+                model, size or _CPU_BATCH.get(name, _OTHER_BATCH), "vcreg_fx.benchmark.bench"
+            )
             for name, model in built.items()
         }
         chosen = [name.strip() for name in variants.split(";")] if variants else list(VARIANTS)

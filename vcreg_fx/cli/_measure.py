@@ -22,6 +22,8 @@ from ._options import Alpha, Beta, InputSize, LayoutText, ModelName, RuleText, S
 from ._planning import example_of, parse_size
 from ._values import parse_settings
 
+_INSTEAD = "vcreg_fx.measure(model, inputs, loss)"
+
 
 def measure(  # noqa: PLR0913, PLR0917 - an argument an option
     model: ModelName,
@@ -47,7 +49,7 @@ def measure(  # noqa: PLR0913, PLR0917 - an argument an option
         network = load_model(model, options=parse_settings(option))
         if checkpoint is not None:
             load_checkpoint(network, checkpoint)
-        inputs = (noise_for(network, batch, example_of(network, parse_size(input_size))),)
+        inputs = (noise_for(network, batch, _INSTEAD, example_of(network, parse_size(input_size))),)
         insert(network, rule, example_inputs=inputs, layout=layout, alpha=alpha, beta=beta)
         found = measure_sites(network, inputs, _task)
         typer.echo(json.dumps(found.to_dicts(), indent=2) if as_json else str(found))
