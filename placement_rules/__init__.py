@@ -16,6 +16,7 @@ from ._names import register as register
 from ._operation import operation as operation
 from ._parse import parse as parse
 from ._record import record as record
+from ._recorder import is_recording as is_recording
 from ._recording import Recording as Recording
 from ._recording import Scope as Scope
 from ._rule import Filter as Filter

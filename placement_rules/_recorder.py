@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ._operation import operation
@@ -16,6 +16,12 @@ from ._recording import Recording, Scope, Write, storage_of
 from ._tree import get_leaf, leaves
 
 _LIBRARIES = {"torch", "torchvision", "timm", "transformers"}
+
+
+def is_recording() -> bool:
+    """Whether a forward pass is being recorded, by this thread."""
+    modes = _get_current_function_mode_stack()
+    return any(isinstance(mode, Recorder) for mode in modes)
 
 
 class Recorder(TorchFunctionMode):

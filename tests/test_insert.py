@@ -355,3 +355,12 @@ def test_a_training_step_on_the_meta_device() -> None:
         model = vcreg_fx.insert(build(), "blocks")
         model(torch.empty(shape)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("rule", ["head", "blocks", "residual", "blocks | downsample"])
+def test_a_model_with_demeaned_activations_is_planned_as_the_plain_one(rule: str) -> None:
+    build, _ = SMALL["convnext_atto"]
+    before = vcreg_fx.plan(build(), rule)
+    model = vcreg_fx.insert(build(), "residual | head | downsample", demean="activations")
+    after = vcreg_fx.plan(model, rule)
+    assert [site.to_dict() for site in after.sites] == [site.to_dict() for site in before.sites]

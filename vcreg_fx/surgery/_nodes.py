@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from placement_rules import LayoutError, get_leaf, leaves, replace_leaf
+from placement_rules import LayoutError, get_leaf, is_recording, leaves, replace_leaf
 
 from .._live import LiveSite, in_backward
 from ._symbolic import site_and_mode, tracer_of
@@ -42,6 +42,8 @@ def demean_activation(site: LiveSite, h: Tensor, training: bool, running_mean: T
         live, mode = site_and_mode(site, h)
         args = (live, h, mode, running_mean)
         return h.tracer.create_proxy("call_function", demean_activation, args, {})
+    if not torch.compiler.is_compiling() and is_recording():
+        return h  # rules look at the model as it was before
     if not training:
         shape = [1] * (h.ndim if isinstance(h, Tensor) else site.layout.ndim)
         shape[site.layout.axis] = -1
