@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,12 @@ class Batch:
 
 
 def batches(data: Tensor | Iterable[Any], batch_size: int, progress: bool) -> Iterator[Batch]:
-    """Yield the batches of a tensor or of an iterable; see `extract_features`."""
-    parts: Iterable[Any] = data.split(batch_size) if isinstance(data, Tensor) else data
+    """Yield the batches of a tensor, a data set or an iterable; see `extract_features`."""
+    parts: Iterable[Any] = data
+    if isinstance(data, Tensor):
+        parts = data.split(batch_size)
+    elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        parts = DataLoader(data, batch_size)
     if progress:
         from rich.progress import track
 

@@ -62,12 +62,13 @@ def extract_features(
 
     **Arguments:**
 
-    - `data`: images, shape (n, …); or batches, such as a ``DataLoader``: tensors, pairs of a tensor
-      and labels, or dictionaries of the model's named arguments, with ``labels`` beside them.
+    - `data`: images, shape (n, …); a ``Dataset`` of such; or batches, such as a ``DataLoader``:
+      tensors, pairs of a tensor and labels, or dictionaries of the model's named arguments, with
+      ``labels`` beside them.
     - `rule`: the sites; by default the input of the classifier.
     - `pool`: ``"mean"`` averages each channel over locations, which gives one vector an image;
       ``"none"`` keeps every location as a row, as VCReg does.
-    - `batch_size`: images in one forward pass, where `data` is a tensor. Sites whose first axis is
+    - `batch_size`: images in one forward pass, where `data` is a tensor or a data set. Sites whose first axis is
       not that of the images (patches of MobileViT) need 1.
     - `device`: where to run; by default where the model is.
     - `layout`: of every site, where it is not to be inferred.
