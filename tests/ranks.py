@@ -127,6 +127,40 @@ for _mode in ("gradient", "loss"):
         CHECKS[f"synced_{_mode}_{_backend}"] = _synced(mode=_mode, backend=_backend)
 CHECKS["synced_with_demeaned_activations"] = _synced(demean="activations")
 CHECKS["synced_without_delta"] = _synced(delta=None)
+
+
+@check
+def synced_under_checkpointing(rank: int) -> None:
+    """The forward that runs again must not meet the other rank a second time."""
+    model, x = model_and_batch()
+    expected = naive(model, x)
+    vcreg_fx.insert(model, RULE, sync=True)
+    model.set_grad_checkpointing()
+    exchanges = []
+    original = dist.all_reduce
+    dist.all_reduce = lambda *args, **kwargs: exchanges.append(0) or original(*args, **kwargs)
+    try:
+        agree(gradients(DistributedDataParallel(model), part(x, rank)), expected)
+    finally:
+        dist.all_reduce = original
+    assert len(exchanges) == len(vcreg_fx.sites(model))
+
+
+@check
+def synced_intervals_act_in_the_same_steps(rank: int) -> None:
+    model, x = model_and_batch()
+    plain = gradients(copy.deepcopy(model), x)
+    exact = naive(model, x)
+    torch.manual_seed(rank)  # as scripts do that want other augmentations on each rank
+    vcreg_fx.insert(model, RULE, sync=True, interval=4)
+    wrapped = DistributedDataParallel(model)
+    for _ in range(4):
+        gradients(wrapped, part(x, rank))
+    total = [p.grad for p in model.parameters()]
+    agree(total, [4 * grad for grad in exact], 1e-8)
+    assert relative_error(total, [4 * grad for grad in plain]) > 1e-3
+
+
 for _mode in ("gradient", "loss"):
     CHECKS[f"synced_competitor_{_mode}"] = _synced(mode=_mode, regularizer="decov")
 

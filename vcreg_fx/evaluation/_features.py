@@ -68,8 +68,8 @@ def extract_features(
     - `rule`: the sites; by default the input of the classifier.
     - `pool`: ``"mean"`` averages each channel over locations, which gives one vector an image;
       ``"none"`` keeps every location as a row, as VCReg does.
-    - `batch_size`: images in one forward pass, where `data` is a tensor or a data set. Sites whose first axis is
-      not that of the images (patches of MobileViT) need 1.
+    - `batch_size`: images in one forward pass, where `data` is a tensor or a data set. Sites whose
+      first axis is not that of the images (patches of MobileViT) need 1.
     - `device`: where to run; by default where the model is.
     - `layout`: of every site, where it is not to be inferred.
     - `progress`: show a progress bar.

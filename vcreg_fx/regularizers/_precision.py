@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 FULL = (torch.float32, torch.float64)
+_HAS_OUT_DTYPE = "out_dtype" in (torch.mm.__doc__ or "")  # not in torch's older versions
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
@@ -41,7 +42,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype in FULL:
         return torch.mm(a, b)
     if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32)
+        if _HAS_OUT_DTYPE:
+            return torch.mm(a, b, out_dtype=torch.float32)
+        return torch.mm(a.to(torch.float32), b.to(torch.float32))
     return torch.mm(a, b).to(torch.float32)
 
 
