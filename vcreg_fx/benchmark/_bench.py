@@ -64,7 +64,7 @@ def bench(  # noqa: PLR0913 (all by name, but two)
     """
     chosen = [IDENTITY, *(name for name in variants if name != IDENTITY)]
     if unknown := [name for name in chosen if name not in VARIANTS]:
-        raise BenchError(f"There is no variant {unknown[0]!r}. There are {', '.join(VARIANTS)}.")
+        raise BenchError(f"There is no variant {unknown[0]!r}. There are {'; '.join(VARIANTS)}.")
     if dtype not in DTYPES:
         raise BenchError(f"There is no dtype {dtype!r}. There are {', '.join(DTYPES)}.")
     if ranks > 1 and (torch.device(device).type, dtype) != ("cpu", "float32"):
