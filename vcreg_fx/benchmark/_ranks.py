@@ -6,6 +6,7 @@ import copy
 import random
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -72,6 +73,7 @@ def _rank(
     rank: int, folder: str, model: nn.Module, inputs: Tensor, rule: str, ranks: int, rounds: int
 ) -> None:
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="Grad strides do not match")  # of identity, too
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks,
         timeout=timedelta(minutes=5),
