@@ -48,7 +48,7 @@ def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=240),
     )  # fmt: skip
     results: dict[str, str | None] = dict.fromkeys(CHECKS, "was not reached")
     for name, function in CHECKS.items():

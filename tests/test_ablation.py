@@ -453,7 +453,7 @@ def test_two_processes_on_one_store_repeat_no_trial(tmp_path):
     log = tmp_path / "log"
     log.mkdir()
     both = [start(tmp_path / "store", log, "--seeds", "4") for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in both]
+    outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0], "both return when everything is finished"
     assert len(log_of(log)) == 12
@@ -473,7 +473,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_table(tmp_path):
     done = {path.parent.name for path in store.glob("trials/[!.]*/trial.json")}
     assert 2 <= len(done) < 9, "it was killed half-way"
     resumed = start(store, log, "--seeds", "3")
-    output, errors = resumed.communicate(timeout=120)
+    output, errors = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, errors
     assert {log_of(log)[name] for name in done} == {1}, "finished trials are not repeated"
     # The path of the log is a setting of the trials, so the undisturbed run has the same.
@@ -504,7 +504,7 @@ def cluster():
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     )
     with cluster, distributed.Client(cluster) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=240)
         yield client
 
 

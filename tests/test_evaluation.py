@@ -187,7 +187,7 @@ def test_metrics_join_over_ranks(tmp_path):
     processes = [context.Process(target=_rank, args=(r, str(tmp_path), queue)) for r in range(2)]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=60) for _ in processes]
+    results = [queue.get(timeout=240) for _ in processes]
     for process in processes:
         process.join(timeout=30)
         assert process.exitcode == 0

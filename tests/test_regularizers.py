@@ -261,7 +261,7 @@ def test_samples_of_unequal_ranks_make_one_batch(tmp_path):
     processes = [context.Process(target=_rank, args=(r, str(tmp_path), queue)) for r in range(2)]
     for process in processes:
         process.start()
-    results = [queue.get(timeout=90) for _ in processes]
+    results = [queue.get(timeout=240) for _ in processes]
     for process in processes:
         process.join(timeout=30)
         assert process.exitcode == 0

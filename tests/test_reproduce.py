@@ -581,12 +581,14 @@ def test_evidence_needs_a_place_on_the_page(tmp_path):
     page.write_text("Nothing.\n")
     with pytest.raises(ReproductionError, match="no place for hierarchy"):
         write_evidence(outcome, tmp_path)
-    page.write_text("A.\n\n<!-- generated: hierarchy -->\nformer\n<!-- end: hierarchy -->\n\nB.\n")
+    page.write_text(
+        "A.\n\n<!-- generated: hierarchy -->\nwhat stood here\n<!-- end: hierarchy -->\n\nB.\n"
+    )
     write_evidence(outcome, tmp_path)
     text = page.read_text()
     assert text.startswith("A.\n\n<!-- generated: hierarchy -->\n\nown,")
     assert text.endswith("<!-- end: hierarchy -->\n\nB.\n")
-    assert "former" not in text
+    assert "what stood here" not in text
     write_evidence(outcome, tmp_path)
     assert page.read_text() == text
 
