@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 
@@ -81,6 +82,13 @@ def processes(device: str | None = None) -> Processes:
         if where.type == "cuda":
             torch.cuda.set_device(where)
         distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        atexit.register(_leave)
     if distributed.is_available() and distributed.is_initialized():
         return Processes(distributed.get_rank(), distributed.get_world_size(), where)
     return Processes(0, 1, where)
+
+
+def _leave() -> None:
+    """Take leave of the others before the interpreter ends, which gloo's threads do not survive."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
