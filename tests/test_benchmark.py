@@ -65,6 +65,14 @@ def test_every_variant_on_a_small_model() -> None:
     assert json.loads(result.to_json())["models"][0]["rows"][0]["variant"] == "identity"
 
 
+def test_the_models_are_not_changed() -> None:
+    model = small().eval()
+    x = torch.randn(64, 8)
+    bench({"small": model}, {"small": x}, variants=["ours"], dtype="bf16", rounds=1, scaling=False)
+    assert not model.training and not vcreg_fx.sites(model)
+    assert all(p.dtype == torch.float32 and p.grad is None for p in model.parameters())
+
+
 def test_variants_share_their_weights_and_compute_what_they_say() -> None:
     torch.manual_seed(0)
     model, x = small().double(), torch.randn(300, 8, dtype=torch.float64)

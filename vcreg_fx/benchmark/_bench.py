@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -111,7 +112,7 @@ def _bench_model(
     progress: Callable[[str], None],
 ) -> ModelResult:
     weights = torch.bfloat16 if dtype == "bf16" else torch.float32
-    model = model.to(device, weights).train()
+    model = copy.deepcopy(model).to(device, weights).train()
     inputs = inputs.to(device, weights)
     steps = {}
     for variant in chosen:
@@ -121,7 +122,7 @@ def _bench_model(
         steps[variant] = Step(variant, run, inner, inputs, dtype)
         steps[variant].run()  # warm up, and compile
     planned = plan(model, rule, example_inputs=(inputs,))
-    shapes = [(s.name, _samples(s.shape, s.channels), s.channels) for s in planned.sites]
+    shapes = [(site.name, site.samples, site.channels) for site in planned.sites]
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "amp"):
         factors = product_dtype(inputs)
     floor = Floor([(n, d) for _, n, d in shapes], factors, device)
@@ -179,10 +180,3 @@ def _row(variant: str, times: Times, floors: list[float], saved: int, peak: floa
         saved=saved,
         peak=peak,
     )
-
-
-def _samples(shape: Sequence[int], channels: int) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total // channels

@@ -80,7 +80,7 @@ def _rank(
     )  # fmt: skip
     steps, counts = {}, {}
     for name, options in RANK_VARIANTS.items():
-        variant = copy.deepcopy(model)
+        variant = copy.deepcopy(model).train()
         if options is not None:
             insert(variant, rule, example_inputs=(inputs,), **options)
         steps[name] = Step(name, DistributedDataParallel(variant), variant, inputs, "float32")

@@ -17,7 +17,7 @@ from ..functional import covariance_loss, flatten_samples, variance_loss
 from ._choice import Penalize
 from ._estimate import Draw
 from ._estimate_operator import estimate
-from ._gradient import Direction, Statistics, add_gradient, direction
+from ._gradient import Statistics, add_gradient, direction
 from ._moments import Moments, moments_of, start_moments
 from ._precision import autocast_off
 from ._products import add_product
@@ -104,7 +104,8 @@ class Penalty(torch.autograd.Function):
         config = settings.config
         with torch.no_grad(), autocast_off(h):
             moments = moments_of(h, settings.layout.axis, reference, config, dtype)
-            found = _direction(moments, alpha, beta, settings)
+            found = direction(moments, alpha, beta, config)
+            settings.record(found.statistics)
             statistics, centre = found.statistics, found.centre
             assert centre is not None  # algorithm1 has no mode="loss"
             variance_loss = torch.relu(config.gamma - statistics.variances.sqrt()).mean()
@@ -186,12 +187,6 @@ def _naive_gradient(
             penalty, statistics = naive_penalty(leaf, alpha, beta, settings)
             (gradient,) = torch.autograd.grad(penalty, leaf)
     return gradient, statistics
-
-
-def _direction(moments: Moments, alpha: Tensor, beta: Tensor, settings: Settings) -> Direction:
-    found = direction(moments, alpha, beta, settings.config)
-    settings.record(found.statistics)
-    return found
 
 
 def _refuse_second_order() -> None:
