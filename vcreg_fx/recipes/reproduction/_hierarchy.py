@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ from ._arm import Arm, vcreg_arms
 from ._errors import ReproductionError
 from ._experiment import Experiment, Metric, Paper
 from ._image_task import ImageTask, Roles
-from ._preset import ALPHAS, BETAS, RATES, SMALL_GRID, Preset
+from ._preset import ALPHAS, BETAS, IMAGENET_TRAINING, RATES, SMALL_GRID, Preset
 from ._scatter import draw_scatter
 
 
@@ -56,10 +57,7 @@ def presets(scale: str, data: str | None) -> Preset:
         return Preset(
             data or "cifar100",
             "convnext-atto",
-            TrainSettings(
-                epochs=200, batch_size=4096, learning_rate=0.016, warmup_epochs=5,
-                label_smoothing=0.1, mixup=0.2, cutmix=1.0, ema_decay=0.9999, workers=8,
-            ),
+            dataclasses.replace(IMAGENET_TRAINING, epochs=200, workers=8, amp="none"),
             grid={"learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS},
             seeds=3,
             augment="torchvision",

@@ -16,7 +16,7 @@ from ..training import TrainSettings
 from ._arm import Arm
 from ._experiment import Experiment, Metric, Paper
 from ._image_task import ImageTask, Roles
-from ._preset import ALPHAS, BETAS, RATES, SMALL_GRID, Preset
+from ._preset import ALPHAS, BETAS, IMAGENET_TRAINING, RATES, SMALL_GRID, Preset
 from ._scatter import draw_scatter
 
 RULES = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
@@ -89,11 +89,7 @@ def presets(scale: str, data: str | None) -> Preset:
         return Preset(
             data or "imagenet",
             "convnext-atto",
-            TrainSettings(
-                epochs=90, batch_size=4096, learning_rate=0.016, warmup_epochs=5,
-                label_smoothing=0.1, mixup=0.2, cutmix=1.0, ema_decay=0.9999, workers=16,
-                amp="bfloat16",
-            ),
+            IMAGENET_TRAINING,
             grid={"learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS},
             seeds=3,
             augment="torchvision",
