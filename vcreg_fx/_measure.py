@@ -128,9 +128,10 @@ def _measured(site: LiveSite, h: Tensor, grad: Tensor | None) -> SiteMeasurement
         raise InsertionError(
             f"{site.name} has a regularizer other than VCReg; measure compares VCReg's two terms."
         )
-    both, variances, covariance_loss = penalty_gradient(h, site.layout, config)
-    of_variance = penalty_gradient(h, site.layout, replace(config, beta=0.0))[0]
-    of_covariance = penalty_gradient(h, site.layout, replace(config, alpha=0.0))[0]
+    of_variance, variances, covariance_loss = penalty_gradient(
+        h, site.layout, replace(config, beta=0.0)
+    )
+    of_covariance, _, _ = penalty_gradient(h, site.layout, replace(config, alpha=0.0))
     task = 0.0 if grad is None else float(grad.norm(dtype=z.dtype))
 
     def ratio(gradient: Tensor) -> float:
@@ -146,7 +147,7 @@ def _measured(site: LiveSite, h: Tensor, grad: Tensor | None) -> SiteMeasurement
         std=float(std.mean()),
         correlation=_mean_correlation(z),
         task=task,
-        ratio=ratio(both),
+        ratio=ratio(of_variance + of_covariance),
         variance_ratio=ratio(of_variance),
         covariance_ratio=ratio(of_covariance),
     )

@@ -17,7 +17,7 @@ from ._arm import Arm, vcreg_arms
 from ._curves import draw_curves
 from ._experiment import Experiment, Metric, Paper
 from ._image_task import ImageTask, Roles
-from ._preset import ALPHAS, BETAS, IMAGENET_TRAINING, RATES, SMALL_GRID, Preset
+from ._preset import IMAGENET_TRAINING, PAPER_GRID, SMALL_GRID, Preset
 from ._study import VALIDATION
 
 _NAMES = ("cdnv", "ncc", "mi")
@@ -77,7 +77,7 @@ def presets(scale: str, data: str | None) -> Preset:
             data or "imagenet",
             "convnext-atto",
             IMAGENET_TRAINING,
-            grid={"learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS},
+            grid=dict(PAPER_GRID),
             seeds=3,
             augment="torchvision",
             options={

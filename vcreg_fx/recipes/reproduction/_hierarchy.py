@@ -15,7 +15,7 @@ from ._arm import Arm, vcreg_arms
 from ._errors import ReproductionError
 from ._experiment import Experiment, Metric, Paper
 from ._image_task import ImageTask, Roles
-from ._preset import ALPHAS, BETAS, IMAGENET_TRAINING, RATES, SMALL_GRID, Preset
+from ._preset import IMAGENET_TRAINING, PAPER_GRID, SMALL_GRID, Preset
 from ._scatter import draw_scatter
 
 
@@ -58,7 +58,7 @@ def presets(scale: str, data: str | None) -> Preset:
             data or "cifar100",
             "convnext-atto",
             dataclasses.replace(IMAGENET_TRAINING, epochs=200, workers=8, amp="none"),
-            grid={"learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS},
+            grid=dict(PAPER_GRID),
             seeds=3,
             augment="torchvision",
         )  # fmt: skip

@@ -14,7 +14,7 @@ from ..training import TrainSettings, accuracy
 from ._arm import Arm, vcreg_arms
 from ._experiment import Experiment, Metric, Paper
 from ._image_task import ImageTask, Roles
-from ._preset import ALPHAS, BETAS, RATES, SMALL_GRID, Preset
+from ._preset import PAPER_GRID, SMALL_GRID, Preset
 from ._scatter import draw_scatter
 from ._study import VALIDATION
 
@@ -67,7 +67,7 @@ def presets(scale: str, data: str | None) -> Preset:
             TrainSettings(
                 epochs=100, batch_size=256, learning_rate=0.016, warmup_epochs=10, workers=4
             ),
-            grid={"learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS},
+            grid=dict(PAPER_GRID),
             augment="crop",
             seeds=3,
             options={

@@ -16,7 +16,7 @@ from ..training import TrainSettings
 from ._arm import Arm
 from ._experiment import Experiment, Metric, Paper
 from ._image_task import ImageTask, Roles
-from ._preset import ALPHAS, BETAS, IMAGENET_TRAINING, RATES, SMALL_GRID, Preset
+from ._preset import IMAGENET_TRAINING, PAPER_GRID, SMALL_GRID, Preset
 from ._scatter import draw_scatter
 
 RULES = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
@@ -90,7 +90,7 @@ def presets(scale: str, data: str | None) -> Preset:
             data or "imagenet",
             "convnext-atto",
             IMAGENET_TRAINING,
-            grid={"learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS},
+            grid=dict(PAPER_GRID),
             seeds=3,
             augment="torchvision",
             options={"seen": None, "probes": tuple(DOWNSTREAM), "strengths": STRENGTHS},

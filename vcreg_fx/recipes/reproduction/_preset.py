@@ -19,7 +19,9 @@ IMAGENET_TRAINING = TrainSettings(
 )  # fmt: skip
 """torchvision's recipe for ConvNeXt, with the paper's epochs."""
 
-PAPER_GRID: Mapping[str, Sequence[Any]] = {"alpha": ALPHAS, "beta": BETAS}
+PAPER_GRID: Mapping[str, Sequence[Any]] = {
+    "learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS,
+}  # fmt: skip
 """The values that the paper searched (Appendices A and C)."""
 
 SMALL_GRID: Mapping[str, Sequence[Any]] = {"alpha": (1.28, 0.32), "beta": (0.16, 0.02)}
