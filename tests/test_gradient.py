@@ -18,7 +18,7 @@ from vcreg_fx._live import LiveSite
 TOLERANCE = {
     torch.float64: 1e-10,
     torch.float32: 1e-4,
-    torch.bfloat16: 1e-2,
+    torch.bfloat16: 2e-2,  # five roundings of up to 2⁻⁹: samples, G, products, sum
     torch.float16: 2e-3,
 }
 

@@ -28,38 +28,51 @@ class Blocks:
     **Attributes:**
 
     - `channels`: d.
+    - `ndim`: how many axes blocks have.
     """
 
     def __init__(self, axis: int, *tensors: Tensor) -> None:
         self.channels = tensors[0].shape[axis]
         moved = [tensor.movedim(axis, -1) for tensor in tensors]
-        self._tensors = _merge_sample_axes(moved)
+        size = _CPU_BLOCK if tensors[0].device.type == "cpu" else _GPU_BLOCK
+        merged = _merge_sample_axes(moved)
+        self._blocks = list(_cut(merged, max(size, self.channels)))
+        self.ndim = self._blocks[0][0].ndim
         self._by_rows = self.channels == 1 or moved[0].stride(-1) == 1
-        self._size = _CPU_BLOCK if tensors[0].device.type == "cpu" else _GPU_BLOCK
         self._device = tensors[0].device
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield matching blocks of the tensors: views of shape (…, d)."""
-        return _cut(self._tensors, max(self._size, self.channels))
+        return iter(self._blocks)
 
     def workspace(self, dtype: torch.dtype) -> Workspace:
         """Return memory for one block at a time, used over and over."""
-        largest = max((block.numel() for block, *_ in self), default=0)
+        largest = max(block.numel() for block, *_ in self._blocks)
         memory = torch.empty(largest, dtype=dtype, device=self._device)
         return Workspace(memory, self.channels, self._by_rows)
 
 
 class Workspace:
-    """Memory for one block, seen in two ways."""
+    """Memory for one block, seen in two ways.
+
+    Blocks of one shape get the same two tensors: making a view costs more than a small operation.
+    """
 
     def __init__(self, memory: Tensor, channels: int, by_rows: bool) -> None:
         self.dtype = memory.dtype
         self._memory = memory
         self._channels = channels
         self._by_rows = by_rows
+        self._views: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def of(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return the memory for a block of ``shape`` (…, d): as the block, and as (m, d)."""
+        key = tuple(shape)
+        if key not in self._views:
+            self._views[key] = self._view(key)
+        return self._views[key]
+
+    def _view(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         flat = self._memory[: math.prod(shape)]
         if self._by_rows:
             return flat.view(shape), flat.view(-1, self._channels)

@@ -61,18 +61,19 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
 
     **Arguments:**
 
-    - `found`: the moments of n ≥ 2 samples; their second moment is written to.
+    - `found`: the moments of n ≥ 2 samples; their covariance matrix is written to.
     - `alpha`, `beta`: 0-d tensors.
     - `config`: γ, ε, δ and the convention.
     """
     printed = config.convention == "algorithm1"
     delta = None if printed else config.delta
-    d, n = len(found.second), found.samples
-    c = found.second.div_(n - 1)
+    c, n = found.covariance, found.samples
+    d = len(c)
     variances = c.diagonal() + config.eps
     slope = variances.rsqrt().mul_(variances < config.gamma**2)
+    c.diagonal().zero_()  # Eq. 4 and Eq. 10 leave it out
     clamped = c if delta is None else c.clamp(-delta, delta)
-    covariance_loss = _off_diagonal_loss(c, clamped)
+    covariance_loss = _huber_sum(c, clamped) / max(d * (d - 1), 1)
     alpha, beta = _number(alpha), _number(beta)
     g = clamped.mul_(beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1)))
     g.diagonal().copy_(slope.mul_(alpha * (-found.ranks / d / (n - 1))))
@@ -95,7 +96,7 @@ def add_gradient(
     **Arguments:** as for `direction` and `add_product`; `weight` None is 1.
     """
     way = direction(found, alpha, beta, config)
-    g = way.g if weight is None else way.g * weight
+    g = way.g if weight is None else way.g.mul_(weight)
     return add_product(grad, h, axis, way.centre, g, dtype), way.statistics
 
 
@@ -128,11 +129,8 @@ def _number(coefficient: Tensor) -> Any:
     return coefficient if torch.compiler.is_compiling() else coefficient.item()
 
 
-def _off_diagonal_loss(c: Tensor, clamped: Tensor) -> Tensor:
-    """Return Σ_{i≠j} ρ(C_ij) / (d(d−1)), by ρ(x) = 2 x k − k² with k = clamp(x, −δ, δ)."""
-    d = c.shape[0]
-    flat, k = c.reshape(-1), clamped.reshape(-1)
-    total = 2 * torch.dot(flat, k) - torch.dot(k, k)
-    diagonal, k = c.diagonal(), clamped.diagonal()
-    total = total - (2 * torch.dot(diagonal, k) - torch.dot(k, k))
-    return total / max(d * (d - 1), 1)
+def _huber_sum(c: Tensor, clamped: Tensor) -> Tensor:
+    """Return Σ ρ(C_ij), by ρ(x) = 2 x k − k² with k = clamp(x, −δ, δ)."""
+    k = clamped.reshape(-1)
+    total = torch.dot(k, k)
+    return total if clamped is c else 2 * torch.dot(c.reshape(-1), k) - total

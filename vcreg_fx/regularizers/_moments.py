@@ -22,13 +22,13 @@ class Moments(NamedTuple):
 
     **Attributes:**
 
-    - `second`: Σ (z − centre)(z − centre)ᵀ, shape (d, d).
+    - `covariance`: Σ (z − centre)(z − centre)ᵀ / (n − 1), shape (d, d).
     - `centre`: the mean, shape (d,); None for zero, with ``convention="algorithm1"``.
     - `samples`: n, a number or a 0-d tensor.
     - `ranks`: how many processes they are from.
     """
 
-    second: Tensor
+    covariance: Tensor
     centre: Tensor | None
     samples: int | Tensor
     ranks: int
@@ -71,12 +71,15 @@ def start_moments(
     n = h.numel() // h.shape[axis]
     centred = config.convention == "exact"
     second, total = moments(h, axis, reference if centred else None, dtype)
+    group = group_of(config.sync)
+    part = 1 if group is not None else 1 / (n - 1)
     centre = None
     if centred:
         shift = total / n
-        second.addr_(shift, total, alpha=-1)
+        second.addr_(shift, total, beta=part, alpha=-part)
         centre = shift if reference is None else reference + shift
-    group = group_of(config.sync)
+    elif group is None:
+        second.mul_(part)
     if group is None:
         return lambda: Moments(second, centre, n, 1)
     return _exchange(second, centre, n, group)
@@ -103,7 +106,7 @@ def _exchange(second: Tensor, centre: Tensor | None, n: int, group: Any) -> Call
         total, means = counts.sum(), means.view(ranks, d)
         mean = counts @ means / total
         apart = means - mean
-        of_all = second.view(d, d).addmm(apart.T * counts, apart)
+        of_all = second.view(d, d).addmm(apart.T * counts, apart).div_(total - 1)
         return Moments(of_all, None if centre is None else mean, total, ranks)
 
     return finish

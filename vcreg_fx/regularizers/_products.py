@@ -6,16 +6,12 @@ pass over memory, makes no activation-sized copy, and keeps precision where mean
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
 from ._blocks import Blocks, Workspace
 from ._precision import FULL, product, working_dtype
-
-_PANELS = 4  # more save more operations, and are narrower, which runs at a lower rate
-_NARROWEST = 32
+from ._symmetric_sum import SymmetricSum
 
 
 def moments(
@@ -37,24 +33,15 @@ def moments(
         first, x = x.sum(dim=0), x.to(dtype)
         return product(x.T, x), first
     d = h.shape[axis]
-    second = torch.zeros((d, d), dtype=working, device=h.device)
+    second = SymmetricSum(d, working, h.device)
     first = torch.zeros((d,), dtype=working, device=h.device)
-    panels = _panels(d) if h.device.type == "cpu" else [slice(0, d)]
     blocks = Blocks(axis, h)
     space = blocks.workspace(dtype)
     for (block,) in blocks:
         x = _centred(block, centre, space)
-        for panel in panels:  # Σ x xᵀ is symmetric: the products need not pass the diagonal
-            target = second[panel, panel.start :]
-            left, right = x[:, panel].T, x[:, panel.start :]
-            if dtype in FULL:
-                target.addmm_(left, right)
-            else:
-                target += product(left, right)
+        second.add(x)
         first += x.sum(dim=0, dtype=working)
-    for panel in panels:
-        second[panel.stop :, panel] = second[panel, panel.stop :].T
-    return second, first
+    return second.result(), first
 
 
 def add_product(
@@ -79,7 +66,12 @@ def add_product(
         return torch.add(grad, added).to(grad.dtype)
     out = torch.empty_like(grad)
     blocks = Blocks(axis, h, grad, out)
-    space, result = blocks.workspace(dtype), blocks.workspace(working_dtype(h))
+    space = blocks.workspace(dtype)
+    if blocks.ndim == 2 and dtype in FULL and grad.dtype == h.dtype == dtype:
+        for block, arriving, leaving in blocks:
+            torch.addmm(arriving, _centred(block, centre, space), g, out=leaving)
+        return out
+    result = blocks.workspace(working_dtype(h))
     for block, arriving, leaving in blocks:
         x = _centred(block, centre, space)
         added, matrix = result.of(block.shape)
@@ -106,9 +98,3 @@ def _centred(block: Tensor, centre: Tensor | None, space: Workspace) -> Tensor:
 def _all_centred(h: Tensor, axis: int, centre: Tensor | None) -> Tensor:
     x = h.movedim(axis, -1).reshape(-1, h.shape[axis]).to(working_dtype(h))
     return x if centre is None else x - centre
-
-
-def _panels(d: int) -> list[slice]:
-    count = max(1, min(_PANELS, d // _NARROWEST))
-    edges = [d * i // count for i in range(count + 1)]
-    return [slice(start, stop) for start, stop in itertools.pairwise(edges)]
