@@ -26,8 +26,14 @@ def activation(layout: str, d: int, dtype: torch.dtype = torch.float64) -> Tenso
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("layout", SHAPES)
 @settings(max_examples=8)
-@given(d=st.integers(60, 210), size=st.sampled_from((1, 500, 5_000, 262_144)))
-def test_panels_and_blocks_of_any_size(layout: str, memory: str, d: int, size: int) -> None:
+@given(
+    d=st.integers(60, 210),
+    size=st.sampled_from((1, 500, 5_000, 262_144)),
+    arriving=st.sampled_from(MEMORY),
+)
+def test_panels_and_blocks_of_any_size(
+    layout: str, memory: str, d: int, size: int, arriving: str
+) -> None:
     torch.manual_seed(d)
     h = in_memory(activation(layout, d), Layout.parse(layout), memory)
     axis = Layout.parse(layout).axis
@@ -37,7 +43,7 @@ def test_panels_and_blocks_of_any_size(layout: str, memory: str, d: int, size: i
         centre = torch.randn(d, dtype=torch.float64)
         second, first = moments(h, axis, centre, torch.float64)
         g = second / second.norm()
-        grad = torch.randn_like(h)
+        grad = in_memory(activation(layout, d), Layout.parse(layout), arriving)
         added = add_product(grad, h, axis, centre, g, torch.float64)
     finally:
         _blocks._CPU_BLOCK = before

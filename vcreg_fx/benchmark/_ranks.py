@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from .._insert import insert
+from ._allocator import keep_freed_memory
 from ._clock import Quartiles, quartiles
 from ._step import Step
 from ._variants import IDENTITY
@@ -51,7 +52,13 @@ class RankRow:
 
 
 def measure_ranks(
-    model: nn.Module, inputs: Tensor, rule: str, *, ranks: int = 2, rounds: int = 11
+    model: nn.Module,
+    inputs: Tensor,
+    rule: str,
+    *,
+    ranks: int = 2,
+    rounds: int = 11,
+    keep_memory: bool = False,
 ) -> list[RankRow]:
     """Time steps of processes on this machine, joined by gloo, one thread each.
 
@@ -61,17 +68,27 @@ def measure_ranks(
     - `inputs`: the batch of one rank.
     - `rule`: where.
     - `ranks`, `rounds`: how many.
+    - `keep_memory`: as for `bench`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        work = (str(folder), model, inputs, rule, ranks, rounds)
+        work = (str(folder), model, inputs, rule, ranks, rounds, keep_memory)
         spawn(_rank, work, nprocs=ranks)
         found: list[RankRow] = torch.load(Path(folder, "rows.pt"), weights_only=False)
     return found
 
 
 def _rank(
-    rank: int, folder: str, model: nn.Module, inputs: Tensor, rule: str, ranks: int, rounds: int
+    rank: int,
+    folder: str,
+    model: nn.Module,
+    inputs: Tensor,
+    rule: str,
+    ranks: int,
+    rounds: int,
+    keep_memory: bool,
 ) -> None:
+    if keep_memory:
+        keep_freed_memory()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="Grad strides do not match")  # of identity, too
     dist.init_process_group(

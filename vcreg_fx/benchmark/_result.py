@@ -81,7 +81,8 @@ class BenchResult:
     **Attributes:**
 
     - `machine`: processor, versions.
-    - `settings`: device, dtype, rule, rounds, whether compiled, and which clock.
+    - `settings`: device, dtype, rule, rounds, whether compiled, which clock, and what
+      becomes of freed memory.
     - `models`: one a model.
     - `scaling`: cost against n and d.
     - `bias`: how the estimates compare with the exact gradient.
@@ -188,7 +189,7 @@ def _bias_lines(found: list[Bias]) -> list[str]:
 
 def _rank_lines(ranks: list[RankRow]) -> list[str]:
     return [
-        "Two ranks on this machine, joined by gloo, under DistributedDataParallel (wall-clock):",
+        "Processes on this machine, joined by gloo, under DistributedDataParallel (wall-clock):",
         "",
         "| variant | step | ratio to identity (quartiles) | all-reduces of VCReg | exchanged |",
         "|---|---:|---:|---:|---:|",
