@@ -20,6 +20,7 @@ from ._inputs import Inputs, candidate_inputs
 from ._recorder import Recorder
 from ._recording import Recording, forget_data
 
+_PLAIN = (torch.Tensor, nn.Parameter)
 _LOCK = threading.RLock()  # what a recording switches off is switched off for all threads
 
 
@@ -100,8 +101,11 @@ def _on_meta(model: nn.Module) -> bool:
 
 def _record_fake(model: nn.Module, inputs: Inputs) -> Recording:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
+    tensors = (*model.parameters(), *model.buffers())
+    # What is in the memo is not copied: a copy of each would cost five operations on fake tensors.
+    memo = {id(t): fake.from_tensor(t) for t in tensors if type(t) in _PLAIN}
     with FakeCopyMode(fake):
-        duplicate = copy.deepcopy(model)
+        duplicate = copy.deepcopy(model, memo)
 
     def to_fake(value: Any) -> Any:
         return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
