@@ -264,3 +264,18 @@ def test_the_papers_ratios_stand_beside_ours() -> None:
     row = Row("naive", 1.0, (1, 1, 1), 1, 1, (1, 1, 1), 0, 1)
     found = ModelResult("torchvision/vit_b_32", 16, [("a", 4, 2)], 1, 0.1, 0, 1, [row])
     assert "| 6.40 |" in BenchResult({}, {}, [found]).to_markdown()  # table 8: 1.427 s / 0.223 s
+
+
+def test_all_variants_compile_in_one_process() -> None:
+    """The compiler gives up at the ninth form of a function unless it is told otherwise."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    result = bench(
+        {"small": small()}, {"small": torch.randn(64, 8)}, rounds=1, compile=True, scaling=False
+    )
+    assert result.settings["compiled"] is True
+    assert counters["stats"]["unique_graphs"] == len(VARIANTS)
+    assert not counters["graph_break"]
+    assert torch._dynamo.config.recompile_limit == 8

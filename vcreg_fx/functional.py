@@ -92,7 +92,7 @@ def covariance_loss(
     if d < 2 or z.shape[0] < 2:
         return z.sum() * 0
     c = covariance(z)
-    off_diagonal = c[~torch.eye(d, dtype=torch.bool, device=c.device)]
+    off_diagonal = c - torch.diag(c.diagonal())
     count = d * (d - 1) if normalization == "vcreg" else d
     return smooth_l1(off_diagonal, delta).sum() / count
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -81,18 +82,24 @@ def bench(  # noqa: PLR0913 (all by name, but two)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     try:
-        found = []
-        for name, model in models.items():
-            one = _bench_model(
-                name, model, inputs[name], rule, chosen, dtype, place, rounds, compile, progress
-            )
-            if ranks > 1:
-                progress(f"{name}: {ranks} ranks")
-                of_ranks = measure_ranks(
-                    model, inputs[name], rule, ranks=ranks, rounds=rounds, keep_memory=keep_memory
+        with _room_to_compile(len(models) * len(chosen) if compile else 0):
+            found = []
+            for name, model in models.items():
+                one = _bench_model(
+                    name, model, inputs[name], rule, chosen, dtype, place, rounds, compile, progress
                 )
-                one = replace(one, ranks=of_ranks)
-            found.append(one)
+                if ranks > 1:
+                    progress(f"{name}: {ranks} ranks")
+                    of_ranks = measure_ranks(
+                        model,
+                        inputs[name],
+                        rule,
+                        ranks=ranks,
+                        rounds=rounds,
+                        keep_memory=keep_memory,
+                    )
+                    one = replace(one, ranks=of_ranks)
+                found.append(one)
     finally:
         torch.set_float32_matmul_precision(precision)
     if scaling:
@@ -104,6 +111,18 @@ def bench(  # noqa: PLR0913 (all by name, but two)
     growth = measure_scaling(place) if scaling else []
     bias = measure_bias() if scaling else []
     return BenchResult(describe_machine(place), settings, found, growth, bias)
+
+
+@contextmanager
+def _room_to_compile(count: int) -> Iterator[None]:
+    """Let the compiler keep so many compilations of one function; it gives up at the ninth."""
+    if not count:
+        yield
+        return
+    from torch._dynamo import config
+
+    with config.patch(recompile_limit=max(config.recompile_limit, count + 8)):
+        yield
 
 
 def _bench_model(

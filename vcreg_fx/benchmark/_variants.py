@@ -21,6 +21,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     'ours, mode="loss"': {"mode": "loss"},
     'ours, demean="activations"': {"demean": "activations"},
     "ours, interval=8": {"interval": 8},
+    "ours, interval=16": {"interval": 16},
     "ours, sample=256": {"sample": 256},
 }
 _STAND_INS: dict[str, Callable[[LiveSite, Tensor], StandIn]] = {
@@ -37,6 +38,7 @@ VARIANTS: Mapping[str, str] = MappingProxyType(
         'ours, mode="loss"': "the penalty as part of the loss",
         'ours, demean="activations"': "the activation itself demeaned",
         "ours, interval=8": "an estimate: every eighth step, times eight",
+        "ours, interval=16": "an estimate: every sixteenth step, times sixteen",
         "ours, sample=256": "an estimate: from 256 samples a site",
         "batch norm": "a batch norm layer in the place of VCReg",
     }
