@@ -11,16 +11,16 @@ from torch import Tensor
 
 from placement_rules import Layout, LayoutError
 
-from ._config import VCRegConfig, check_coefficient
+from ._config import VCRegConfig
 from ._distributed import GroupSum, group_of
 from ._loss_scale import LossScale
+from ._site_values import SiteValues
 from .regularizers import (
     InjectGradient,
     Moments,
     Penalize,
     Penalty,
     Settings,
-    Statistics,
     autocast_enabled,
     autocast_off,
     exported_vcreg,
@@ -39,7 +39,7 @@ def in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
-class LiveSite:
+class LiveSite(SiteValues):
     """A site of a model into which VCReg was inserted.
 
     **Attributes:**
@@ -64,98 +64,19 @@ class LiveSite:
         clone: bool,
         penalize: Penalize | None = None,
     ) -> None:
+        super().__init__(channels, config, penalize)
         self.name = name
         self.path = path
         self.position = position
         self.layout = layout
-        self.channels = channels
-        self.config = config
         self.loss_scale: LossScale | None = None
         self.pending: list[Tensor] = []
         self.probe: Callable[[Tensor], None] | None = None  # notes activations in place of all else
         self._clone = clone
-        self.penalize = penalize
-        self._alpha = torch.tensor(config.alpha, dtype=torch.float64, device="cpu")
-        self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
-        self._step = torch.zeros((), dtype=torch.int64, device="cpu")
         seed = torch.initial_seed() if config.sync is False else 0  # ranks act in the same steps
         self._key = f"{name}:{seed}"
-        self._numbers: Tensor | None = None  # variances + ε, covariance loss, n of the last step
         self._warned: set[str] = set()
         self._settings = self._make_settings()
-
-    # What a user sees ----------------------------------------------------------------------
-
-    @property
-    def alpha(self) -> float:
-        """The weight of the variance loss."""
-        return float(self._alpha)
-
-    @alpha.setter
-    def alpha(self, value: float) -> None:
-        self._alpha.fill_(check_coefficient("alpha", value))
-
-    @property
-    def beta(self) -> float:
-        """The weight of the covariance loss."""
-        return float(self._beta)
-
-    @beta.setter
-    def beta(self, value: float) -> None:
-        self._beta.fill_(check_coefficient("beta", value))
-
-    @property
-    def step(self) -> int:
-        """How many backward passes an estimated site has seen, from which its draws follow.
-
-        Assign what a checkpoint noted, to go on with the same draws.
-        """
-        return int(self._step)
-
-    @step.setter
-    def step(self, value: int) -> None:
-        self._step.fill_(value)
-
-    @property
-    def numbers(self) -> Tensor | None:
-        """C_ii + ε of each feature, ℓ_cov (or a competitor's value) and n of the last step.
-
-        Shape (d + 2,), on the device.
-        """
-        return self._numbers
-
-    @property
-    def std(self) -> Tensor | None:
-        """√(C_ii + ε) of each feature in the last step, shape (d,)."""
-        return None if self._numbers is None else self._numbers[:-2].sqrt()
-
-    @property
-    def variance_loss(self) -> float | None:
-        """ℓ_var of the last step (Eq. 3)."""
-        std = self.std
-        return None if std is None else float(torch.relu(self.config.gamma - std).mean())
-
-    @property
-    def covariance_loss(self) -> float | None:
-        """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given); None for a competitor."""
-        if self._numbers is None or self.penalize is not None:
-            return None
-        return float(self._numbers[-2])
-
-    @property
-    def samples(self) -> int | None:
-        """How many samples the last step had (n)."""
-        return None if self._numbers is None else int(self._numbers[-1])
-
-    @property
-    def penalty(self) -> float | None:
-        """α ℓ_var + β ℓ_cov of the last step (Eq. 5); α times a competitor's value."""
-        if self._numbers is not None and self.penalize is not None:
-            return self.alpha * float(self._numbers[-2])
-        variance, covariance = self.variance_loss, self.covariance_loss
-        if variance is None or covariance is None:
-            return None
-        return self.alpha * variance + self.beta * covariance
 
     @property
     def clones(self) -> bool:
@@ -312,18 +233,6 @@ class LiveSite:
             self._warned.add(message[:60])
             warnings.warn(message, stacklevel=2)
 
-    def _record(self, statistics: Statistics) -> None:
-        """Note the numbers of a step in one small tensor, which compiled code can write to too."""
-        variances, loss = statistics.variances.detach(), statistics.covariance_loss.detach()
-        n = statistics.samples
-        count = n.view(1) if isinstance(n, Tensor) else loss.new_full((1,), n)
-        numbers = torch.cat([variances, loss.view(1), count])
-        if torch.compiler.is_compiling():
-            if self.channels:  # known, unless the model could not be recorded
-                _memory(self, numbers.dtype, str(numbers.device)).copy_(numbers)
-        else:
-            self._numbers = numbers
-
     def _make_settings(self) -> Settings:
         how = (self._clone, self._record, self.penalize, self._key)
         return Settings(self.layout, self.config, *how)
@@ -338,14 +247,3 @@ class LiveSite:
         """Restore a copied or loaded site."""
         self.__dict__.update(state)
         self._settings = self._make_settings()
-
-
-def _memory(site: LiveSite, dtype: torch.dtype, device: str) -> Tensor:
-    """Return the tensor that compiled steps of a site write their numbers to."""
-    memory = torch.zeros(site.channels + 2, dtype=dtype, device=device)
-    site._numbers = memory
-    return memory
-
-
-# What torch.compiler.assume_constant_result does, without importing the compiler here.
-_memory._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -105,7 +105,7 @@ class BenchResult:
     def to_markdown(self) -> str:
         """Return the tables, with the paper's beside them where it has one."""
         lines = [
-            "# Results of the benchmark",
+            f"# {self._title()}",
             "",
             "Written by `vcreg-fx bench`; not edited. "
             + "; ".join(f"{key} {value}" for key, value in self.settings.items())
@@ -129,6 +129,12 @@ class BenchResult:
         if self.bias:
             lines += _bias_lines(self.bias)
         return "\n".join(lines)
+
+    def _title(self) -> str:
+        dtype = self.settings.get("dtype", "float32")
+        types = "" if dtype == "float32" else f" in {dtype}"
+        compiled = ", compiled" if self.settings.get("compiled") else ""
+        return f"Results of the benchmark{types}{compiled}"
 
 
 def _model_lines(found: ModelResult) -> list[str]:

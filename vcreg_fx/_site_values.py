@@ -1,0 +1,123 @@
+"""What a user sets and reads at a site: its coefficients, and the numbers of its last step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._config import VCRegConfig, check_coefficient
+from .regularizers import Penalize, Statistics
+
+
+class SiteValues:
+    """The coefficients of a site now, and what its last training step saw.
+
+    **Arguments:**
+
+    - `channels`: d; 0 if it is not known.
+    - `config`: the configuration that the site starts with.
+    - `penalize`: what acts instead of VCReg, if anything.
+    """
+
+    def __init__(self, channels: int, config: VCRegConfig, penalize: Penalize | None) -> None:
+        self.channels = channels
+        self.config = config
+        self.penalize = penalize
+        self._alpha = torch.tensor(config.alpha, dtype=torch.float64, device="cpu")
+        self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
+        self._step = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._numbers: Tensor | None = None  # variances + ε, covariance loss, n of the last step
+
+    @property
+    def alpha(self) -> float:
+        """The weight of the variance loss."""
+        return float(self._alpha)
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha.fill_(check_coefficient("alpha", value))
+
+    @property
+    def beta(self) -> float:
+        """The weight of the covariance loss."""
+        return float(self._beta)
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self._beta.fill_(check_coefficient("beta", value))
+
+    @property
+    def step(self) -> int:
+        """How many backward passes an estimated site has seen, from which its draws follow.
+
+        Assign what a checkpoint noted, to go on with the same draws.
+        """
+        return int(self._step)
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step.fill_(value)
+
+    @property
+    def numbers(self) -> Tensor | None:
+        """C_ii + ε of each feature, ℓ_cov (or a competitor's value) and n of the last step.
+
+        Shape (d + 2,), on the device.
+        """
+        return self._numbers
+
+    @property
+    def std(self) -> Tensor | None:
+        """√(C_ii + ε) of each feature in the last step, shape (d,)."""
+        return None if self._numbers is None else self._numbers[:-2].sqrt()
+
+    @property
+    def variance_loss(self) -> float | None:
+        """ℓ_var of the last step (Eq. 3)."""
+        std = self.std
+        return None if std is None else float(torch.relu(self.config.gamma - std).mean())
+
+    @property
+    def covariance_loss(self) -> float | None:
+        """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given); None for a competitor."""
+        if self._numbers is None or self.penalize is not None:
+            return None
+        return float(self._numbers[-2])
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples the last step had (n)."""
+        return None if self._numbers is None else int(self._numbers[-1])
+
+    @property
+    def penalty(self) -> float | None:
+        """α ℓ_var + β ℓ_cov of the last step (Eq. 5); α times a competitor's value."""
+        if self._numbers is not None and self.penalize is not None:
+            return self.alpha * float(self._numbers[-2])
+        variance, covariance = self.variance_loss, self.covariance_loss
+        if variance is None or covariance is None:
+            return None
+        return self.alpha * variance + self.beta * covariance
+
+    def _record(self, statistics: Statistics) -> None:
+        """Note the numbers of a step in one small tensor, which compiled code can write to too."""
+        variances, loss = statistics.variances.detach(), statistics.covariance_loss.detach()
+        n = statistics.samples
+        count = n.view(1) if isinstance(n, Tensor) else loss.new_full((1,), n)
+        numbers = torch.cat([variances, loss.view(1), count])
+        if torch.compiler.is_compiling():
+            if self.channels:  # known, unless the model could not be recorded
+                _memory(self, numbers.dtype, str(numbers.device)).copy_(numbers)
+        else:
+            self._numbers = numbers
+
+
+def _memory(site: SiteValues, dtype: torch.dtype, device: str) -> Tensor:
+    """Return the tensor that compiled steps of a site write their numbers to."""
+    memory = torch.zeros(site.channels + 2, dtype=dtype, device=device)
+    site._numbers = memory
+    return memory
+
+
+# What torch.compiler.assume_constant_result does, without importing the compiler here.
+_memory._dynamo_marked_constant = True  # type: ignore[attr-defined]
