@@ -135,16 +135,37 @@ def test_one_site_keeps_little_more_than_identity() -> None:
 def test_ratios_and_floors_are_taken_within_a_round() -> None:
     from vcreg_fx.benchmark._bench import _row
 
-    times = {
-        "identity": [(1.0, 2.0), (2.0, 4.0), (1.0, 2.0)],
-        "x": [(1.0, 3.0), (2.0, 6.0), (1.0, 3.0)],
-    }
-    row = _row("x", times, [0.5, 1.0, 0.5], 8, 1.0)
+    pairs = [((1.0, 3.0), (1.0, 2.0)), ((2.0, 6.0), (2.0, 4.0)), ((1.0, 3.0), (1.0, 2.0))]
+    row = _row("x", pairs, [0.5, 1.0, 0.5], 8, 1.0)
     assert row.ratio == (pytest.approx(4 / 3),) * 3
     assert row.forward == 1 and row.backward == 1.5
     assert row.floors == (2, 2, 2)
     assert quartiles([3.0]) == (3.0, 3.0, 3.0)
     assert quartiles([1.0, 2.0, 3.0]) == (1.5, 2.0, 2.5)
+
+
+class Fixed:
+    """Stands in for a step, and for the floor, whose time follows from when it is taken."""
+
+    def __init__(self, clock: list[int], slower: float = 0.0) -> None:
+        self.clock, self.slower = clock, slower
+
+    def timed(self, _: object) -> tuple[float, float]:
+        self.clock[0] += 1
+        return self.clock[0] + self.slower, 10.0
+
+
+def test_a_variant_is_compared_with_identity_on_both_sides() -> None:
+    from vcreg_fx.benchmark._bench import _rounds
+
+    clock = [0]
+    steps = {"identity": Fixed(clock), "a": Fixed(clock, 0.5), "b": Fixed(clock, 0.25)}
+    pairs, floors = _rounds("m", steps, Fixed(clock), Clock(torch.device("cpu")), 3, print)
+    assert len(floors) == 3 and all(len(found) == 3 for found in pairs.values())
+    # The machine gets slower by one unit a step; what stands between two neighbors sees none of it.
+    assert all(own[0] - base[0] == 0.5 for own, base in pairs["a"])
+    assert all(own[0] - base[0] == 0.25 for own, base in pairs["b"])
+    assert all(own == base for own, base in pairs["identity"])
 
 
 def test_exponents() -> None:

@@ -27,7 +27,8 @@ from ._scaling import measure_scaling
 from ._step import DTYPES, Step
 from ._variants import IDENTITY, VARIANTS, make_variant
 
-Times = dict[str, list[tuple[float, float]]]
+Time = tuple[float, float]  # of forward and of backward, in seconds
+Pair = tuple[Time, Time]  # of a variant, and of identity beside it
 
 
 def bench(  # noqa: PLR0913 (all by name, but two)
@@ -38,7 +39,7 @@ def bench(  # noqa: PLR0913 (all by name, but two)
     variants: Iterable[str] = VARIANTS,
     dtype: str = "float32",
     device: str | torch.device = "cpu",
-    rounds: int = 11,
+    rounds: int = 9,
     compile: bool = False,  # noqa: A002 (the name of what it does)
     scaling: bool = True,
     ranks: int = 1,
@@ -47,8 +48,8 @@ def bench(  # noqa: PLR0913 (all by name, but two)
 ) -> BenchResult:
     """Time a training step of each variant on each model (VCReg, table 8).
 
-    Every round times each variant once, in a new order, and the floor; a ratio is taken within a
-    round, and the medians over rounds are reported.
+    Every round times each variant once, in a new order, between two steps of identity, with which
+    it is compared, and the floor; the medians over rounds are reported.
 
     **Arguments:**
 
@@ -154,11 +155,12 @@ def _bench_model(
     floor = Floor([(n, d) for _, n, d in shapes], factors, device)
     saved = {variant: saved_bytes(step) for variant, step in steps.items()}
     peaks = {variant: peak_bytes(step) for variant, step in steps.items()}
-    times, floors = _rounds(name, steps, floor, Clock(device), rounds, progress)
-    identity = times[IDENTITY]
-    share = quartiles([at / sum(base) for at, base in zip(floors, identity, strict=True)])[1]
+    pairs, floors = _rounds(name, steps, floor, Clock(device), rounds, progress)
+    share = quartiles(
+        [at / sum(own) for at, (own, _) in zip(floors, pairs[IDENTITY], strict=True)]
+    )[1]
     rows = [
-        _row(variant, times, floors, saved[variant] - saved[IDENTITY],
+        _row(variant, pairs[variant], floors, saved[variant] - saved[IDENTITY],
              peaks[variant] / peaks[IDENTITY])
         for variant in chosen
     ]  # fmt: skip
@@ -175,25 +177,31 @@ def _rounds(
     clock: Clock,
     rounds: int,
     progress: Callable[[str], None],
-) -> tuple[Times, list[float]]:
-    """Time every variant and the floor once a round, in a random order; drop the first round."""
+) -> tuple[dict[str, list[Pair]], list[float]]:
+    """Time the floor and every variant once a round, in a random order; drop the first round.
+
+    A step of identity is timed between any two, and each variant is compared with the mean of the
+    two beside it, since the speed of a machine drifts within a round.
+    """
     order = random.Random(0)
-    times: Times = {variant: [] for variant in steps}
+    pairs: dict[str, list[Pair]] = {variant: [] for variant in steps}
     floors = []
+    others = [variant for variant in steps if variant != IDENTITY]
     for turn in range(rounds + 1):
         progress(f"{name}: round {turn} of {rounds}")
-        work = [*steps, None]
-        order.shuffle(work)
-        for variant in work:
-            if variant is None:
-                floors.append(floor.timed(clock))
-            else:
-                times[variant].append(steps[variant].timed(clock))
-    return {variant: found[1:] for variant, found in times.items()}, floors[1:]
+        floors.append(floor.timed(clock))
+        before = steps[IDENTITY].timed(clock)
+        pairs[IDENTITY].append((before, before))
+        for variant in order.sample(others, len(others)):
+            own = steps[variant].timed(clock)
+            after = steps[IDENTITY].timed(clock)
+            base = ((before[0] + after[0]) / 2, (before[1] + after[1]) / 2)
+            pairs[variant].append((own, base))
+            before = after
+    return {variant: found[1:] for variant, found in pairs.items()}, floors[1:]
 
 
-def _row(variant: str, times: Times, floors: list[float], saved: int, peak: float) -> Row:
-    pairs = list(zip(times[variant], times[IDENTITY], strict=True))
+def _row(variant: str, pairs: list[Pair], floors: list[float], saved: int, peak: float) -> Row:
     return Row(
         variant,
         seconds=quartiles([sum(own) for own, _ in pairs])[1],

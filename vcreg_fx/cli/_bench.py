@@ -39,7 +39,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
     dtype: Annotated[
         str, typer.Option(help="float32, tf32, bf16, or amp (autocast in bfloat16).")
     ] = "float32",
-    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each variant.")] = 11,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each variant.")] = 9,
     threads: Annotated[int, typer.Option(min=1, help="Of torch, on a CPU.")] = 1,
     compile: Annotated[  # noqa: A002 (the name of the option)
         bool, typer.Option("--compile", help="Time torch.compile(model).")
