@@ -14,6 +14,9 @@ from ._inputs import candidate_inputs as candidate_inputs
 from ._layout import Layout as Layout
 from ._names import register as register
 from ._operation import operation as operation
+from ._origin import Frame as Frame
+from ._origin import function_of as function_of
+from ._origin import without_dispatch as without_dispatch
 from ._parse import parse as parse
 from ._record import record as record
 from ._recorder import is_recording as is_recording

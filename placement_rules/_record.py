@@ -6,7 +6,7 @@ import copy
 import logging
 import random
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from ._inputs import Inputs, candidate_inputs
 from ._recorder import Recorder
 from ._recording import Recording, forget_data
 
+Prepare = Callable[[nn.Module], None]
 _PLAIN = (torch.Tensor, nn.Parameter)
 _LOCK = threading.RLock()  # what a recording switches off is switched off for all threads
 
@@ -28,6 +29,8 @@ def record(
     model: nn.Module,
     example_inputs: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    prepare: Prepare = lambda _: None,
 ) -> Recording:
     """Record one forward pass of ``model`` in eval mode, on a copy, without touching the model.
 
@@ -40,6 +43,7 @@ def record(
     - `model`: any module; parameters may lie on the meta device.
     - `example_inputs`, `example_kwargs`: arguments for one forward call. By default they are
       worked out from the model.
+    - `prepare`: changes the copy of the model before it runs.
 
     **Returns:** the `Recording`.
 
@@ -52,13 +56,13 @@ def record(
             (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs or ()
         )
         given = Inputs(tuple(positional), dict(example_kwargs or {}), "the given inputs")
-        return _record_either(model, given)
+        return _record_either(model, given, prepare)
     failures = []
     candidates = list(candidate_inputs(model))
     for run in (_record_fake, _record_real):
         for inputs in candidates:
             try:
-                return run(model, inputs)
+                return run(model, inputs, prepare)
             except Exception as error:
                 failures.append(f"  {inputs.origin}: {type(error).__name__}: {error}")
         if _on_meta(model):
@@ -77,9 +81,9 @@ def record(
     )
 
 
-def _record_either(model: nn.Module, inputs: Inputs) -> Recording:
+def _record_either(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
     try:
-        return _record_fake(model, inputs)
+        return _record_fake(model, inputs, prepare)
     except Exception as fake_error:
         if _on_meta(model):
             raise RecordingError(
@@ -87,7 +91,7 @@ def _record_either(model: nn.Module, inputs: Inputs) -> Recording:
                 f"the meta device rule out a real pass: {fake_error}"
             ) from fake_error
         try:
-            return _record_real(model, inputs)
+            return _record_real(model, inputs, prepare)
         except Exception as error:
             raise RecordingError(
                 f"The forward pass of {type(model).__name__} failed on {inputs.origin}: "
@@ -99,13 +103,14 @@ def _on_meta(model: nn.Module) -> bool:
     return any(parameter.is_meta for parameter in model.parameters())
 
 
-def _record_fake(model: nn.Module, inputs: Inputs) -> Recording:
+def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     tensors = (*model.parameters(), *model.buffers())
     # What is in the memo is not copied: a copy of each would cost five operations on fake tensors.
     memo = {id(t): fake.from_tensor(t) for t in tensors if type(t) in _PLAIN}
     with FakeCopyMode(fake):
         duplicate = copy.deepcopy(model, memo)
+    prepare(duplicate)
 
     def to_fake(value: Any) -> Any:
         return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
@@ -115,8 +120,9 @@ def _record_fake(model: nn.Module, inputs: Inputs) -> Recording:
         return _run(model, duplicate, args, kwargs)
 
 
-def _record_real(model: nn.Module, inputs: Inputs) -> Recording:
+def _record_real(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
     duplicate = copy.deepcopy(model)
+    prepare(duplicate)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         args, kwargs = copy.deepcopy((inputs.args, inputs.kwargs))

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_map
 
 from ._operation import operation
+from ._origin import Origin, OriginFinder
 from ._recording import Recording, Scope, Write, storage_of
 from ._tree import get_leaf, leaves
 
@@ -34,6 +35,8 @@ class Recorder(TorchFunctionMode):
         self.recording = Recording(model, [], fx.Graph(), [])
         self._time = 0
         self._stack: list[Scope] = []
+        self._running: list[nn.Module] = []  # the copied modules of the scopes on the stack
+        self._origins = OriginFinder()
         self._known: list[dict[int, fx.Node]] = []  # per scope on the stack: tensor id -> node
         self._flat: dict[int, fx.Node] = {}
         self._calls: Counter[str] = Counter()
@@ -71,7 +74,8 @@ class Recorder(TorchFunctionMode):
             written = arguments[:1]
         made = list(leaves(output))
         if made or written:
-            self._record_function(func, args, kwargs, output, made, written)
+            origin = self._origins.of_call(self._running[-1], 1)
+            self._record_function(func, args, kwargs, output, made, written, origin)
         return output
 
     def _record_function(
@@ -82,6 +86,7 @@ class Recorder(TorchFunctionMode):
         output: Any,
         made: list[tuple[Any, Tensor]],
         written: list[Tensor],
+        origin: Origin,
     ) -> None:
         self._kept.append(output)
         name = operation(func)
@@ -92,6 +97,7 @@ class Recorder(TorchFunctionMode):
             self.recording.flat, "call_function", func, args, kwargs, self._flat_of, name
         )
         node.meta["val"] = flat.meta["val"] = output
+        node.meta["origin"] = origin
         if isinstance(output, Tensor):
             node.meta["storage"] = storage_of(output)
         flat.meta["scope"], node.meta["flat"] = self._stack[-1], flat
@@ -117,9 +123,14 @@ class Recorder(TorchFunctionMode):
     # Calls of modules ----------------------------------------------------------------------
 
     def enter(
-        self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        path: str,
+        module: nn.Module,
+        running: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
-        """Begin the scope of a module call."""
+        """Begin the scope of a call of a module, whose copy is running."""
         parent = self._stack[-1] if self._stack else None
         node = None
         if parent is not None:
@@ -132,6 +143,7 @@ class Recorder(TorchFunctionMode):
                 self._node_of,
                 path.rpartition(".")[2],
             )
+            node.meta["origin"] = self._origins.of_module_call(self._running[-1])
         scope = Scope(
             path, module, fx.Graph(), self._calls[path], parent, node, args, kwargs, self._tick()
         )
@@ -139,6 +151,7 @@ class Recorder(TorchFunctionMode):
         if node is not None:
             node.meta["scope"] = scope
         self._stack.append(scope)
+        self._running.append(running)
         self._known.append({})
         self.recording.scopes.append(scope)
         for where, tensor in [*leaves(args), *leaves(kwargs)]:
@@ -180,6 +193,7 @@ class Recorder(TorchFunctionMode):
 
     def _pop(self) -> None:
         self._stack.pop().end = self._tick()
+        self._running.pop()
         self._known.pop()
 
     # Nodes ---------------------------------------------------------------------------------
@@ -288,7 +302,7 @@ def _drop_function_hooks(module: nn.Module) -> None:
 
 def _record_calls(recorder: Recorder, module: nn.Module, path: str, original: nn.Module) -> None:
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.enter(path, original, args, kwargs)
+        recorder.enter(path, original, module, args, kwargs)
 
     def leave(_: nn.Module, __: Any, output: Any) -> None:
         recorder.leave(original, output)

@@ -28,8 +28,8 @@ class Scope:
     In `graph`, functions and methods are ``call_function`` nodes, each child module that was
     called is one ``call_module`` node, parameters and buffers are ``get_attr`` nodes. A node's
     ``meta`` holds ``val`` (its tensor, without data), ``time`` (its place in the whole recording),
-    ``flat`` (the node of `Recording.flat` with the same value) and, for a ``call_module`` node,
-    ``scope`` (the call it stands for).
+    ``flat`` (the node of `Recording.flat` with the same value), for calls ``origin`` (where in the
+    source the call stands) and, for a ``call_module`` node, ``scope`` (the call it stands for).
     """
 
     path: str

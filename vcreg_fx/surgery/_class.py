@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import types
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,12 +13,12 @@ from torch import fx, nn
 from .._errors import InsertionError
 from .._live import LiveSite
 from ._forward import Forward
-from ._graph_data import from_data, to_data
-from ._inside import Inside
+from ._graph_data import from_data, to_data, to_shown_data
+from ._inside import NewMethod, new_methods
 from ._symbolic import TABLE, tracer_of
 from ._watch import REGISTRY, watch_sites
 
-_made: WeakValueDictionary[tuple[int, str, bool], type[nn.Module]] = WeakValueDictionary()
+_made: WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = WeakValueDictionary()
 
 
 class SiteTable:
@@ -40,17 +41,11 @@ def rewritten_class(original: type[nn.Module], forward: Forward, watch: bool) ->
     - `watch`: whether it is the model that VCReg was inserted into, which reports lost sites.
     """
     source = forward.outer.python_code("self").src
-    code = source
-    if forward.inside is not None:
-        body = forward.inside.graph.python_code("self").src
-        source += f"{body}{forward.inside.signature}"
-        code += "\n# original_forward, traced\n" + body.lstrip().replace(
-            "def forward(", "def inside_forward(", 1
-        )
-    key = (id(original), source, watch)  # a made class keeps its original alive, and so its id
+    # A made class keeps its original alive, and so its id.
+    key = (id(original), source, forward.marks, str(forward.shown), watch)
     made = _made.get(key)
     if made is None:
-        made = _made[key] = _make(original, forward, watch, code)
+        made = _made[key] = _make(original, forward, watch, source)
     return made
 
 
@@ -76,19 +71,27 @@ def is_covered(module: nn.Module) -> bool:
     return is_rewritten(module) and "vcreg_original" not in type(module).__dict__
 
 
+def set_aside(model: nn.Module) -> None:
+    """Give the modules of a copied model their own classes back; their sites stay with them."""
+    for module in model.modules():
+        if is_rewritten(module) and not is_covered(module):
+            object.__setattr__(module, "__class__", original_class(module))
+
+
 def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -> type[nn.Module]:
-    inside = forward.inside
-    traced = None if inside is None else _compile(inside.graph)
+    methods = new_methods(forward.marks)
+    bases, own = _bases(original, methods)
+    inside: Any = own.pop("forward", original.forward)
     rewritten = _compile(forward.outer)
+    for method in methods:
+        code += f"\n# {method.cls.__name__}.{method.name}\n{method.text}"
 
     def original_forward(self: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if watch:
             watch_sites(self)
         if (tracer := tracer_of(*args, *kwargs.values())) is not None and tracer.keeps(self):
             return tracer.original(self, args, kwargs)
-        if inside is None or traced is None or not inside.applies(self):
-            return original.forward(self, *args, **kwargs)
-        return traced(self, *inside.bind(self, args, kwargs))
+        return inside(self, *args, **kwargs)
 
     @functools.wraps(original.forward)
     def new_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -104,12 +107,12 @@ def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -
         reduced = original.__reduce_ex__(self, protocol)
         if not (isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__):  # type: ignore[attr-defined]
             return reduced
-        data = (to_data(forward.outer), None if inside is None else inside.to_data())
+        shown = None if forward.shown is forward.outer else to_shown_data(forward.shown)
+        data = (to_data(forward.outer), forward.marks, shown)
         return (_rebuild, (original, data, watch, *reduced[1][1:]), *reduced[2:])
 
-    boundary = any(node.op == "get_attr" for node in forward.outer.nodes)
-    graph = forward.outer if boundary or inside is None else inside.graph
     namespace: dict[str, Any] = {
+        **own,
         "__module__": original.__module__,
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
@@ -119,18 +122,43 @@ def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -
         "__reduce_ex__": reduce_ex,
         "vcreg_original": original,
     }
-    for name, value in {"graph": graph, "code": code}.items():
+    for name, value in {"graph": forward.shown, "code": code}.items():
         if not hasattr(original, name):
             namespace[name] = _ShownUnlessTaken(name, value)
     metaclass: Any = type(original)
     try:
-        made: type[nn.Module] = metaclass(original.__name__, (original,), namespace)
+        made: type[nn.Module] = metaclass(original.__name__, bases, namespace)
     except Exception as error:
         raise InsertionError(
             f"{original.__name__} cannot be subclassed, as rewriting its forward needs: {error}. "
             "Use a rule that selects another module."
         ) from error
     return made
+
+
+def _bases(
+    original: type[nn.Module], methods: list[NewMethod]
+) -> tuple[tuple[type, ...], dict[str, types.FunctionType]]:
+    """Return the bases of a generated class, and the methods that are its own.
+
+    A method that a class further up defines, and the module's class calls by ``super()``, has its
+    place right before that class.
+    """
+    own: dict[str, types.FunctionType] = {}
+    above: dict[type, dict[str, types.FunctionType]] = {}
+    for method in methods:
+        first = next(cls for cls in original.__mro__ if method.name in vars(cls))
+        table = own if first is method.cls else above.setdefault(method.cls, {})
+        table[method.name] = method.function
+    ordered = [cls for cls in original.__mro__ if cls in above]
+    kept = ("__module__", "__qualname__", "__doc__")
+    return (
+        original,
+        *(
+            type(cls)(cls.__name__, (cls,), {**{k: getattr(cls, k) for k in kept}, **above[cls]})
+            for cls in ordered
+        ),
+    ), own
 
 
 class _ShownUnlessTaken:
@@ -156,7 +184,8 @@ def _compile(graph: fx.Graph) -> Any:
 
 def _rebuild(original: type[nn.Module], data: Any, watch: bool, *args: Any) -> nn.Module:
     """Make an empty instance of the rewritten class, when a module is unpickled or copied."""
-    outer, traced = data
-    inside = None if traced is None else Inside.from_data(traced)
-    cls = rewritten_class(original, Forward(from_data(outer), inside), watch)
+    outer, marks, shown = data
+    graph = from_data(outer)
+    forward = Forward(graph, marks, graph if shown is None else from_data(shown))
+    cls = rewritten_class(original, forward, watch)
     return cls.__new__(cls, *args)

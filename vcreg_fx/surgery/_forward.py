@@ -12,8 +12,7 @@ from torch import fx, nn
 from placement_rules import Recording, Scope, Site
 
 from .._config import VCRegConfig
-from ._agreement import find_node
-from ._inside import Inside, trace_inside
+from ._inside import Mark, Place
 from ._nodes import (
     demean,
     demean_activation,
@@ -35,27 +34,30 @@ class Edit:
     - `name`: the site's name.
     - `position`, `leaf`: where in the module it is.
     - `demeans`: whether the activation itself is demeaned.
-    - `at`: the recorded call and node, needed while a forward is built around a node in its middle.
+    - `place`: for a site in the middle of the forward, where in the source it is.
+    - `at`: the recorded call and node, with which the module's graph is shown.
     """
 
     name: str
     position: str
     leaf: tuple[int | str, ...]
     demeans: bool
+    place: Place | None = None
     at: tuple[Scope, fx.Node] | None = None
 
     @classmethod
-    def of(cls, site: Site, config: VCRegConfig) -> Edit:
+    def of(cls, site: Site, config: VCRegConfig, place: Place | None) -> Edit:
         """Return the edit for a planned site."""
         demeans = config.demean == "activations"
-        return cls(site.name, site.position, site.leaf, demeans, (site.scope, site.node))
+        at = (site.scope, site.node)
+        return cls(site.name, site.position, site.leaf, demeans, place, at)
 
     def detached(self) -> Edit:
         """Return the edit without the recording, as it is kept with the module."""
         return replace(self, at=None)
 
     def found_in(self, recording: Recording) -> Edit:
-        """Return a kept edit with its place in a new recording of the model."""
+        """Return a kept edit with its node in a new recording of the model, for the shown graph."""
         for scope in recording.calls(self.name.partition(":")[0]):
             for node in scope.graph.nodes:
                 if node.name == self.position:
@@ -70,15 +72,26 @@ class Edit:
     @property
     def key(self) -> str:
         """The site's name among those of its module, as an identifier."""
-        parts = [self.position, *(str(key) for key in self.leaf)]
-        if parts == ["input", "0"]:
-            parts = ["input"]
-        return "".join(c if c.isalnum() else "_" for c in "_".join(parts))
+        return key_of(self.position, self.leaf)
 
     @property
     def buffer(self) -> str | None:
         """The name of the running mean that ``demean="activations"`` adds to the module."""
         return f"vcreg_{self.key}_running_mean" if self.demeans else None
+
+
+    @property
+    def mark(self) -> Mark | None:
+        """What is marked in the module's source, if the site lies in the middle of it."""
+        return None if self.place is None else Mark(self.place, self.key, self.leaf, self.buffer)
+
+
+def key_of(position: str, leaf: tuple[int | str, ...]) -> str:
+    """Return a site's name among those of its module, as an identifier."""
+    parts = [position, *(str(key) for key in leaf)]
+    if parts == ["input", "0"]:
+        parts = ["input"]
+    return "".join(c if c.isalnum() else "_" for c in "_".join(parts))
 
 
 @dataclass(frozen=True)
@@ -89,35 +102,44 @@ class Forward:
 
     - `outer`: takes ``*args, **kwargs``, calls ``self.vcreg_original_forward``, and holds the nodes
       for sites at the module's inputs and outputs.
-    - `inside`: the traced original forward with the nodes for sites in its middle, if any.
+    - `marks`: the sites in the middle of the original forward.
+    - `shown`: the graph that the module's class shows.
     """
 
     outer: fx.Graph
-    inside: Inside | None = None
+    marks: tuple[Mark, ...]
+    shown: fx.Graph
 
 
-def build_forward(module: nn.Module, forward: Any, edits: Sequence[Edit]) -> Forward:
-    """Return the forward of ``module`` with all of its sites.
+def build_forward(forward: Any, edits: Sequence[Edit]) -> Forward:
+    """Return the forward of a module with all of its sites.
 
     **Arguments:**
 
-    - `module`: the module; it is not changed.
     - `forward`: its class's forward, before any rewriting.
     - `edits`: its sites.
-
-    **Raises:** `InsideError` if a site lies in the middle of a forward that cannot be traced.
     """
-    inside = None
-    if within := [(edit, *edit.at) for edit in edits if edit.inside and edit.at is not None]:
-        demeans = any(edit.demeans for edit, _, _ in within)
-        inside = trace_inside(module, forward, within[0][1], in_eval=demeans)
-        found = [
-            (edit, find_node(inside.graph, module, scope, node)) for edit, scope, node in within
-        ]
-        for edit, node in found:
-            _after(inside.graph, node, edit)
-        inside.graph.lint()
-    return Forward(_outer(forward, edits), inside)
+    outer = _outer(forward, edits)
+    marks = tuple(edit.mark for edit in edits if edit.mark is not None)
+    within = [edit for edit in edits if edit.inside and edit.at is not None]
+    return Forward(outer, marks, _recorded(within) if within else outer)
+
+
+def _recorded(edits: Sequence[Edit]) -> fx.Graph:
+    """Return the recorded graph of a module's call with the nodes of the sites in its middle."""
+    assert edits[0].at is not None
+    scope = edits[0].at[0]
+    graph, prefix = fx.Graph(), f"{scope.path}."
+    made: dict[fx.Node, fx.Node] = {}
+    for node in scope.graph.nodes:
+        copied = made[node] = graph.node_copy(node, lambda source: made[source])
+        copied.meta = {}
+        if copied.op in {"call_module", "get_attr"}:
+            copied.target = str(copied.target).removeprefix(prefix)
+    for edit in edits:
+        assert edit.at is not None
+        _after(graph, made[edit.at[1]], edit)
+    return graph
 
 
 def _outer(forward: Any, edits: Sequence[Edit]) -> fx.Graph:

@@ -1,202 +1,305 @@
-"""Inside form: rewrite one module's forward around a node in its middle.
+"""Inside form: the module's own source with the expressions of its sites wrapped.
 
-The module is traced symbolically, on a copy, every child a leaf. Tracing bakes plain Python values
-into the graph without a word, so the values it reads are noted, and compared at every call. It does
-not see contexts (no_grad, autocast, checkpointing), and takes Python's decisions about a proxy for
-those about a tensor; so contexts are refused, and it has to go through the recorded operations.
+A site in the middle of a forward is the value of an expression in the source of that forward, or of
+another method that it calls. That method is compiled again with the expression in a call of
+``vcreg``, which returns the tensor with the site's nodes behind it. Nothing else changes, so that
+whatever the forward does besides stays as it is.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
+import itertools
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from placement_rules import Scope, leaves
+from placement_rules import Frame, Recording, Scope, Site, function_of, operation, without_dispatch
 
 from .._errors import InsideError
-from ._agreement import compare, refusal
-from ._graph_data import from_data, to_data
-from ._reads import Read, is_plain, same, watch_reads
-from ._symbolic import hold_to
+from ._nodes import demean, demean_activation, get_tensor, put_tensor, vcreg
+from ._source import Source, SourceError, Span, Wrapping, rewrapped
+from ._symbolic import TABLE
 
 
 @dataclass(frozen=True)
-class Inside:
-    """A module's forward as a graph.
+class Place:
+    """Where in the source of a module's class the tensor of a site is computed.
 
     **Attributes:**
 
-    - `graph`: the traced forward; its placeholders are the arguments in `given`.
-    - `names`: the forward's positional parameters.
-    - `given`: the parameters that held tensors when the model was recorded.
-    - `fixed`: the values of all other parameters then, which calls have to repeat.
-    - `read`: the plain attributes that the forward read then, which have to stay.
-    - `in_eval`: whether it applies in eval mode too; else only in training.
+    - `cls`, `method`: the class that defines the method, and the method's name.
+    - `span`: the expression.
+    - `execution`, `executions`: which of its executions in one call of the method makes the tensor,
+      and how many there were.
+    - `digest`: of the method's source.
     """
 
-    graph: fx.Graph
-    names: tuple[str, ...]
-    given: tuple[str, ...]
-    fixed: dict[str, Any]
-    read: dict[Read, Any]
-    in_eval: bool
-
-    def applies(self, module: nn.Module) -> bool:
-        """Whether this call needs the rewritten forward: elsewhere the original one is exact."""
-        return self.in_eval or (module.training and torch.is_grad_enabled())
-
-    def bind(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """Return the arguments of the graph for one call of the module.
-
-        **Raises:** `InsideError` if the call, or an attribute that the forward reads, differs from
-        what was recorded in anything but tensors.
-        """
-        where = type(module).__name__
-        values = {**self.fixed, **dict(zip(self.names, args, strict=False)), **kwargs}
-        for name, value in values.items():
-            if name in self.given:
-                continue
-            checked = (value, self.fixed.get(name, self), where, name)
-            if isinstance(value, fx.Proxy):
-                value.tracer.create_proxy("call_function", hold_to, checked, {})
-            else:
-                hold_to(*checked)
-        if missing := [name for name in self.given if name not in values]:
-            raise InsideError(
-                f"{where} was rewritten for calls with {', '.join(missing)}, and is now called "
-                'without. Use a rule for module outputs, such as "blocks".'
-            )
-        for (path, name), value in self.read.items():
-            now = getattr(module.get_submodule(path), name)
-            if not same(now, value):
-                raise InsideError(
-                    f"{where} was rewritten with {f'{path}.{name}'.lstrip('.')} = {value!r}, which "
-                    f"is {now!r} now. Call vcreg_fx.remove(model), then insert again."
-                )
-        return [values[name] for name in self.given]
-
-    @property
-    def signature(self) -> str:
-        """What tells this from other graphs of equal code."""
-        return f"{self.names}{self.given}{self.fixed}{self.read}{self.in_eval}"
-
-    def to_data(self) -> tuple[Any, ...]:
-        """Return plain data to pickle."""
-        rest = (self.names, self.given, self.fixed, self.read, self.in_eval)
-        return to_data(self.graph), *rest
-
-    @classmethod
-    def from_data(cls, data: tuple[Any, ...]) -> Inside:
-        """Return what `to_data` described."""
-        return cls(from_data(data[0]), *data[1:])
+    cls: type
+    method: str
+    span: Span
+    execution: int
+    executions: int
+    digest: str
 
 
-def trace_inside(module: nn.Module, forward: Any, scope: Scope, *, in_eval: bool) -> Inside:
-    """Trace one module's own forward, as it was called in ``scope``.
+@dataclass(frozen=True)
+class Mark:
+    """One site in the middle of a forward.
 
-    **Arguments:**
+    **Attributes:**
 
-    - `module`: the module; it is not changed.
-    - `forward`: its class's forward, before any rewriting.
-    - `scope`: a recorded call of the module.
-    - `in_eval`: whether the rewritten forward is to serve in eval mode too.
-
-    **Raises:** `InsideError`, with the reason and the rules that would work.
+    - `place`: where it is computed.
+    - `key`: the site's name among those of its module.
+    - `leaf`: where in the value of the expression the tensor is.
+    - `buffer`: the name of its running mean, if the activation itself is demeaned.
     """
-    names, given, fixed = _arguments(forward, scope)
-    read: dict[Read, Any] = {}
+
+    place: Place
+    key: str
+    leaf: tuple[int | str, ...]
+    buffer: str | None
+
+
+def place_of(recording: Recording, site: Site) -> Place:
+    """Return where in the source a site's tensor is computed.
+
+    **Raises:** `InsideError` if that is no one place, or one that cannot be rewritten.
+    """
+    found: set[Place] = set()
+    for scope in recording.calls(site.path):
+        for node in scope.graph.nodes:
+            if node.name == site.position:
+                try:
+                    found.add(_place(scope, _called(node)))
+                except SourceError as error:
+                    raise refusal(scope, site.position, str(error)) from error
+    if len(found) != 1:
+        reason = "different calls of the module compute it at different places"
+        raise refusal(site.scope, site.position, reason)
+    return found.pop()
+
+
+def refusal(scope: Scope, position: str, reason: str) -> InsideError:
+    """Return the error for a forward that cannot be rewritten in its middle."""
+    return InsideError(
+        f"{scope.path or 'the model itself'} ({type(scope.module).__name__}) cannot be rewritten "
+        f"in the middle of its forward, at {position}: {reason}. Rules for module outputs work, "
+        'such as "blocks" or "head"; so does moving this step of the forward into a module of its '
+        "own."
+    )
+
+
+def _called(node: fx.Node) -> fx.Node:
+    """Return the call that made a tensor, or the structure that it is part of."""
+    source = node.args[0] if "leaf" in node.meta else node
+    if not isinstance(source, fx.Node) or "origin" not in source.meta:
+        raise SourceError("no call in its forward computes it")
+    return source
+
+
+def _place(scope: Scope, node: fx.Node) -> Place:
+    call = _own_call(node)
+    (cls, method), *_ = call.frame.methods
+    source = _source(cls, method)
+    span = call.span(source)
+    alike = [other for other in scope.graph.nodes if other is node or _is_at(other, call, source)]
+    if len(alike) > 1 and not call.countable:
+        raise SourceError(
+            f"its place in {method} is passed {len(alike)} times in one call of the module, which "
+            "cannot be told apart there"
+        )
+    return Place(cls, method, span, alike.index(node), len(alike), source.digest)
+
+
+class OwnCall(NamedTuple):
+    """The call, in a method of the module, whose value a tensor is.
+
+    **Attributes:**
+
+    - `frame`: the method, or a function written inside it.
+    - `name`: what it calls.
+    - `countable`: whether executions can be counted there: in the forward itself, which begins once
+      a call of the module.
+    """
+
+    frame: Frame
+    name: str
+    countable: bool
+
+    def span(self, source: Source) -> Span:
+        """Return where the call stands in the method's source."""
+        return source.span_of(self.frame.code, self.frame.instruction, self.name)
+
+
+def _is_at(node: fx.Node, call: OwnCall, source: Source) -> bool:
+    """Whether a node's tensor is the value of the same expression."""
+    if all(frame.code is not call.frame.code for frame in node.meta.get("origin", ())):
+        return False
     try:
-        with FakeCopyMode(FakeTensorMode(allow_non_fake_inputs=True)):
-            duplicate = copy.deepcopy(module)
-        duplicate.train()
-        _give_forward(duplicate, forward, given, fixed)
-        with torch.random.fork_rng(devices=[]), watch_reads(duplicate, read):
-            graph = _Tracer().trace(duplicate)
-    except Exception as error:
-        raise refusal(scope, f"tracing it failed: {type(error).__name__}: {error}") from error
-    for (path, name), value in read.items():
-        if not is_plain(value):
-            raise refusal(scope, f"it reads {name!r}, an object whose parts may change later")
-        if name == "training" and in_eval:
-            raise refusal(
-                scope, "it reads 'training', and demean=\"activations\" acts in eval mode too"
+        other = _own_call(node)
+        return other.frame.code is call.frame.code and other.span(source) == call.span(source)
+    except SourceError:
+        return False
+
+
+def _own_call(node: fx.Node) -> OwnCall:
+    """Return the call in the innermost method of the module that makes a node's tensor.
+
+    **Raises:** `SourceError` if what is called there returns something else, or the method could
+    not be exchanged.
+    """
+    frames = without_dispatch(node.meta["origin"])
+    own = [frame for frame in frames if frame.methods]
+    if not own:
+        raise SourceError("its forward is no Python function of its class")
+    name = _name(node)
+    for helper in frames[: frames.index(own[0])]:
+        if not _returns(helper, name):
+            raise SourceError(
+                f"it is computed in {helper.code.co_name}, a function that is not the module's and "
+                "that returns something else"
             )
-        if name != "training" and not same(getattr(module.get_submodule(path), name), value):
-            raise refusal(scope, f"it changes {name!r} while it runs")
-    traced = Inside(graph, names, given, fixed, read, in_eval)
-    compare(traced.graph, module, scope)
-    return traced
+        name = helper.code.co_name
+    for inner, outer in itertools.pairwise(own):
+        names = {name for _, name in inner.methods}
+        if outer.methods == inner.methods:
+            continue
+        if not any(_source(*outer.methods[0]).looks_up(name) for name in names):
+            (cls, method), *_ = outer.methods
+            raise SourceError(
+                f"{cls.__name__}.{method} calls {' or '.join(sorted(names))} in a way that cannot "
+                "be redirected"
+            )
+    return OwnCall(own[0], name, own[0].methods == own[-1].methods)
 
 
-class _Tracer(fx.Tracer):
-    """Traces one module with its children as leaves, and refuses contexts that it cannot keep."""
-
-    proxy_buffer_attributes = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._context = _context()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Keep every child whole."""
-        return True
-
-    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
-        """Make a node, unless it would run in another context than the module itself."""
-        if _context() != self._context:
-            raise InsideError("a part of it runs under no_grad, autocast or checkpointing")
-        return super().create_proxy(*args, **kwargs)
+def _name(node: fx.Node) -> str:
+    if node.op == "call_module":
+        return str(node.target).rpartition(".")[2]
+    return operation(node.target)
 
 
-def _context() -> tuple[Any, ...]:
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
-        torch._C._autograd._top_saved_tensors_default_hooks(True) is None,
+def _returns(frame: Frame, name: str) -> bool:
+    """Whether a helper function returns what it calls, as it is."""
+    code = frame.code
+    function = types.FunctionType(code, {}, code.co_name, None, _empty_cells(code))
+    return Source(function).returns(code, frame.instruction, name)
+
+
+def _empty_cells(code: types.CodeType) -> tuple[types.CellType, ...]:
+    return tuple(types.CellType() for _ in code.co_freevars)
+
+
+def _source(cls: type, method: str) -> Source:
+    function = function_of(cls, method)
+    if function is None:
+        raise SourceError(f"{cls.__name__} has no function {method} any more")
+    return Source(function)
+
+
+# The new methods ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NewMethod:
+    """A method with its sites: the class it is defined in, its name, itself, its text."""
+
+    cls: type
+    name: str
+    function: types.FunctionType
+    text: str
+
+
+def new_methods(marks: Sequence[Mark]) -> list[NewMethod]:
+    """Return the methods with the sites that are marked in them.
+
+    **Raises:** `InsideError` if the source is no longer what it was when the sites were planned.
+    """
+    together: dict[tuple[type, str], list[Mark]] = {}
+    for mark in marks:
+        together.setdefault((mark.place.cls, mark.place.method), []).append(mark)
+    made = []
+    for (cls, method), here in together.items():
+        try:
+            source = _source(cls, method)
+            if any(mark.place.digest != source.digest for mark in here):
+                raise SourceError("its source has changed since VCReg was inserted")
+            old = source.function
+            new, text = source.rewritten(_wrappings(here), _marker(here))
+            outer = rewrapped(cls.__dict__[method], old, new)
+        except SourceError as error:
+            raise InsideError(
+                f"{cls.__name__}.{method} cannot be rewritten: {error}. Insert into the model "
+                "anew, as its classes are now."
+            ) from error
+        names = [name for name, value in vars(cls).items() if value is cls.__dict__[method]]
+        made += [NewMethod(cls, name, outer, text) for name in names]
+    return made
+
+
+def _wrappings(marks: Sequence[Mark]) -> list[Wrapping]:
+    by_span: dict[Span, list[Mark]] = {}
+    for mark in marks:
+        by_span.setdefault(mark.place.span, []).append(mark)
+    found = []
+    for span, here in by_span.items():
+        sites: list[str | None] = [None] * max(mark.place.executions for mark in here)
+        for mark in here:
+            place = mark.place
+            if sites[place.execution] is not None or mark.leaf != here[0].leaf:
+                raise SourceError(f"line {span.line + 1} of it computes more than one site at once")
+            sites[place.execution] = mark.key
+        found.append(Wrapping(span, tuple(sites), here[0].leaf))
+    return found
+
+
+def _marker(marks: Sequence[Mark]) -> Callable[..., Any]:
+    """Return the function that rewritten source calls at its sites."""
+    buffers: Mapping[str, str | None] = {mark.key: mark.buffer for mark in marks}
+
+    def mark_site(
+        module: nn.Module,
+        sites: str | tuple[str | None, ...],
+        value: Any,
+        executions: dict[Any, int] | None = None,
+        leaf: tuple[int | str, ...] = (),
+    ) -> Any:
+        table = module.__dict__.get(TABLE)
+        if table is None:  # an instance made by type(module)(…)
+            return value
+        key: str | None
+        if isinstance(sites, str):
+            key = sites
+        else:
+            assert executions is not None
+            count = executions.get(sites, 0)
+            executions[sites] = count + 1
+            if count >= len(sites):
+                return _one_too_many(module, sites, value)
+            key = sites[count]
+        if key is None:
+            return value
+        h = get_tensor(value, leaf)
+        site, buffer, mean = getattr(table, key), buffers[key], None
+        if buffer is None:
+            mean = demean(site, h, module.training)
+        else:
+            h = demean_activation(site, h, module.training, getattr(module, buffer))
+        marked = vcreg(site, h, mean, module.training)
+        return put_tensor(value, leaf, marked) if leaf else marked
+
+    return mark_site
+
+
+def _one_too_many(module: nn.Module, sites: tuple[str | None, ...], value: Any) -> Any:
+    if not (module.training and torch.is_grad_enabled()):
+        return value
+    raise InsideError(
+        f"{type(module).__name__} was recorded with {len(sites)} passes of a loop that has the "
+        f"sites {[site for site in sites if site is not None]}, and now makes more. Insert with "
+        "example_inputs as you train on them."
     )
-
-
-def _give_forward(
-    duplicate: nn.Module, forward: Any, given: tuple[str, ...], fixed: dict[str, Any]
-) -> None:
-    """Give a copy a forward whose only parameters are those that held tensors."""
-
-    def call(self: nn.Module, values: tuple[Any, ...]) -> Any:
-        return forward(self, **dict(zip(given, values, strict=True)), **fixed)
-
-    namespace: dict[str, Any] = {"call": call}
-    listed = ", ".join(given)
-    exec(f"def forward(self, {listed}):\n    return call(self, ({listed},))\n", namespace)
-    name = type(duplicate).__name__
-    object.__setattr__(
-        duplicate, "__class__", type(name, (type(duplicate),), {"forward": namespace["forward"]})
-    )
-
-
-def _arguments(
-    forward: Any, scope: Scope
-) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters) and len(scope.args) >= len(parameters):
-        raise refusal(scope, "it takes any number of positional arguments")
-    names = tuple(
-        p.name for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}
-    )
-    values = {p.name: p.default for p in parameters if p.default is not p.empty}
-    values |= dict(zip(names, scope.args, strict=False)) | scope.kwargs
-    given = tuple(name for name, value in values.items() if any(leaves(value)))
-    fixed = {name: value for name, value in values.items() if name not in given}
-    if not given:
-        raise refusal(scope, "its forward takes no tensor by name")
-    for name, value in fixed.items():
-        if not is_plain(value):
-            raise refusal(scope, f"its argument {name} is a {type(value).__name__}")
-    return names, given, fixed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from .._live import LiveSite
 from ..regularizers import Penalize
 from ._class import SiteTable, is_covered, is_rewritten, original_class, rewritten_class, table_of
 from ._forward import Edit, build_forward
+from ._inside import Place
 from ._symbolic import TABLE
 from ._watch import REGISTRY, Insertion
 
@@ -25,6 +26,7 @@ EDITS = "vcreg_edits"  # the attribute of a rewritten module that lists its edit
 def install(
     model: nn.Module,
     sites: Sequence[Site],
+    places: Mapping[str, Place],
     recording: Recording,
     insertion: Insertion,
     config: VCRegConfig,
@@ -35,6 +37,7 @@ def install(
     **Arguments:**
 
     - `sites`: the planned sites.
+    - `places`: where in the source those in the middle of forwards are, by name.
     - `recording`: the recording they were planned on.
     - `insertion`: what to remember of this insertion.
     - `config`: what to apply at the sites.
@@ -51,7 +54,7 @@ def install(
                 'unknown, and with it the running mean of demean="activations". Pass '
                 'example_inputs=, or use demean="statistics".'
             )
-        edits.setdefault(site.path, []).append(Edit.of(site, config))
+        edits.setdefault(site.path, []).append(Edit.of(site, config, places.get(site.name)))
     classes = {}
     for path, added in edits.items():
         module = model.get_submodule(path)
@@ -60,11 +63,11 @@ def install(
         _check_free(module, present, added)
         original = original_class(module)
         every = [*(edit.found_in(recording) for edit in present), *added]
-        forward = build_forward(module, original.forward, every)
+        forward = build_forward(original.forward, every)
         classes[path] = rewritten_class(original, forward, not path or REGISTRY in module.__dict__)
     _swap_classes(model, classes)
     for site in sites:
-        edit = Edit.of(site, config).detached()
+        edit = Edit.of(site, config, places.get(site.name)).detached()
         _attach(model.get_submodule(site.path), site, edit, config, penalize)
     model.__dict__.setdefault(REGISTRY, []).append(insertion)
     return model

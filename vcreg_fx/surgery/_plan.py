@@ -30,8 +30,9 @@ from placement_rules import (
 from .._config import VCRegConfig
 from .._errors import InsertionError
 from ..regularizers import Penalize, choose
-from ._class import original_class
-from ._forward import Edit, build_forward
+from ._class import set_aside
+from ._inside import Mark, Place, new_methods, place_of
+from ._forward import key_of
 from ._install import install
 from ._table import table
 from ._watch import Insertion
@@ -48,6 +49,7 @@ class Plan:
     - `sites`: the selected sites in the order in which they are computed.
     - `recording`: the forward pass on which the rule was decided.
     - `layout`: the layout that was given, if any.
+    - `places`: where in the source the sites in the middle of forwards are, by name.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Plan:
     sites: list[Site]
     recording: Recording = field(repr=False)
     layout: Layout | None = None
+    places: dict[str, Place] = field(default_factory=dict, repr=False)
 
     def apply(
         self,
@@ -76,11 +79,12 @@ class Plan:
         """
         penalize, config, name = choose(regularizer, make_config(config, overrides))
         check_model(self.model)
-        sites = {site.name: (site.path, Edit.of(site, config).key) for site in self.sites}
+        sites = {site.name: (site.path, key_of(site.position, site.leaf)) for site in self.sites}
         layout = None if self.layout is None else str(self.layout)
         insertion = Insertion(str(self.rule), config.to_dict(), sites, layout, name)
         with torch.inference_mode(mode=False):  # tensors made there could not be trained with
-            return install(self.model, self.sites, self.recording, insertion, config, penalize)
+            how = (self.recording, insertion, config, penalize)
+            return install(self.model, self.sites, self.places, *how)
 
     def explain(self, path: str) -> str:
         """Say why the module at ``path`` was, or was not, selected.
@@ -128,7 +132,7 @@ def plan(
     check_model(model)
     parsed, given = parse(rule), None if layout is None else Layout.parse(layout)
     try:
-        recording = record(model, example_inputs, example_kwargs)
+        recording = record(model, example_inputs, example_kwargs, prepare=set_aside)
     except (ExampleInputsError, RecordingError):
         known = None if given is None else unrecorded(model, parsed, given)
         if known is None:
@@ -143,11 +147,16 @@ def plan(
                 "accelerate's hooks do); a rewritten forward would never run. Insert before that, "
                 "or use a rule that selects another module."
             )
-        if all(site.form == "boundary" for site in sites if site.path == path):
-            continue
-        edits = [Edit.of(site, VCRegConfig()) for site in sites if site.path == path]
-        build_forward(module, original_class(module).forward, edits)
-    return Plan(model, parsed, sites, recording, given)
+    return Plan(model, parsed, sites, recording, given, _places(recording, sites))
+
+
+def _places(recording: Recording, sites: list[Site]) -> dict[str, Place]:
+    """Find the sites in the middle of forwards in the source, and try to rewrite it there."""
+    found = {site.name: place_of(recording, site) for site in sites if site.form == "inside"}
+    for path in dict.fromkeys(site.path for site in sites if site.name in found):
+        here = [site for site in sites if site.path == path and site.name in found]
+        new_methods([Mark(found[site.name], site.name, site.leaf, None) for site in here])
+    return found
 
 
 def make_config(config: VCRegConfig | None, overrides: dict[str, Any]) -> VCRegConfig:

@@ -6,9 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .._errors import InsideError
 from .._live import LiveSite
-from ._reads import same
 
 TABLE = "vcreg_sites"  # the attribute of a rewritten module that holds its live sites
 
@@ -43,17 +41,3 @@ def site_and_mode(site: LiveSite, h: fx.Proxy) -> tuple[fx.Proxy, fx.Proxy]:
         "of what is traced. Trace the model itself, or trace in eval mode, where VCReg does "
         "nothing; vcreg_fx.to_graph_module(model) keeps VCReg as nodes."
     )
-
-
-@fx.node.has_side_effect  # else dead code to torch.fx
-def hold_to(value: Any, fixed: Any, where: str, name: str) -> None:
-    """Check, in a traced graph, an argument that a module was rewritten for a fixed value of.
-
-    **Raises:** `InsideError` if it has another value.
-    """
-    if not same(value, fixed):
-        raise InsideError(
-            f"{where} was rewritten for calls with {name}={fixed!r}, as recorded, and is now "
-            "called with another value. Insert with example_inputs that call it this way, or use "
-            'a rule for module outputs, such as "blocks".'
-        )

@@ -1,0 +1,119 @@
+"""Where in the source the call stands that made a recorded tensor."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+Method = tuple[type, str]  # the class that defines a method, and the name it has there
+
+
+class Frame(NamedTuple):
+    """One of the Python functions that were running.
+
+    **Attributes:**
+
+    - `code`: what it runs.
+    - `instruction`: the byte offset of its current instruction.
+    - `methods`: the methods of the recorded module that this code belongs to, if it runs one of
+      them on that module (or a function written inside one of them).
+    """
+
+    code: types.CodeType
+    instruction: int
+    methods: tuple[Method, ...]
+
+
+Origin = tuple[Frame, ...]  # from the call itself out to the module's forward
+
+
+class OriginFinder:
+    """Tells where the calls of a forward pass stand."""
+
+    def __init__(self) -> None:
+        self._methods: dict[type, dict[int, tuple[Method, ...]]] = {}
+
+    def of_call(self, module: nn.Module, depth: int) -> Origin:
+        """Return the functions that run now, from a caller out to a module's forward.
+
+        **Arguments:**
+
+        - `module`: the module whose forward runs.
+        - `depth`: which caller: 0 is the function that calls this.
+        """
+        return self._from(module, sys._getframe(depth + 1))
+
+    def of_module_call(self, module: nn.Module) -> Origin:
+        """Return the same for the call of a child that begins now, in one of its hooks."""
+        frame: types.FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code not in _CALLING:
+            frame = frame.f_back
+        while frame is not None and frame.f_code in _CALLING:
+            frame = frame.f_back
+        return self._from(module, frame)
+
+    def _from(self, module: nn.Module, frame: types.FrameType | None) -> Origin:
+        methods, frames = self._methods_of(type(module)), []
+        while frame is not None and frame.f_code not in _CALLING:
+            code = frame.f_code
+            own = methods.get(id(code), ())
+            if own and not _is_nested(code, own):
+                on_it = frame.f_locals.get(next(iter(code.co_varnames), "")) is module
+                own = own if on_it else ()
+            frames.append(Frame(code, frame.f_lasti, own))
+            frame = frame.f_back
+        return tuple(frames)
+
+    def _methods_of(self, cls: type) -> dict[int, tuple[Method, ...]]:
+        """Return, for each function a class has, and those in it, the methods it belongs to."""
+        if cls not in self._methods:
+            found: dict[int, tuple[Method, ...]] = {}
+            for base in cls.__mro__:
+                for name in () if base in {nn.Module, object} else base.__dict__:
+                    function = function_of(base, name)
+                    for code in () if function is None else _codes(function.__code__):
+                        found[id(code)] = (*found.get(id(code), ()), (base, name))
+            self._methods[cls] = found
+        return self._methods[cls]
+
+
+def function_of(cls: type, name: str) -> types.FunctionType | None:
+    """Return the function that a class itself defines under a name, without its decorators."""
+    found = cls.__dict__.get(name)
+    if not isinstance(found, types.FunctionType):
+        return None
+    inner = inspect.unwrap(found)
+    return inner if isinstance(inner, types.FunctionType) else None
+
+
+def without_dispatch(origin: Origin) -> Origin:
+    """Leave out torch's own way to its function modes.
+
+    A Python function of torch that a mode sees (``F.relu``) hands itself over; the call of it
+    stands in the frame behind these two.
+    """
+    handed_over = origin and origin[0].code is torch.overrides.handle_torch_function.__code__
+    return origin[2:] if handed_over else origin
+
+
+def _is_nested(code: types.CodeType, methods: tuple[Method, ...]) -> bool:
+    functions = (function_of(*method) for method in methods)
+    return all(function is None or function.__code__ is not code for function in functions)
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    inner = [item for item in code.co_consts if isinstance(item, types.CodeType)]
+    return [code, *(nested for item in inner for nested in _codes(item))]
+
+
+# Between the call of a module and its forward stand these functions of torch.
+_CALLING = frozenset(
+    code
+    for function in (nn.Module._wrapped_call_impl, nn.Module._call_impl)
+    for code in _codes(function.__code__)
+)

@@ -1,0 +1,553 @@
+"""A function's own source: find the expression of a call in it, wrap it, compile it again.
+
+Nothing but that expression changes: the new function has the old one's globals, closure cells,
+defaults, file name and line numbers, so that debuggers and tracebacks show the user's file.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import hashlib
+import linecache
+import textwrap
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from placement_rules import operation
+
+HAS_POSITIONS = hasattr(types.CodeType, "co_positions")  # since Python 3.11
+_PYTEST = "@py"  # pytest's rewritten asserts have variables of such names
+_OPERATORS: dict[str, type[ast.operator]] = {
+    "add": ast.Add, "sub": ast.Sub, "mul": ast.Mult, "truediv": ast.Div, "div": ast.Div,
+    "matmul": ast.MatMult, "mod": ast.Mod, "remainder": ast.Mod, "pow": ast.Pow,
+    "floordiv": ast.FloorDiv, "floor_divide": ast.FloorDiv,
+}  # fmt: skip
+
+
+class SourceError(Exception):
+    """A function cannot be rewritten; the message says why, as the end of a sentence."""
+
+
+class Span(NamedTuple):
+    """A stretch of source: lines counted from the function's first one, columns in bytes."""
+
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+
+@dataclass(frozen=True)
+class Wrapping:
+    """What becomes of one expression.
+
+    **Attributes:**
+
+    - `span`: where it stands.
+    - `sites`: the key of the site that it computes; where it is computed several times in one call
+      of the function, the key, or None, of each time.
+    - `leaf`: where in its value the site's tensor is.
+    """
+
+    span: Span
+    sites: tuple[str | None, ...]
+    leaf: tuple[int | str, ...] = ()
+
+
+class Source:
+    """The source of a function that was written with ``def``.
+
+    **Raises:** `SourceError` if there is none, or it is not what the function was made from.
+    """
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self.function = function
+        code = function.__code__
+        linecache.checkcache(code.co_filename)
+        self._lines = linecache.getlines(code.co_filename, function.__globals__)
+        self._first = code.co_firstlineno
+        if not self._lines:
+            raise SourceError(f"{code.co_name} has no source file ({code.co_filename})")
+        if code.co_name == "<lambda>":
+            raise SourceError("it is a lambda, which cannot be rewritten")
+        changed = f"the file of {code.co_name} has changed since it was imported"
+        found = _definitions(code.co_filename, "".join(self._lines))
+        if (code.co_name, self._first) not in found:
+            raise SourceError(changed)
+        *self._around, self._definition = found[code.co_name, self._first]
+        if not _same_code(code, _compiled(self._around, self._definition, code, None)):
+            raise SourceError(changed)
+
+    @property
+    def digest(self) -> str:
+        """A number that changes with the function's text."""
+        return hashlib.sha256(self._text(self._lines).encode()).hexdigest()
+
+    @property
+    def owner(self) -> str:
+        """The name of the function's first parameter."""
+        arguments = self._definition.args
+        given = [*arguments.posonlyargs, *arguments.args]
+        if not given:
+            raise SourceError(f"{self._definition.name} has no parameter for the module itself")
+        return given[0].arg
+
+    def span_of(self, code: types.CodeType, instruction: int, name: str) -> Span:
+        """Return where the expression stands that an instruction computes.
+
+        **Arguments:**
+
+        - `code`: of the function, or of one written inside it.
+        - `instruction`: the offset of a call in it.
+        - `name`: the operation called, which tells expressions of one line apart where Python does
+          not note columns.
+
+        **Raises:** `SourceError` if there is no one such expression, or its value is thrown away.
+        """
+        line, nodes = self._at(code, instruction, name)
+        if len(nodes) != 1:
+            how = "nothing there is an expression" if not nodes else f"{len(nodes)} could be meant"
+            raise SourceError(f"the place of {name} in line {line} is ambiguous: {how}")
+        (node,) = nodes
+        if isinstance(node, ast.AugAssign) and not _is_simple(node.target):
+            raise SourceError(
+                f"line {line} changes {ast.unparse(node.target)!r} in place, which cannot be named "
+                "twice"
+            )
+        for statement in ast.walk(self._definition):
+            if isinstance(statement, ast.Expr) and statement.value is node:
+                raise SourceError(
+                    f"the value of {ast.unparse(node)!r} in line {line} is thrown away, so that "
+                    "nothing can be put in its place"
+                )
+            inner = isinstance(statement, (ast.FunctionDef, ast.Lambda))
+            if inner and statement is not self._definition and node in ast.walk(statement):
+                names = {argument.arg for argument in _parameters(statement.args)}
+                if self.owner in names:
+                    raise SourceError(f"line {line} is in a function that hides {self.owner}")
+        return self._span(node)
+
+    def returns(self, code: types.CodeType, instruction: int, name: str) -> bool:
+        """Whether what an instruction computes is what the function returns, as it is."""
+        _, nodes = self._at(code, instruction, name)
+        bodies = [
+            node.value if isinstance(node, ast.Return) else node.body
+            for node in ast.walk(self._definition)
+            if isinstance(node, (ast.Return, ast.Lambda))
+        ]
+        return len(nodes) == 1 and any(nodes[0] is body for body in bodies)
+
+    def looks_up(self, method: str) -> bool:
+        """Whether the function finds a method by the module, or by ``super()``, and only so."""
+        ways = set()
+        for node in ast.walk(self._definition):
+            if isinstance(node, ast.Attribute) and node.attr == method:
+                value = node.value
+                by_super = (
+                    isinstance(value, ast.Call)
+                    and isinstance(value.func, ast.Name)
+                    and value.func.id == "super"
+                )
+                ways.add(by_super or (isinstance(value, ast.Name) and value.id == self.owner))
+            elif isinstance(node, ast.Name) and node.id == "getattr":
+                ways.add(True)
+        return ways == {True}
+
+    def rewritten(
+        self, wrappings: Sequence[Wrapping], marker: Callable[..., Any]
+    ) -> tuple[types.FunctionType, str]:
+        """Return the function with expressions wrapped in calls of a marker, and its text.
+
+        The marker is called as ``vcreg(self, site, value, executions, leaf)``, the last two only
+        where they are needed.
+
+        **Raises:** `SourceError` if an expression is not where it was.
+        """
+        function, name = self.function, self._free_name()
+        wrapper = _Wrapper(self._first, self.owner, name, wrappings)
+        definition = wrapper.visit(copy.deepcopy(self._definition))
+        if wrapper.waiting:
+            raise SourceError(f"the source of {function.__name__} has changed")
+        if wrapper.counts:
+            _start_counting(definition, name)
+        ast.fix_missing_locations(definition)
+        code = _compiled(self._around, definition, function.__code__, name)
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        cells[name] = types.CellType(marker)
+        closure = tuple(cells[free] for free in code.co_freevars)
+        made = types.FunctionType(
+            code, function.__globals__, function.__name__, function.__defaults__, closure
+        )
+        copy_function_attributes(function, made)
+        return made, self._shown(wrapper.texts)
+
+    # ---------------------------------------------------------------------------------------
+
+    def _at(
+        self, code: types.CodeType, instruction: int, name: str
+    ) -> tuple[int, list[ast.expr | ast.AugAssign]]:
+        nodes = [
+            node
+            for node in ast.walk(self._definition)
+            if isinstance(node, ast.AugAssign)
+            or (isinstance(node, ast.expr) and isinstance(getattr(node, "ctx", _LOAD), ast.Load))
+        ]
+        if not HAS_POSITIONS:
+            line = _line_of(code, instruction)
+            return line, [n for n in nodes if n.lineno == line and _computes(n, name)]
+        line, end_line, column, end_column = _positions(code)[instruction // 2]
+        if line is None or column is None:
+            return line or self._first, []
+        found = [
+            node
+            for node in nodes
+            if (node.end_lineno, node.end_col_offset) == (end_line, end_column)
+            and ((node.lineno, node.col_offset) == (line, column) or _begins(node, line, column))
+        ]
+        return line, found
+
+    def _span(self, node: ast.expr | ast.AugAssign) -> Span:
+        first = self._first
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        return Span(
+            node.lineno - first, node.col_offset, node.end_lineno - first, node.end_col_offset
+        )
+
+    def _free_name(self) -> str:
+        used = {node.id for node in ast.walk(self._definition) if isinstance(node, ast.Name)}
+        used |= {node.arg for node in ast.walk(self._definition) if isinstance(node, ast.arg)}
+        used |= set(self.function.__code__.co_names)
+        name = "vcreg"
+        while {name, f"{name}_executions"} & used:
+            name += "_"
+        return name
+
+    def _text(self, lines: Sequence[str]) -> str:
+        assert self._definition.end_lineno is not None
+        return "".join(lines[self._first - 1 : self._definition.end_lineno])
+
+    def _shown(self, texts: dict[Span, tuple[str, str]]) -> str:
+        """Return the function's own text with what the wrapped expressions became."""
+        inserted = []
+        for span, (before, after) in texts.items():
+            size = (span.end_line - span.line, span.end_column - span.column)
+            inserted.append((span.line, span.column, 0, size, before))
+            negative = tuple(-number for number in size)
+            inserted.append((span.end_line, span.end_column, 1, negative, after))
+        lines = [line.encode() for line in self._lines]
+        # From the end, so that what is before keeps its place; of two at one place the inner one
+        # is nearer to its expression.
+        for line, column, end, size, text in sorted(
+            inserted, key=lambda item: (-item[0], -item[1], item[2], item[3])
+        ):
+            index = self._first - 1 + line
+            lines[index] = lines[index][:column] + text.encode() + lines[index][column:]
+        return textwrap.dedent(self._text([line.decode() for line in lines]))
+
+
+def rewrapped(
+    outer: types.FunctionType, old: types.FunctionType, new: types.FunctionType
+) -> types.FunctionType:
+    """Return a decorated function around another function: its decorators as they are, copied.
+
+    **Raises:** `SourceError` if a decorator keeps the function where it cannot be exchanged.
+    """
+    if outer is old:
+        return new
+    wrapped = outer.__wrapped__  # type: ignore[attr-defined]
+    inner = rewrapped(wrapped, old, new)
+    held = outer.__closure__ or ()
+    cells = tuple(types.CellType(inner) if _holds(cell, wrapped) else cell for cell in held)
+    if cells == held:
+        raise SourceError(
+            f"a decorator of {old.__name__} keeps it elsewhere than in a closure, so that the "
+            "rewritten one cannot take its place"
+        )
+    made = types.FunctionType(
+        outer.__code__, outer.__globals__, outer.__name__, outer.__defaults__, cells
+    )
+    copy_function_attributes(outer, made)
+    made.__wrapped__ = inner  # type: ignore[attr-defined]
+    return made
+
+
+def copy_function_attributes(function: types.FunctionType, made: types.FunctionType) -> None:
+    """Give a copied function what its constructor does not take."""
+    functools.update_wrapper(made, function)
+    made.__dict__.pop("__wrapped__", None)
+    made.__dict__.update(function.__dict__)
+    made.__kwdefaults__ = function.__kwdefaults__
+
+
+_LOAD = ast.Load()
+
+
+class _Wrapper(ast.NodeTransformer):
+    """Wraps the expressions at given places in calls of the marker."""
+
+    def __init__(self, first: int, owner: str, name: str, wrappings: Sequence[Wrapping]) -> None:
+        self.waiting = {wrapping.span: wrapping for wrapping in wrappings}
+        self.counts = False
+        self.texts: dict[Span, tuple[str, str]] = {}
+        self._first, self._owner, self._name = first, owner, name
+
+    def visit(self, node: ast.AST) -> Any:
+        """Wrap a node, and what is in it."""
+        wrapping = None
+        if isinstance(node, (ast.expr, ast.AugAssign)):
+            assert node.end_lineno is not None and node.end_col_offset is not None
+            first = self._first
+            span = Span(
+                node.lineno - first, node.col_offset, node.end_lineno - first, node.end_col_offset
+            )
+            wrapping = self.waiting.pop(span, None)
+        visited = self.generic_visit(node)
+        if wrapping is None:
+            return visited
+        if isinstance(visited, ast.AugAssign):
+            return self._behind(visited, wrapping)
+        arguments = self._arguments(wrapping)
+        self.texts[wrapping.span] = (
+            f"{self._name}({self._owner}, {arguments[0]}, ",
+            "".join(f", {argument}" for argument in arguments[1:]) + ")",
+        )
+        return self._call(visited, arguments)
+
+    def _behind(self, node: ast.AugAssign, wrapping: Wrapping) -> list[ast.stmt]:
+        """Put an assignment behind ``x += y``: ``x = vcreg(self, site, x)``."""
+        arguments = self._arguments(wrapping)
+        value = copy.deepcopy(node.target)
+        for part in ast.walk(value):
+            if hasattr(part, "ctx"):
+                part.ctx = ast.Load()
+        assignment = ast.Assign([copy.deepcopy(node.target)], self._call(value, arguments))
+        _copy_place(assignment, node)
+        target = ast.unparse(node.target)
+        after = ", ".join([self._owner, arguments[0], target, *arguments[1:]])
+        self.texts[wrapping.span] = ("", f"; {target} = {self._name}({after})")
+        return [node, assignment]
+
+    def _arguments(self, wrapping: Wrapping) -> list[str]:
+        """Return, as text, what the marker is given beside the module and the value."""
+        found = [repr(wrapping.sites[0] if len(wrapping.sites) == 1 else wrapping.sites)]
+        if len(wrapping.sites) > 1:
+            self.counts = True
+            found.append(f"{self._name}_executions")
+        elif wrapping.leaf:
+            found.append("None")
+        if wrapping.leaf:
+            found.append(repr(wrapping.leaf))
+        return found
+
+    def _call(self, value: Any, arguments: Sequence[str]) -> ast.Call:
+        site, *rest = (ast.parse(argument, mode="eval").body for argument in arguments)
+        function, owner = (ast.Name(name, ast.Load()) for name in (self._name, self._owner))
+        call = ast.Call(function, [owner, site, value, *rest], [])
+        for part in (function, owner, site, *rest):
+            _copy_place(part, value)
+        return ast.copy_location(call, value)
+
+
+def _start_counting(definition: Any, name: str) -> None:
+    """Let a function begin with a dictionary of how often each wrapped place was passed."""
+    body = definition.body
+    place = 1 if ast.get_docstring(definition, clean=False) is not None else 0
+    target = ast.Name(f"{name}_executions", ast.Store())
+    start = ast.Assign([target], ast.Dict([], []))
+    _copy_place(start, body[min(place, len(body) - 1)])
+    body.insert(place, start)
+
+
+Definition = tuple[Any, ...]  # the module, the classes and functions around it, itself
+
+
+@functools.lru_cache(maxsize=16)
+def _definitions(filename: str, text: str) -> dict[tuple[str, int], Definition]:
+    """Return every ``def`` of a file by name and first line, behind what is around it."""
+    try:
+        tree = ast.parse(text, filename)
+    except SyntaxError as error:
+        raise SourceError(f"the file {filename} cannot be read: {error.msg}") from error
+    found: dict[tuple[str, int], Definition] = {}
+    waiting: list[Definition] = [(tree,)]
+    while waiting:
+        around = waiting.pop()
+        node = around[-1]
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = min([node.lineno, *(item.lineno for item in node.decorator_list)])
+            found[node.name, first] = around
+        waiting.extend((*around, child) for child in _inner_definitions(node))
+    return found
+
+
+def _inner_definitions(node: ast.AST) -> Iterator[Any]:
+    """Yield the classes and functions defined in a node, but not those defined in these."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield child
+        elif not isinstance(child, ast.expr):
+            yield from _inner_definitions(child)
+
+
+def _compiled(
+    around: Sequence[Any], definition: Any, code: types.CodeType, name: str | None
+) -> types.CodeType:
+    """Compile a function where it stands, and return its code.
+
+    Of the file only what decides how its names are looked up is compiled with it: the classes
+    and functions around it, and what it imports from ``__future__``. The marker's name is a
+    parameter of a function around all of it, and so a free variable.
+    """
+    module, *outers = around
+    node, inner = definition, definition
+    for outer in reversed(outers):
+        made = copy.copy(outer)
+        made.decorator_list = []
+        if isinstance(outer, ast.ClassDef):
+            made.bases, made.keywords, made.body = [], [], [node]
+        else:
+            made.body = [_Exchange(inner, node).visit(item) for item in copy.copy(outer.body)]
+        node, inner = made, outer
+    arguments = ast.arguments(
+        posonlyargs=[], args=[ast.arg(name)] if name else [], kwonlyargs=[], kw_defaults=[],
+        defaults=[],
+    )  # fmt: skip
+    maker = ast.FunctionDef(
+        name="vcreg_maker", args=arguments, body=[ast.Global([node.name]), node],
+        decorator_list=[], type_params=[],
+    )  # fmt: skip
+    for part in (maker, maker.body[0], *arguments.args):
+        _place(part, code.co_firstlineno)
+    futures = [
+        item
+        for item in module.body
+        if isinstance(item, ast.ImportFrom) and item.module == "__future__"
+    ]
+    tree = ast.Module(body=[*futures, maker], type_ignores=[])
+    compiled = compile(tree, code.co_filename, "exec", dont_inherit=True)
+    return next(
+        found
+        for found in _all_codes(compiled)
+        if (found.co_name, found.co_firstlineno) == (code.co_name, code.co_firstlineno)
+    )
+
+
+class _Exchange(ast.NodeTransformer):
+    """Puts one definition in the place of another; what is around it is copied, not changed."""
+
+    def __init__(self, old: ast.AST, new: ast.AST) -> None:
+        self._old, self._new = old, new
+
+    def visit(self, node: ast.AST) -> Any:
+        if node is self._old:
+            return self._new
+        return self.generic_visit(copy.copy(node))
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, list):
+                setattr(node, name, [self.visit(v) if isinstance(v, ast.AST) else v for v in value])
+            elif isinstance(value, ast.AST):
+                setattr(node, name, self.visit(value))
+        return node
+
+
+def _copy_place(tree: ast.AST, node: ast.AST) -> None:
+    """Give a node and all below it another node's place."""
+    for part in ast.walk(tree):
+        if "lineno" in part._attributes:
+            ast.copy_location(part, node)
+
+
+def _place(node: Any, line: int) -> None:
+    node.lineno = node.end_lineno = line
+    node.col_offset = node.end_col_offset = 0
+
+
+def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
+    """Whether two codes do the same at the same places; pytest's asserts aside."""
+    if any(name.startswith(_PYTEST) for name in (*one.co_varnames, *one.co_names)):
+        return True
+    return _summary(one) == _summary(other)
+
+
+def _summary(code: types.CodeType) -> Any:
+    constants = [
+        _summary(item) if isinstance(item, types.CodeType) else (type(item), repr(item))
+        for item in code.co_consts
+    ]
+    places = _positions(code) if HAS_POSITIONS else list(code.co_lines())
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return code.co_code, names, constants, places
+
+
+def _all_codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    for item in code.co_consts:
+        if isinstance(item, types.CodeType):
+            yield item
+            yield from _all_codes(item)
+
+
+@functools.lru_cache(maxsize=256)
+def _positions(code: types.CodeType) -> list[Any]:
+    return list(code.co_positions())
+
+
+def _line_of(code: types.CodeType, instruction: int) -> int:
+    return next(
+        line
+        for start, end, line in code.co_lines()
+        if start <= instruction < end and line is not None
+    )
+
+
+def _begins(node: ast.AST, line: int, column: int) -> bool:
+    """Whether a call of a method begins, for Python, at the method's name: ``x\\n.add(y)``."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.end_lineno == line
+        and node.func.end_col_offset is not None
+        and node.func.end_col_offset - len(node.func.attr.encode()) == column
+    )
+
+
+def _computes(node: ast.AST, name: str) -> bool:
+    """Whether a node may be the call of an operation."""
+    if isinstance(node, (ast.BinOp, ast.AugAssign)):
+        return _OPERATORS.get(name) is type(node.op)
+    if isinstance(node, ast.Call):
+        function = node.func
+        called = (
+            function.attr
+            if isinstance(function, ast.Attribute)
+            else getattr(function, "id", "")
+        )
+        return name in {operation(called), called}
+    return isinstance(node, ast.Attribute) and node.attr == name
+
+
+def _is_simple(target: ast.AST) -> bool:
+    """Whether naming an assignment's target twice has no effect of its own."""
+    if isinstance(target, ast.Attribute):
+        return _is_simple(target.value)
+    if isinstance(target, ast.Subscript):
+        return _is_simple(target.value) and isinstance(target.slice, (ast.Constant, ast.Name))
+    return isinstance(target, ast.Name)
+
+
+def _parameters(arguments: ast.arguments) -> list[ast.arg]:
+    rest = [item for item in (arguments.vararg, arguments.kwarg) if item is not None]
+    return [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *rest]
+
+
+def _holds(cell: Any, value: object) -> bool:
+    try:
+        return cell.cell_contents is value
+    except ValueError:  # empty
+        return False
+
