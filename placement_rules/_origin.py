@@ -22,11 +22,13 @@ class Frame(NamedTuple):
     - `instruction`: the byte offset of its current instruction.
     - `methods`: the methods of the recorded module that this code belongs to, if it runs one of
       them on that module (or a function written inside one of them).
+    - `run`: a number that tells the runs of one function apart.
     """
 
     code: types.CodeType
     instruction: int
     methods: tuple[Method, ...]
+    run: int
 
 
 Origin = tuple[Frame, ...]  # from the call itself out to the module's forward
@@ -37,6 +39,7 @@ class OriginFinder:
 
     def __init__(self) -> None:
         self._methods: dict[type, dict[int, tuple[Method, ...]]] = {}
+        self._runs: dict[types.FrameType, int] = {}  # which keeps them, so that none is taken twice
 
     def of_call(self, module: nn.Module, depth: int) -> Origin:
         """Return the functions that run now, from a caller out to a module's forward.
@@ -65,7 +68,8 @@ class OriginFinder:
             if own and not _is_nested(code, own):
                 on_it = frame.f_locals.get(next(iter(code.co_varnames), "")) is module
                 own = own if on_it else ()
-            frames.append(Frame(code, frame.f_lasti, own))
+            run = self._runs.setdefault(frame, len(self._runs)) if own else -1
+            frames.append(Frame(code, frame.f_lasti, own, run))
             frame = frame.f_back
         return tuple(frames)
 

@@ -106,8 +106,10 @@ def _place(scope: Scope, node: fx.Node) -> Place:
     (cls, method), *_ = call.frame.methods
     source = _source(cls, method)
     span = call.span(source)
-    alike = [other for other in scope.graph.nodes if other is node or _is_at(other, call, source)]
-    if len(alike) > 1 and not call.countable:
+    calls = {node: call, **_elsewhere(scope, call, source)}
+    alike = [other for other in scope.graph.nodes if other in calls]
+    runs = {calls[other].run for other in alike}
+    if len(alike) > 1 and (None in runs or len(runs) > 1):
         raise SourceError(
             f"its place in {method} is passed {len(alike)} times in one call of the module, which "
             "cannot be told apart there"
@@ -122,28 +124,30 @@ class OwnCall(NamedTuple):
 
     - `frame`: the method, or a function written inside it.
     - `name`: what it calls.
-    - `countable`: whether executions can be counted there: in the forward itself, which begins once
-      a call of the module.
+    - `run`: the run of the method, in which executions can be counted; None if it has ended.
     """
 
     frame: Frame
     name: str
-    countable: bool
+    run: int | None
 
     def span(self, source: Source) -> Span:
         """Return where the call stands in the method's source."""
         return source.span_of(self.frame.code, self.frame.instruction, self.name)
 
 
-def _is_at(node: fx.Node, call: OwnCall, source: Source) -> bool:
-    """Whether a node's tensor is the value of the same expression."""
-    if all(frame.code is not call.frame.code for frame in node.meta.get("origin", ())):
-        return False
-    try:
-        other = _own_call(node)
-        return other.frame.code is call.frame.code and other.span(source) == call.span(source)
-    except SourceError:
-        return False
+def _elsewhere(scope: Scope, call: OwnCall, source: Source) -> dict[fx.Node, OwnCall]:
+    """Return the nodes of a scope whose tensors are values of the same expression."""
+    span, found = call.span(source), {}
+    for node in scope.graph.nodes:
+        if any(frame.code is call.frame.code for frame in node.meta.get("origin", ())):
+            try:
+                other = _own_call(node)
+                if other.frame.code is call.frame.code and other.span(source) == span:
+                    found[node] = other
+            except SourceError:  # no value of an expression there, so not of this one
+                continue
+    return found
 
 
 def _own_call(node: fx.Node) -> OwnCall:
@@ -174,7 +178,9 @@ def _own_call(node: fx.Node) -> OwnCall:
                 f"{cls.__name__}.{method} calls {' or '.join(sorted(names))} in a way that cannot "
                 "be redirected"
             )
-    return OwnCall(own[0], name, own[0].methods == own[-1].methods)
+    method = function_of(*own[0].methods[0])
+    runs = [frame.run for frame in own if method is not None and frame.code is method.__code__]
+    return OwnCall(own[0], name, runs[0] if runs else None)
 
 
 def _name(node: fx.Node) -> str:

@@ -398,9 +398,10 @@ def _compiled(
 ) -> types.CodeType:
     """Compile a function where it stands, and return its code.
 
-    Of the file only what decides how its names are looked up is compiled with it: the classes
-    and functions around it, and what it imports from ``__future__``. The marker's name is a
-    parameter of a function around all of it, and so a free variable.
+    Of the file only what decides how it is compiled is compiled with it: the classes and functions
+    around it, and the imports (what is imported is called in another way; some are from
+    ``__future__``). The marker's name is a parameter of a function around all of it, and so a free
+    variable.
     """
     module, *outers = around
     node, inner = definition, definition
@@ -422,18 +423,24 @@ def _compiled(
     )  # fmt: skip
     for part in (maker, maker.body[0], *arguments.args):
         _place(part, code.co_firstlineno)
-    futures = [
-        item
-        for item in module.body
-        if isinstance(item, ast.ImportFrom) and item.module == "__future__"
-    ]
-    tree = ast.Module(body=[*futures, maker], type_ignores=[])
+    tree = ast.Module(body=[*_imports(module), maker], type_ignores=[])
     compiled = compile(tree, code.co_filename, "exec", dont_inherit=True)
     return next(
         found
         for found in _all_codes(compiled)
         if (found.co_name, found.co_firstlineno) == (code.co_name, code.co_firstlineno)
     )
+
+
+def _imports(node: ast.AST) -> list[Any]:
+    """Return the imports that a file makes outside of classes and functions."""
+    found: list[Any] = []
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            found.append(child)
+        elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)):
+            found += _imports(child)
+    return found
 
 
 class _Exchange(ast.NodeTransformer):
