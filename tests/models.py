@@ -8,8 +8,10 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import vcreg_fx
+from vcreg_fx import rules
 
 
 def resnet18() -> nn.Module:
@@ -100,3 +102,41 @@ def relative_error(found: list[Tensor | None], expected: list[Tensor | None]) ->
     difference = torch.stack([(f - e).double().pow(2).sum() for f, e in pairs]).sum()
     size = torch.stack([e.double().pow(2).sum() for _, e in pairs]).sum()
     return float((difference / size).sqrt())
+
+
+class Adds(TorchFunctionMode):
+    """Takes the naive penalties of the sums, of all that a forward pass computes, that are planned.
+
+    It looks at nothing but torch's calls, whose adds it counts, so that it tells whether a site in
+    the middle of a forward is where the plan says.
+    """
+
+    def __init__(self, planned: vcreg_fx.Plan, **config: float) -> None:
+        super().__init__()
+        nodes = planned.recording.flat.nodes
+        adds = [node for node in nodes if node.op == "call_function" and self._is_add(node)]
+        layouts = {site.name: str(site.layout) for site in planned.sites}
+        spots = planned.rule.select(planned.recording)
+        alive = {site.name for site in planned.sites if site.leads_on}  # else no gradient comes back
+        self.layouts = {
+            adds.index(spot.flat): layouts[spot.name] for spot in spots if spot.name in alive
+        }
+        self.penalties: list[Tensor] = []
+        self._config, self._seen = config, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if rules.operation(func) == "add" and self._is_float(output):
+            if (layout := self.layouts.get(self._seen)) is not None:
+                with torch.autocast("cpu", enabled=False):
+                    penalty = vcreg_fx.vcreg_loss(output, layout=layout, **self._config)
+                self.penalties.append(penalty)
+            self._seen += 1
+        return output
+
+    def _is_add(self, node: torch.fx.Node) -> bool:
+        return rules.operation(node.target) == "add" and self._is_float(node.meta["val"])
+
+    @staticmethod
+    def _is_float(value: object) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point()

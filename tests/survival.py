@@ -124,8 +124,14 @@ CASES = [
         "ViT-Tiny",
         lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5, depth=3),
         (4, 3, 32, 32),
+        "residual | head",
     ),
-    Case("Swin-T", lambda: torchvision.models.swin_t(num_classes=5), (4, 3, 32, 32)),
+    Case(
+        "Swin-T",
+        lambda: torchvision.models.swin_t(num_classes=5),
+        (4, 3, 32, 32),
+        "residual | head",
+    ),
     Case("VideoMAE", _videomae, (4, 4, 3, 32, 32)),
 ]
 
@@ -133,7 +139,12 @@ CASES = [
 @cache
 def _places(case: Case) -> list[tuple[str, str, tuple[int | str, ...], str]]:
     planned = vcreg_fx.plan(case.plain(), case.rule, example_inputs=(case.x(),))
-    return [(site.path, site.position, site.leaf, str(site.layout)) for site in planned.sites]
+    return [
+        (site.path, site.position, site.leaf, str(site.layout))
+        if site.form == "boundary"
+        else (f"{site.path}.norm2", "input", (0,), str(site.layout))  # which takes the inner sum
+        for site in planned.sites
+    ]
 
 
 @cache

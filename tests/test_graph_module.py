@@ -104,7 +104,7 @@ def transformed(graph):
     [
         ("resnet18", "blocks", False),
         ("convnext_atto", "blocks", True),
-        ("vit_tiny", "residual", True),
+        ("vit_tiny", "residual", False),
     ],
 )
 def test_copies_and_passes_keep_both_modes(name, rule, two, make):

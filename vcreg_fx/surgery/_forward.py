@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from placement_rules import Recording, Scope, Site
+from placement_rules import Recording, Scope, Site, operation
 
 from .._config import VCRegConfig
+from ._graph_data import Shown
 from ._inside import Mark, Place
 from ._nodes import (
     demean,
@@ -134,6 +135,8 @@ def _recorded(edits: Sequence[Edit]) -> fx.Graph:
     for node in scope.graph.nodes:
         copied = made[node] = graph.node_copy(node, lambda source: made[source])
         copied.meta = {}
+        if not isinstance(copied.target, str) and not hasattr(copied.target, "__module__"):
+            copied.target = Shown(operation(copied.target))  # a property, which cannot be printed
         if copied.op in {"call_module", "get_attr"}:
             copied.target = str(copied.target).removeprefix(prefix)
     for edit in edits:

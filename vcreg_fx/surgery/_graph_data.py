@@ -41,7 +41,7 @@ class Shown:
     """A function of which only the name is known; it stands in graphs that are not run."""
 
     def __init__(self, name: str) -> None:
-        self.__name__ = name
+        self.__name__ = self.__qualname__ = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to run."""
