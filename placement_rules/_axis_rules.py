@@ -19,20 +19,47 @@ _NORMALIZATIONS = {  # channels at axis 1
     "sync_batch_norm",
 }  # fmt: skip
 _WEIGHTED_BY_CHANNEL = {*_NORMALIZATIONS, *_LAYER_NORMALIZATIONS, "prelu", "rrelu"}
-_MIXING = {  # what comes out is not where it came in
-    "einsum", "tensordot", "bilinear", "fft", "ifft", "rfft", "irfft", "rfft2", "irfft2", "fft2",
-    "ifft2", "lstm", "gru", "rnn_tanh", "rnn_relu", "grid_sample", "affine_grid", "gather",
-    "scatter", "index_select", "take_along_dim", "one_hot", "diag", "diagonal", "outer", "cdist",
-    "fold", "unfold", "pixel_shuffle", "pixel_unshuffle", "cov", "inverse", "kron", "repeat",
-    "tile", "repeat_interleave", "rot90", "arange", "linspace", "meshgrid", "bmm", "baddbmm", "mm",
-    "addmm", "dot", "matmul", "scaled_dot_product_attention", "linear", "embedding",
-    "multi_head_attention_forward", "deform_conv2d", "roi_align", "nms",
+# Element by element, operands aligned from the right. A function that stands in no list here joins
+# no axes: what it does is not known.
+_ELEMENTWISE = {
+    "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "alpha_dropout", "and", "angle",
+    "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "asin", "asinh",
+    "atan", "atan2", "atanh", "bernoulli", "bfloat16", "bitwise_and", "bitwise_not", "bitwise_or",
+    "bitwise_xor", "bool", "broadcast_to", "ceil", "celu", "clamp", "clamp_max", "clamp_min", "clip",
+    "clone", "conj", "contiguous", "copy", "copysign", "cos", "cosh", "cpu", "cuda", "data",
+    "deg2rad", "detach", "digamma", "div", "divide", "double", "dropout", "dropout1d", "dropout2d",
+    "dropout3d", "elu", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as", "expm1",
+    "feature_alpha_dropout", "feature_dropout", "fill", "fix", "float", "float_power", "floor",
+    "floor_divide", "floordiv", "fmax", "fmin", "fmod", "frac", "ge", "gelu", "greater",
+    "greater_equal", "gt", "half", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside",
+    "hypot", "imag", "int", "invert", "isclose", "isfinite", "isinf", "isnan", "ldexp", "le",
+    "leaky_relu", "lerp", "less", "less_equal", "lgamma", "log", "log10", "log1p", "log2",
+    "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logsigmoid",
+    "long", "lt", "masked_fill", "max", "maximum", "min", "minimum", "mish", "mod", "mul",
+    "multiply", "mvlgamma", "nan_to_num", "ne", "neg", "negative", "not_equal", "or",
+    "pos", "positive", "pow", "polygamma", "rad2deg", "real", "reciprocal", "relu", "relu6",
+    "remainder", "requires_grad", "round", "rsqrt", "rsub", "selu", "setitem", "sgn", "short",
+    "sigmoid", "sign", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "softsign", "sqrt",
+    "square", "sub", "subtract", "swish", "tan", "tanh", "tanhshrink", "threshold", "to",
+    "true_divide", "truediv", "trunc", "type", "type_as", "where", "xlogy",
+    "xor",
+}  # fmt: skip
+# Along one axis or over places, but every axis stays what it was.
+_ALONG_AXES = {
+    "softmax", "softmin", "log_softmax", "gumbel_softmax", "normalize", "renorm", "cumsum",
+    "cumprod", "logcumsumexp", "flip", "fliplr", "flipud", "roll", "tril", "triu", "interpolate",
+    "upsample", "upsample_nearest", "upsample_bilinear", "narrow", "sort", "glu",
+}  # fmt: skip
+_PARTS = {  # of the first argument, of as many axes
+    "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "sort",
+    "topk", "cummax", "cummin", "max", "min", "kthvalue", "mode", "median", "unsafe_chunk",
+    "unsafe_split",
 }  # fmt: skip
 
 
 def axis_links(node: fx.Node) -> Iterator[Link]:
     """Yield pairs of axes that a function leaves the same: (axis of the output, of an input)."""
-    if node.op != "call_function":
+    if node.op != "call_function" or _is_foreign(node):
         return
     name = _name(node)
     if name == "leaf_of":
@@ -49,7 +76,9 @@ def axis_links(node: fx.Node) -> Iterator[Link]:
             yield from _reduction(node)
         elif name in _WEIGHTED_BY_CHANNEL:  # their weights do not align from the right
             yield from _axes_in_order(node, _input(node), range(_ndim(node)))
-        elif name not in _MIXING and not _is_foreign(node):
+        elif name in _ALONG_AXES:
+            yield from _axes_in_order(node, _input(node), range(_ndim(node)))
+        elif name in _ELEMENTWISE:
             yield from _broadcast(node)
 
 
@@ -106,6 +135,7 @@ def _broadcast(node: fx.Node) -> Iterator[Link]:
 
 
 def _axes_in_order(node: fx.Node, source: Any, axes: Any) -> Iterator[Link]:
+    """The first axes of a function's input are those of its output; some may change their size."""
     if isinstance(source, fx.Node):
         for axis in axes:
             if axis < min(_ndim(node), _ndim(source)):
@@ -169,12 +199,30 @@ def _reduction(node: fx.Node) -> Iterator[Link]:
     if _ndim(source) == _ndim(node):
         yield from _broadcast(node)
         return
-    dims = _argument(node, 1, "dim", "axis")
-    if dims is None:
+    dims = _argument(node, _DIM_AT.get(_name(node), 1), "dim", "axis")
+    if dims is None or isinstance(dims, bool):  # std(False)
         return
-    gone = {d % _ndim(source) for d in ([dims] if isinstance(dims, int) else dims)}
+    given = [dims] if isinstance(dims, int) else dims
+    if not all(isinstance(dim, int) for dim in given):
+        return
+    gone = {dim % _ndim(source) for dim in given}
     kept = [axis for axis in range(_ndim(source)) if axis not in gone]
-    yield from (((node, axis), (source, old)) for axis, old in enumerate(kept))
+    if len(kept) == _ndim(node):
+        yield from (((node, axis), (source, old)) for axis, old in enumerate(kept))
+
+
+def _select(node: fx.Node) -> Iterator[Link]:
+    source, dim = _input(node), _argument(node, 1, "dim")
+    if source is not None and isinstance(dim, int):
+        kept = [axis for axis in range(_ndim(source)) if axis != dim % _ndim(source)]
+        yield from (((node, axis), (source, old)) for axis, old in enumerate(kept))
+
+
+def _complex_pairs(node: fx.Node) -> Iterator[Link]:
+    """Pairs of numbers along a last axis become complex numbers, or the other way round."""
+    source = _input(node)
+    if source is not None:
+        yield from _axes_in_order(node, source, range(min(_ndim(node), _ndim(source))))
 
 
 def _same_axes(node: fx.Node) -> Iterator[Link]:
@@ -207,8 +255,8 @@ def _tuple_element(node: fx.Node) -> Iterator[Link]:
     elif name == "multi_head_attention_forward":
         if node.meta.get("leaf") == (0,):
             yield from _axes_in_order(node, source, (0, 1))
-    elif name not in _MIXING and _ndim(source) == _ndim(node):
-        yield from _axes_in_order(node, source, range(_ndim(node)))  # chunk, split, sort, topk, …
+    elif name in _PARTS and _ndim(source) == _ndim(node):
+        yield from _axes_in_order(node, source, range(_ndim(node)))
 
 
 def _matmul(node: fx.Node) -> Iterator[Link]:
@@ -273,8 +321,10 @@ _CONVOLUTIONS = {
 } | {"deform_conv2d"}  # fmt: skip
 _REDUCTIONS = {
     "mean", "sum", "amax", "amin", "std", "var", "norm", "logsumexp", "prod", "median", "argmax",
-    "argmin", "vector_norm", "nansum", "nanmean", "any", "all",
+    "argmin", "linalg_vector_norm", "vector_norm", "nansum", "nanmean", "any", "all",
+    "count_nonzero",
 }  # fmt: skip
+_DIM_AT = dict.fromkeys(("norm", "vector_norm", "linalg_vector_norm"), 2)
 _HANDLERS: dict[str, Callable[[fx.Node], Iterator[Link]]] = {
     **dict.fromkeys(("permute",), _permute),
     **dict.fromkeys(
@@ -291,6 +341,8 @@ _HANDLERS: dict[str, Callable[[fx.Node], Iterator[Link]]] = {
     "scaled_dot_product_attention": _attention,
     "embedding": _embedding,
     "getitem": _getitem,
+    "select": _select,
+    **dict.fromkeys(("view_as_complex", "view_as_real"), _complex_pairs),
 }
 
 
