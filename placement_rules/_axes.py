@@ -23,14 +23,14 @@ Axis = tuple[fx.Node, int]
 class ChannelAxes:
     """Union-find over the axes of a flat graph's tensors."""
 
-    def __init__(self, flat: fx.Graph) -> None:
+    def __init__(self, flat: fx.Graph, weights: set[fx.Node]) -> None:
         self._parent: dict[Axis, Axis] = {}
         self._evidence: dict[Axis, set[str]] = {}
         for node in flat.nodes:
             for here, there in axis_links(node):
                 self._join(here, there)
         for node in flat.nodes:
-            for axis, kind in channel_evidence(node):
+            for axis, kind in channel_evidence(node, weights):
                 self._evidence.setdefault(self._find(axis), set()).add(kind)
 
     def layout(self, flat: fx.Node) -> Layout:

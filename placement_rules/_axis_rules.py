@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,8 +83,13 @@ def axis_links(node: fx.Node) -> Iterator[Link]:
             yield from _broadcast(node)
 
 
-def channel_evidence(node: fx.Node) -> Iterator[tuple[Axis, str]]:
-    """Yield axes that a function treats as channels, with the kind of the evidence."""
+def channel_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[tuple[Axis, str]]:
+    """Yield axes that a function treats as channels, with the kind of the evidence.
+
+    **Arguments:**
+
+    - `weights`: the nodes that are parameters, or computed from these alone.
+    """
     if node.op == "get_attr":
         wide = [axis for axis, size in enumerate(_shape(node)) if size > 1]
         if len(wide) == 1 and node.meta["val"].is_floating_point():  # a scale or bias per channel
@@ -105,11 +111,74 @@ def channel_evidence(node: fx.Node) -> Iterator[tuple[Axis, str]]:
                 yield (source, _ndim(source) - 1), "linear layer"
         elif name == "embedding":
             yield (node, last), "linear layer"
-        elif name in {"matmul", "mm", "addmm"}:
-            operands = [n for n in node.all_input_nodes if len(_shape(n)) > 1]
-            if len(operands) > 1 and operands[-1].op == "get_attr":
-                yield (node, last), "linear layer"
-                yield (operands[-2], _ndim(operands[-2]) - 1), "linear layer"
+        elif name in {"matmul", "mm", "addmm", "bmm"}:
+            yield from _product_evidence(node, weights)
+        elif name == "einsum":
+            yield from _einsum_evidence(node, weights)
+        elif name in {"cosine_similarity", "cdist"} and len(node.all_input_nodes) == 2:
+            dim = -1 if name == "cdist" else _argument(node, 2, "dim")
+            for features, other in itertools.permutations(node.all_input_nodes):
+                if other in weights and features not in weights:
+                    axis = 1 if dim is None else int(dim)
+                    yield (features, axis % _ndim(features)), "linear layer"
+
+
+def _product_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[tuple[Axis, str]]:
+    """A matrix of weights on one side mixes the channels of the other."""
+    factors = [factor for factor in node.all_input_nodes if _ndim(factor) > 1][-2:]
+    if len(factors) < 2:
+        return
+    left, right = factors
+    if right in weights and left not in weights:
+        yield (node, _ndim(node) - 1), "linear layer"
+        yield (left, _ndim(left) - 1), "linear layer"
+    elif left in weights and right not in weights:
+        yield (node, _ndim(node) - 2), "linear layer"
+        yield (right, _ndim(right) - 2), "linear layer"
+
+
+def _einsum_letters(node: fx.Node) -> tuple[list[str], str] | None:
+    """Return the letters of the operands' axes and of the output's; None for other forms."""
+    equation = node.args[0]
+    if not isinstance(equation, str) or "." in equation or "->" not in equation:
+        return None
+    left, _, right = equation.replace(" ", "").partition("->")
+    operands = left.split(",")
+    fits = len(operands) == len(_einsum_operands(node)) and all(
+        len(set(letters)) == len(letters) == _ndim(operand)
+        for letters, operand in zip(operands, _einsum_operands(node), strict=True)
+    )
+    return (operands, right) if fits else None
+
+
+def _einsum_operands(node: fx.Node) -> list[fx.Node]:
+    given: Any = node.args[1:]
+    if len(given) == 1 and isinstance(given[0], (list, tuple)):
+        given = given[0]
+    return [operand for operand in given if isinstance(operand, fx.Node)]
+
+
+def _einsum(node: fx.Node) -> Iterator[Link]:
+    if (found := _einsum_letters(node)) is not None:
+        for letters, operand in zip(found[0], _einsum_operands(node), strict=True):
+            for axis, letter in enumerate(letters):
+                if letter in found[1]:
+                    yield (node, found[1].index(letter)), (operand, axis)
+
+
+def _einsum_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[tuple[Axis, str]]:
+    """What is summed over, of an activation and a weight, are the activation's channels."""
+    operands = _einsum_operands(node)
+    if len(operands) != 2 or (found := _einsum_letters(node)) is None:
+        return
+    for here, there in ((0, 1), (1, 0)):
+        if operands[there] in weights and operands[here] not in weights:
+            summed = [c for c in found[0][here] if c in found[0][there] and c not in found[1]]
+            made = [c for c in found[0][there] if c not in found[0][here] and c in found[1]]
+            if len(summed) == 1:
+                yield (operands[here], found[0][here].index(summed[0])), "linear layer"
+            if len(made) == 1:
+                yield (node, found[1].index(made[0])), "linear layer"
 
 
 def _both(
@@ -335,8 +404,8 @@ _HANDLERS: dict[str, Callable[[fx.Node], Iterator[Link]]] = {
     **dict.fromkeys(("squeeze", "unsqueeze"), _squeeze),
     **dict.fromkeys(("cat", "concat", "concatenate", "pad"), _same_axes),
     "stack": _stack,
-    "matmul": _matmul,
-    "bmm": _matmul,
+    **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
+    "einsum": _einsum,
     "linear": _linear,
     "scaled_dot_product_attention": _attention,
     "embedding": _embedding,

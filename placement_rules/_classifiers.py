@@ -7,7 +7,12 @@ from torch import fx
 from ._operation import operation
 from ._recording import Recording, is_activation
 
-_LAYERS = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "addmm", "mm"}
+_LAYERS = {
+    "linear", "conv1d", "conv2d", "conv3d", "matmul", "addmm", "mm", "einsum", "tensordot", "inner",
+    "cosine_similarity", "cdist", "bmm",
+}  # fmt: skip
+# What a classifier does to its input first: unit length for a cosine, and other views of it.
+_PREPARATIONS = {"normalize", "t", "T", "mT", "transpose", "unsqueeze", "getitem", "expand"}
 
 
 def last_layers(recording: Recording) -> tuple[list[fx.Node], set[fx.Node]]:
@@ -23,7 +28,7 @@ def last_layers(recording: Recording) -> tuple[list[fx.Node], set[fx.Node]]:
     seen, layers = set(waiting), set()
     while waiting:
         node = waiting.pop()
-        if _has_weight(node):
+        if classified(recording, node) is not None:
             layers.add(node)
             continue
         fresh = [source for source in node.all_input_nodes if source not in seen]
@@ -34,12 +39,41 @@ def last_layers(recording: Recording) -> tuple[list[fx.Node], set[fx.Node]]:
     return sorted(layers, key=lambda node: int(node.meta["time"])), seen - layers
 
 
-def _has_weight(node: fx.Node) -> bool:
-    return (
-        node.op == "call_function"
-        and operation(node.target) in _LAYERS
-        and any(source.op == "get_attr" for source in node.all_input_nodes)
-    )
+def classified(recording: Recording, node: fx.Node) -> fx.Node | None:
+    """Return what a layer with a weight takes, as a node of the flat graph; None if it is none.
+
+    The weight may be computed (weight norm, a cosine classifier's unit vectors): it depends on
+    parameters, and not on the model's input. What is only prepared for the product, by scaling it
+    to unit length or by another view, is taken as it was before.
+    """
+    if node.op != "call_function" or operation(node.target) not in _LAYERS:
+        return None
+    sources = node.all_input_nodes
+    if not any(source in recording.weights for source in sources):
+        return None
+    taken = next((s for s in sources if s not in recording.weights and is_activation(s)), None)
+    if taken is None or operation(node.target) in {"linear", "conv1d", "conv2d", "conv3d"}:
+        return taken if taken is None or not _is_cosine(taken) else _prepared_from(taken)
+    return _prepared_from(taken)
+
+
+def _is_cosine(node: fx.Node) -> bool:
+    return node.op == "call_function" and operation(node.target) == "normalize"
+
+
+def _prepared_from(node: fx.Node) -> fx.Node:
+    while node.op == "call_function" and operation(node.target) in _PREPARATIONS:
+        source = node.all_input_nodes[0]
+        if operation(node.target) == "getitem" and not _adds_axes_only(node):
+            break
+        node = source
+    return node
+
+
+def _adds_axes_only(node: fx.Node) -> bool:
+    index = node.args[1]
+    items = index if isinstance(index, tuple) else (index,)
+    return all(item is None or item is Ellipsis or item == slice(None) for item in items)
 
 
 def _above(node: fx.Node) -> set[fx.Node]:

@@ -108,11 +108,21 @@ class Recording:
         return self._by_path.get(path, [])
 
     @cached_property
+    def weights(self) -> set[fx.Node]:
+        """The nodes of `flat` that are parameters or buffers, or computed from these alone."""
+        found: set[fx.Node] = set()
+        for node in self.flat.nodes:
+            sources = node.all_input_nodes
+            if node.op == "get_attr" or (sources and all(source in found for source in sources)):
+                found.add(node)
+        return found
+
+    @cached_property
     def axes(self) -> ChannelAxes:
         """The channel axes of all recorded tensors, worked out once."""
         from ._axes import ChannelAxes
 
-        return ChannelAxes(self.flat)
+        return ChannelAxes(self.flat, self.weights)
 
     def layout(self, node: fx.Node) -> Layout:
         """Return the layout of a node's tensor.

@@ -24,6 +24,7 @@ _LOGIT_STEPS = {
     "to",
     "sub",
 }
+_PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
 
 
 class Ancestry:
@@ -32,7 +33,7 @@ class Ancestry:
     def __init__(self, scope: Scope) -> None:
         self._bit: dict[fx.Node, int] = {}
         self._of: dict[fx.Node, int] = {}
-        self.modules = self.inputs = self._parameters = 0
+        self.modules = self.inputs = self.products = 0
         given = {node for _, node in scope.inputs}
         for place, node in enumerate(scope.graph.nodes):
             bit = 1 << place
@@ -40,6 +41,8 @@ class Ancestry:
             self._of[node] = reduce(or_, (self._of[n] for n in node.all_input_nodes), bit)
             if node.op == "call_module":
                 self.modules |= bit
+            elif _is_product(node):
+                self.products |= bit
             if node in given:
                 self.inputs |= bit
         self.from_input = reduce(
@@ -71,8 +74,11 @@ def residual_adds(scope: Scope) -> list[fx.Node]:
     for node in scope.graph.nodes:
         if (pair := add_operands(node)) is not None:
             one, other = pair
-            apart = (ancestry.of(one) ^ ancestry.of(other)) & ancestry.modules
-            if apart and ancestry.share_input(one, other) and not _feeds_softmax(node):
+            if (
+                ancestry.share_input(one, other)
+                and _has_branch(ancestry, one, other)
+                and not _feeds_softmax(node)
+            ):
                 found.append(node)
         elif node.op == "call_module" and helper_add(node.meta["scope"]) is not None:
             branch, skip = _helper_operands(node)
@@ -81,17 +87,42 @@ def residual_adds(scope: Scope) -> list[fx.Node]:
     return found
 
 
+def _has_branch(ancestry: Ancestry, one: fx.Node, other: fx.Node) -> bool:
+    """Whether modules were called on one side, and the other is what they branched off from.
+
+    A side without modules that multiplies activations is no such thing, but another branch: CoaT
+    adds a position encoding to the values that its attention weighs.
+    """
+    for branch, skip in ((one, other), (other, one)):
+        called = ancestry.of(branch) & ~ancestry.of(skip)
+        kept = ancestry.of(skip) & ~ancestry.of(branch)
+        if called & ancestry.modules and (kept & ancestry.modules or not kept & ancestry.products):
+            return True
+    return False
+
+
 def helper_add(scope: Scope) -> fx.Node | None:
     """Return the add of a scope's branch to another of its inputs, if it does just that."""
     found = _helper(scope)
     return None if found is None else found[0]
 
 
+def _is_product(node: fx.Node) -> bool:
+    """Whether a node is a matrix product of activations, as of attention."""
+    factors = [source for source in node.all_input_nodes if is_activation(source)]
+    return (
+        node.op == "call_function"
+        and operation(node.target) in _PRODUCTS
+        and sum(source.op != "get_attr" for source in factors) > 1
+    )
+
+
 def add_operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """Return the operands of an add of two activations of equal shape, else None."""
     if node.op != "call_function" or operation(node.target) != "add":
         return None
-    operands = [*node.args[:2], *(node.kwargs[k] for k in ("other",) if k in node.kwargs)]
+    named = [node.kwargs[name] for name in ("input", "other") if name in node.kwargs]
+    operands = [*node.args[:2], *named]
     if len(operands) != 2 or not all(is_activation(operand) for operand in operands):
         return None
     one, other = operands

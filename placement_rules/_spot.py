@@ -48,7 +48,8 @@ def locate(recording: Recording, scope: Scope, node: fx.Node) -> Spot:
     ``convert_sync_batchnorm`` rebuilds those.
     """
     if not keeps_container_forward(scope.module):
-        return _in_scope(scope, node)
+        spot = _in_scope(scope, node)
+        return _at_border(recording, spot) or spot
     maker = _maker(scope, node)
     if maker is None:
         raise PlacementError(
@@ -68,6 +69,26 @@ def _in_scope(scope: Scope, node: fx.Node) -> Spot:
         if given is node:
             return Spot(scope, node, "input", path)
     return Spot(scope, node, node.name)
+
+
+def _at_border(recording: Recording, spot: Spot) -> Spot | None:
+    """Return a child's result as the child's output, where it is called at this place alone."""
+    node = spot.node
+    called = node.args[0] if "leaf" in node.meta else node
+    if spot.position in {"input", "output"} or not isinstance(called, fx.Node):
+        return None
+    if called.op != "call_module" or len(recording.calls(str(called.target))) > 1:
+        return None
+    leaf = node.meta.get("leaf", ())
+    inner: Scope = called.meta["scope"]
+    found = next((output for path, output in inner.outputs if path == leaf), None)
+    if found is None or is_batch_norm(inner.module):
+        return None
+    border = Spot(inner, found, "output", leaf)
+    if keeps_container_forward(inner.module):
+        maker = _maker(inner, found)
+        return None if maker is None or is_batch_norm(maker.scope.module) else maker
+    return border
 
 
 def _maker(scope: Scope, node: fx.Node) -> Spot | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from torch import fx
-
-from .._classifiers import last_layers
+from .._classifiers import classified, last_layers
 from .._recording import Recording, is_activation
 from .._rule import Found, Rule
 
@@ -12,16 +10,15 @@ from .._rule import Found, Rule
 class Head(Rule):
     """Selects the input of the last classification layer: VCReg1, the vanilla form (section 3.1).
 
-    One site a classifier: 1, and 2 on distilled models.
+    One site a classifier: 1, and 2 on distilled models. Of a cosine classifier, which scales its
+    input to unit length, the input before that.
     """
 
     def find(self, recording: Recording) -> list[Found]:
         """Return the inputs of the last layers with a weight before the model's output."""
         found: list[Found] = []
         for layer in last_layers(recording)[0]:
-            source = layer.args[0] if layer.args else layer.kwargs.get("input")
-            if not isinstance(source, fx.Node):
-                continue
+            source = classified(recording, layer)
             scope = layer.meta["scope"]
             node = next((n for n in scope.graph.nodes if n.meta.get("flat") is source), None)
             if node is not None and is_activation(node):
