@@ -41,6 +41,10 @@ class OriginFinder:
         self._methods: dict[type, dict[int, tuple[Method, ...]]] = {}
         self._runs: dict[types.FrameType, int] = {}  # which keeps them, so that none is taken twice
 
+    def forget(self) -> None:
+        """Let go of the functions that ran, and of all that they held."""
+        self._runs.clear()
+
     def of_call(self, module: nn.Module, depth: int) -> Origin:
         """Return the functions that run now, from a caller out to a module's forward.
 

@@ -148,6 +148,7 @@ def _run(model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any) -> Reco
             duplicate(*args, **kwargs)
     finally:
         random.setstate(state)
+        recorder.origins.forget()
     return recorder.recording
 
 

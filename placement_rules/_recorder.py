@@ -36,7 +36,7 @@ class Recorder(TorchFunctionMode):
         self._time = 0
         self._stack: list[Scope] = []
         self._running: list[nn.Module] = []  # the copied modules of the scopes on the stack
-        self._origins = OriginFinder()
+        self.origins = OriginFinder()
         self._known: list[dict[int, fx.Node]] = []  # per scope on the stack: tensor id -> node
         self._flat: dict[int, fx.Node] = {}
         self._calls: Counter[str] = Counter()
@@ -74,7 +74,7 @@ class Recorder(TorchFunctionMode):
             written = arguments[:1]
         made = list(leaves(output))
         if made or written:
-            origin = self._origins.of_call(self._running[-1], 1)
+            origin = self.origins.of_call(self._running[-1], 1)
             self._record_function(func, args, kwargs, output, made, written, origin)
         return output
 
@@ -143,7 +143,7 @@ class Recorder(TorchFunctionMode):
                 self._node_of,
                 path.rpartition(".")[2],
             )
-            node.meta["origin"] = self._origins.of_module_call(self._running[-1])
+            node.meta["origin"] = self.origins.of_module_call(self._running[-1])
         scope = Scope(
             path, module, fx.Graph(), self._calls[path], parent, node, args, kwargs, self._tick()
         )

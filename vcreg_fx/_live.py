@@ -27,11 +27,19 @@ from .regularizers import (
     naive_penalty,
     product_dtype,
     reference_mean,
+    refuse_batches,
     start_moments,
+    under_func_transform,
     working_dtype,
 )
 
-_UNREAD = 64  # penalties at one site that nobody reads: the training loop has forgotten them
+_UNREAD = 64  # the most penalties that a site keeps for the next read
+FORGOTTEN = (
+    'with mode="loss" a backward pass has ended and nobody has read the penalties of the forward '
+    "pass before it: VCReg has done nothing there. Add them to the loss of each step, loss + "
+    'vcreg_fx.penalty(model), or insert with mode="gradient". Only those of the latest forward '
+    "passes are kept."
+)
 
 
 def in_backward() -> bool:
@@ -76,6 +84,8 @@ class LiveSite(SiteValues):
         seed = torch.initial_seed() if config.sync is False else 0  # ranks act in the same steps
         self._key = f"{name}:{seed}"
         self._warned: set[str] = set()
+        self._backward = False  # whether a gradient came to the site since its last forward
+        self._injected = False  # and whether it came through what the site returned
         self._settings = self._make_settings()
 
     @property
@@ -92,6 +102,8 @@ class LiveSite(SiteValues):
     def active(self, h: Tensor, training: bool) -> bool:
         """Whether anything is to be done: in training, where a gradient will be computed."""
         exporting = torch.compiler.is_exporting()
+        if training and torch.is_grad_enabled():
+            refuse_batches(self.name)
         if not training or not (exporting or (torch.is_grad_enabled() and h.requires_grad)):
             return False
         if h.ndim != self.layout.ndim:
@@ -141,6 +153,8 @@ class LiveSite(SiteValues):
             if not in_backward():  # where checkpointing runs forward again
                 self.probe(h)
             return h.clone() if self._clone else h
+        if not torch.compiler.is_compiling():
+            self._look_back(h)
         if torch._C._get_tracing_state() is not None:
             raise RuntimeError(
                 f"torch.jit.trace in train mode would lose the gradient of {self.name} without a "
@@ -178,11 +192,41 @@ class LiveSite(SiteValues):
             return h.clone() if self._clone else h  # its penalty was counted in forward
         self.pending.append(penalty)
         if len(self.pending) > _UNREAD:
+            del self.pending[0]
             self._warn_once(
-                f'{self.name} holds {_UNREAD} penalties that nobody has read. With mode="loss", '
-                'add vcreg_fx.penalty(model) to the loss of each step, or use mode="gradient".'
+                f"{self.name} was passed {_UNREAD} times since its penalties were last read; older "
+                "ones are dropped. " + FORGOTTEN
             )
         return h.clone() if self._clone else h
+
+    def _look_back(self, h: Tensor) -> None:
+        """Say what went wrong in the step before, and watch this one."""
+        if in_backward() or under_func_transform():
+            return
+        if self._backward and self.forget_unread():
+            self._warn_once(f"{self.name}: {FORGOTTEN}")
+        if self._backward and not self._injected and self.config.mode == "gradient":
+            self._warn_once(
+                f"{self.name} received a gradient, but not through what the site returned, so that "
+                "VCReg has done nothing there: what follows reads the tensor from another place "
+                "(an object that the module changed in place, or a tensor it kept). Use a rule "
+                "that selects the input of the module that reads it."
+            )
+        self._backward = self._injected = False
+        h.register_hook(self._note_backward)
+
+    def _note_backward(self, grad: Tensor) -> None:  # noqa: ARG002 (a hook's argument)
+        self._backward = True
+
+    def forget_unread(self) -> bool:
+        """Drop the penalties of forward passes that a backward pass has left behind.
+
+        **Returns:** whether there were any.
+        """
+        if not (self._backward and self.pending):
+            return False
+        self.pending = []
+        return True
 
     def _start_exchange(
         self, h: Tensor, reference: Tensor | None, dtype: torch.dtype
@@ -233,13 +277,17 @@ class LiveSite(SiteValues):
             self._warned.add(message[:60])
             warnings.warn(message, stacklevel=2)
 
+    def _note_injection(self) -> None:
+        self._injected = True
+
     def _make_settings(self) -> Settings:
-        how = (self._clone, self._record, self.penalize, self._key)
+        how = (self._clone, self._record, self.penalize, self._key, self.name, self._note_injection)
         return Settings(self.layout, self.config, *how)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""
         state = {**self.__dict__, "pending": [], "_numbers": None, "probe": None}
+        state.update(_backward=False, _injected=False)
         del state["_settings"]
         return state
 

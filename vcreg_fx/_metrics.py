@@ -20,9 +20,11 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
     - `prefix`: the first part of every key.
 
     **Returns:** for each site, ``prefix/site/penalty`` (α ℓ_var + β ℓ_cov, Eq. 5),
-    ``…/variance_loss`` (Eq. 3), ``…/covariance_loss`` (Eq. 4 or 10), ``…/std`` (mean over features)
-    and ``…/below_gamma`` (share of the features whose std is below γ); and ``prefix/penalty``,
-    the sum of the penalties. A site with another regularizer has no two losses, and its penalty is
+    ``…/variance_loss`` (Eq. 3), ``…/covariance_loss`` (Eq. 4 or 10), ``…/std`` (mean over
+    features), ``…/below_gamma`` (share of the features whose std is below γ) and ``…/nonfinite``
+    (share of the features with an infinity or NaN among their samples, or a variance too large for
+    the type; not 0 means that the site's gradient is NaN); and ``prefix/penalty``, the sum of the
+    penalties. A site with another regularizer has no two losses, and its penalty is
     α times its value.
     """
     names: list[str] = []
@@ -44,6 +46,7 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
             **losses,
             "std": std.mean(),
             "below_gamma": (std < site.config.gamma).to(std.dtype).mean(),
+            "nonfinite": (~std.isfinite()).to(std.dtype).mean(),
         }
         names += [f"{prefix}/{site.name}/{key}" for key in values]
         found += values.values()

@@ -94,6 +94,7 @@ def _add_sampled(
     measured = last[torch.unravel_index(drawn[:half], last.shape[:-1])]
     receiving = torch.unravel_index(drawn[half:], last.shape[:-1])
     z = last[receiving].to(torch.promote_types(h.dtype, torch.float32))
+    z = z - z[0]  # or a large mean would take the digits that the next one needs
     found = direction(
         moments_of(measured, 1, measured.mean(0, dtype=z.dtype), config, dtype), alpha, beta, config
     )

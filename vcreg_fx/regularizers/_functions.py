@@ -33,6 +33,8 @@ class Settings:
     record: Callable[[Statistics], None]
     penalize: Penalize | None = None  # what acts instead of VCReg, if anything
     key: str = ""  # what the draws of estimates depend on
+    name: str = "a site"
+    injected: Callable[[], None] | None = None  # called where a gradient passes the site
 
 
 class InjectGradient(torch.autograd.Function):
@@ -65,9 +67,12 @@ class InjectGradient(torch.autograd.Function):
         h, reference, alpha, beta, scale = ctx.saved_tensors
         settings: Settings = ctx.settings
         _refuse_second_order()
+        refuse_batches(settings.name)
+        if settings.injected is not None and not torch.compiler.is_compiling():
+            settings.injected()
         config, axis = settings.config, settings.layout.axis
         seen: Statistics | None = None
-        base = grad * 0 if _under_func_transform() else grad
+        base = grad * 0 if under_func_transform() else grad
         with torch.no_grad(), autocast_off(h):
             if config.backend == "naive":
                 added, seen = _naive_gradient(h, alpha, beta, settings)
@@ -83,7 +88,7 @@ class InjectGradient(torch.autograd.Function):
                 )
             if seen is not None:
                 settings.record(seen)
-        if _under_func_transform():
+        if under_func_transform():
             result = grad + result.detach()  # what arrives keeps its own graph
         return result, *[None] * 8
 
@@ -99,8 +104,8 @@ class Penalty(torch.autograd.Function):
         beta: Tensor,
         settings: Settings,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the penalty, and G and the mean for backward."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return the penalty, and G and the mean, in two parts, for backward."""
         config = settings.config
         with torch.no_grad(), autocast_off(h):
             moments = moments_of(h, settings.layout.axis, reference, config, dtype)
@@ -110,20 +115,20 @@ class Penalty(torch.autograd.Function):
             assert centre is not None  # algorithm1 has no mode="loss"
             variance_loss = torch.relu(config.gamma - statistics.variances.sqrt()).mean()
             penalty = alpha * variance_loss + beta * statistics.covariance_loss
-        return penalty.to(found.g.dtype), found.g, centre
+        return penalty.to(found.g.dtype), found.g, centre, found.rest
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         """Save the activation, its mean, and G."""
         h, _, alpha, beta, ctx.settings, ctx.dtype = inputs
-        _, g, centre = output
-        ctx.mark_non_differentiable(g, centre)
-        ctx.save_for_backward(h, alpha, beta, g, centre)
+        _, *kept = output
+        ctx.mark_non_differentiable(*(tensor for tensor in kept if tensor is not None))
+        ctx.save_for_backward(h, alpha, beta, *kept)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         """Return the penalty's gradient, times what arrives."""
-        h, alpha, beta, g, centre = ctx.saved_tensors
+        h, alpha, beta, g, centre, rest = ctx.saved_tensors
         settings: Settings = ctx.settings
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with autocast_off(h):
@@ -132,7 +137,9 @@ class Penalty(torch.autograd.Function):
             return found, *[None] * 5
         with autocast_off(h):
             zero = torch.zeros((), dtype=h.dtype, device=h.device).expand(h.shape)
-            result = add_product(zero, h, settings.layout.axis, centre, g * grad, ctx.dtype)
+            result = add_product(
+                zero, h, settings.layout.axis, centre, g * grad, ctx.dtype, rest
+            )
         return result, *[None] * 5
 
 
@@ -192,7 +199,7 @@ def _naive_gradient(
 def _refuse_second_order() -> None:
     """Backward runs with gradients enabled exactly under ``create_graph=True``."""
     compiling = torch.compiler.is_compiling()
-    if torch.is_grad_enabled() and not compiling and not _under_func_transform():
+    if torch.is_grad_enabled() and not compiling and not under_func_transform():
         raise RuntimeError(
             'The gradient that mode="gradient" adds has no derivative of its own, so '
             'create_graph=True would give wrong second derivatives. Insert with mode="loss" and '
@@ -200,7 +207,26 @@ def _refuse_second_order() -> None:
         )
 
 
-def _under_func_transform() -> bool:
+def refuse_batches(name: str) -> None:
+    """Refuse `torch.func.vmap`, in which a tensor stands for many.
+
+    **Raises:** `RuntimeError`: the samples of one model cannot be told there from those of another,
+    and each row of a Jacobian would be given the penalty's gradient.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return
+    kinds = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
+    if torch._C._functorch.TransformType.Vmap in kinds:
+        raise RuntimeError(
+            f"{name} is in training under torch.func.vmap (jacrev, jacfwd, is_grads_batched, an "
+            "ensemble of models), which has no place for the gradient that VCReg adds to one "
+            "backward pass. Set VCReg aside there: model.eval(), in which it does nothing. For "
+            'derivatives of a loss with VCReg in it, insert with mode="loss" and differentiate '
+            "one loss at a time."
+        )
+
+
+def under_func_transform() -> bool:
     """Whether torch.func runs this; it always differentiates with create_graph=True."""
     if torch.compiler.is_compiling():
         return False

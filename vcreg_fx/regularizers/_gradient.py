@@ -45,11 +45,12 @@ class Statistics(NamedTuple):
 class Direction:
     """The penalty's gradient as a matrix: d penalty / dz = (z − centre) G.
 
-    The centre is None where nothing is to be subtracted.
+    The centre is None where nothing is to be subtracted, and `rest` is what it lacks in digits.
     """
 
     g: Tensor
     centre: Tensor | None
+    rest: Tensor | None
     statistics: Statistics
 
 
@@ -70,14 +71,16 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
     c, n = found.covariance, found.samples
     d = len(c)
     variances = c.diagonal() + config.eps
+    poison = variances.sum() * 0  # NaN where one is infinite: a clamp would hide that
     slope = variances.rsqrt().mul_(variances < config.gamma**2)
     c.diagonal().zero_()  # Eq. 4 and Eq. 10 leave it out
     clamped = c if delta is None else c.clamp(-delta, delta)
     covariance_loss = _huber_sum(c, clamped) / max(d * (d - 1), 1)
     alpha, beta = _number(alpha), _number(beta)
-    g = clamped.mul_(beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1)))
-    g.diagonal().copy_(slope.mul_(alpha * (-found.ranks / d / (n - 1))))
-    return Direction(g, found.centre, Statistics(variances, covariance_loss, n))
+    scale = beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1))
+    g = clamped.mul_(poison + scale)
+    g.diagonal().copy_(slope.mul_(poison + alpha * (-found.ranks / d / (n - 1))))
+    return Direction(g, found.centre, found.rest, Statistics(variances, covariance_loss, n))
 
 
 def add_gradient(
@@ -97,7 +100,7 @@ def add_gradient(
     """
     way = direction(found, alpha, beta, config)
     g = way.g if weight is None else way.g.mul_(weight)
-    return add_product(grad, h, axis, way.centre, g, dtype), way.statistics
+    return add_product(grad, h, axis, way.centre, g, dtype, way.rest), way.statistics
 
 
 def penalty_gradient(

@@ -45,16 +45,24 @@ def moments(
 
 
 def add_product(
-    grad: Tensor, h: Tensor, axis: int, centre: Tensor | None, g: Tensor, dtype: torch.dtype
+    grad: Tensor,
+    h: Tensor,
+    axis: int,
+    centre: Tensor | None,
+    g: Tensor,
+    dtype: torch.dtype,
+    rest: Tensor | None = None,
 ) -> Tensor:
-    """Return ``grad + (z − centre) G`` as a new tensor; ``grad`` is never written to.
+    """Return ``grad + (z − centre − rest) G`` as a new tensor; ``grad`` is never written to.
 
     **Arguments:**
 
     - `grad`: the gradient that arrives at the activation, of its shape.
     - `h`, `axis`, `centre`, `dtype`: as for `moments`.
     - `g`: the symmetric matrix G, shape (d, d), in float32 or float64.
+    - `rest`: what the centre lacks in digits, shape (d,).
     """
+    row = None if rest is None else rest @ g
     scale = None
     if dtype not in FULL:  # where the entries of G could underflow
         scale = g.abs().amax().clamp_min(torch.finfo(g.dtype).tiny)
@@ -62,6 +70,7 @@ def add_product(
     if torch.compiler.is_compiling():
         added = product(_all_centred(h, axis, centre).to(dtype), g)
         added = added if scale is None else added * scale
+        added = added if row is None else added - row
         added = added.reshape(h.movedim(axis, -1).shape).movedim(-1, axis)
         return torch.add(grad, added).to(grad.dtype)
     out = torch.empty_like(grad)
@@ -69,21 +78,27 @@ def add_product(
     space = blocks.workspace(dtype)
     if blocks.ndim == 2 and dtype in FULL and grad.dtype == h.dtype == dtype:
         for block, arriving, leaving in blocks:
-            torch.addmm(arriving, _centred(block, centre, space), g, out=leaving)
+            torch.addmm(arriving, _centred(block, centre, space, rest), g, out=leaving)
         return out
     result = blocks.workspace(working_dtype(h))
     for block, arriving, leaving in blocks:
         x = _centred(block, centre, space)
         added, matrix = result.of(block.shape)
-        if scale is None:
+        if scale is not None:
+            torch.mul(product(x, g), scale, out=matrix)
+            if row is not None:
+                matrix -= row
+        elif row is None:
             torch.mm(x, g, out=matrix)
         else:
-            torch.mul(product(x, g), scale, out=matrix)
+            torch.addmm(row, x, g, beta=-1, out=matrix)
         torch.add(arriving, added, out=leaving)
     return out
 
 
-def _centred(block: Tensor, centre: Tensor | None, space: Workspace) -> Tensor:
+def _centred(
+    block: Tensor, centre: Tensor | None, space: Workspace, rest: Tensor | None = None
+) -> Tensor:
     """Return a block (…, d) less the centre as a matrix (m, d), in the space if need be."""
     if centre is None and block.dtype == space.dtype:
         return block.reshape(-1, block.shape[-1])
@@ -92,6 +107,8 @@ def _centred(block: Tensor, centre: Tensor | None, space: Workspace) -> Tensor:
         room.copy_(block)
     else:
         torch.sub(block, centre, out=room)
+        if rest is not None:
+            room -= rest
     return matrix
 
 

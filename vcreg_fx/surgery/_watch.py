@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._live import FORGOTTEN, LiveSite
+
 REGISTRY = "vcreg_insertions"  # the attribute of a model that lists what was inserted into it
 
 
@@ -31,6 +33,7 @@ class Insertion:
     layout: str | None = None
     regularizer: Any = "vcreg"
     reported: set[str] = field(default_factory=set)
+    told_unread: bool = False
 
 
 def lost_sites(model: nn.Module) -> list[str]:
@@ -48,10 +51,35 @@ def lost_sites(model: nn.Module) -> list[str]:
     return lost
 
 
+def _watch_unread(model: nn.Module) -> None:
+    """Warn once of penalties that a backward pass left behind, and drop them."""
+    for insertion in model.__dict__.get(REGISTRY, ()):
+        if insertion.config.get("mode") != "loss":
+            continue
+        forgotten = [site for site in _present(model, insertion) if site.forget_unread()]
+        if forgotten and not insertion.told_unread:
+            insertion.told_unread = True
+            warnings.warn(f"At {len(forgotten)} sites, {FORGOTTEN}", stacklevel=4)
+
+
+def _present(model: nn.Module, insertion: Insertion) -> list[LiveSite]:
+    """Return the live sites of an insertion that are still there."""
+    found = []
+    for path, key in insertion.sites.values():
+        try:
+            table = model.get_submodule(path).__dict__.get("vcreg_sites")
+        except AttributeError:  # its module was replaced, which is reported by itself
+            continue
+        if isinstance(site := getattr(table, key, None), LiveSite):
+            found.append(site)
+    return found
+
+
 def watch_sites(model: nn.Module) -> None:
     """Warn once, by name, of sites that were lost before a training forward."""
     if not model.training or torch.compiler.is_compiling():
         return
+    _watch_unread(model)
     insertions = model.__dict__.get(REGISTRY, ())
     told = set().union(*(insertion.reported for insertion in insertions))
     fresh = [name for name in lost_sites(model) if name not in told]
