@@ -301,8 +301,8 @@ def _drop_function_hooks(module: nn.Module) -> None:
 
 
 def _record_calls(recorder: Recorder, module: nn.Module, path: str, original: nn.Module) -> None:
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.enter(path, original, module, args, kwargs)
+    def enter(running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorder.enter(path, original, running, args, kwargs)
 
     def leave(_: nn.Module, __: Any, output: Any) -> None:
         recorder.leave(original, output)

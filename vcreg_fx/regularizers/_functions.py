@@ -67,7 +67,7 @@ class InjectGradient(torch.autograd.Function):
         h, reference, alpha, beta, scale = ctx.saved_tensors
         settings: Settings = ctx.settings
         _refuse_second_order()
-        refuse_batches(settings.name)
+        refuse_batches(settings.name, grad)
         if settings.injected is not None and not torch.compiler.is_compiling():
             settings.injected()
         config, axis = settings.config, settings.layout.axis
@@ -207,16 +207,19 @@ def _refuse_second_order() -> None:
         )
 
 
-def refuse_batches(name: str) -> None:
-    """Refuse `torch.func.vmap`, in which a tensor stands for many.
+def refuse_batches(name: str, tensor: Tensor) -> None:
+    """Refuse `torch.func.vmap`, in which a tensor stands for many, and ``is_grads_batched``.
 
     **Raises:** `RuntimeError`: the samples of one model cannot be told there from those of another,
     and each row of a Jacobian would be given the penalty's gradient.
     """
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+    if torch.compiler.is_compiling():
         return
-    kinds = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
-    if torch._C._functorch.TransformType.Vmap in kinds:
+    kinds = set()
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        kinds = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
+    batched = torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Batched)
+    if batched or torch._C._functorch.TransformType.Vmap in kinds:
         raise RuntimeError(
             f"{name} is in training under torch.func.vmap (jacrev, jacfwd, is_grads_batched, an "
             "ensemble of models), which has no place for the gradient that VCReg adds to one "
