@@ -103,7 +103,7 @@ class LiveSite(SiteValues):
         """Whether anything is to be done: in training, where a gradient will be computed."""
         exporting = torch.compiler.is_exporting()
         if training and torch.is_grad_enabled():
-            refuse_batches(self.name, h)
+            refuse_batches(self.name)
         if not training or not (exporting or (torch.is_grad_enabled() and h.requires_grad)):
             return False
         if h.ndim != self.layout.ndim:

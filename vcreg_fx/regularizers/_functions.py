@@ -207,7 +207,7 @@ def _refuse_second_order() -> None:
         )
 
 
-def refuse_batches(name: str, tensor: Tensor) -> None:
+def refuse_batches(name: str, arriving: Tensor | None = None) -> None:
     """Refuse `torch.func.vmap`, in which a tensor stands for many, and ``is_grads_batched``.
 
     **Raises:** `RuntimeError`: the samples of one model cannot be told there from those of another,
@@ -218,7 +218,8 @@ def refuse_batches(name: str, tensor: Tensor) -> None:
     kinds = set()
     if torch._C._functorch.peek_interpreter_stack() is not None:
         kinds = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
-    batched = torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Batched)
+    # is_grads_batched has a vmap of its own, whose tensors are told by their dispatch keys' names.
+    batched = arriving is not None and "Batched" in repr(torch._C._dispatch_keys(arriving))
     if batched or torch._C._functorch.TransformType.Vmap in kinds:
         raise RuntimeError(
             f"{name} is in training under torch.func.vmap (jacrev, jacfwd, is_grads_batched, an "
