@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import random
 import threading
@@ -117,7 +118,34 @@ def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
 
     args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
     with _LOCK, fake, _quiet():
-        return _run(model, duplicate, args, kwargs)
+        recording = _run(model, duplicate, args, kwargs)
+    recording.record_training = functools.partial(_record_training, model, inputs, prepare)
+    return recording
+
+
+def _record_training(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording | None:
+    """Record a pass in train mode on tensors without data; None where the model needs data there.
+
+    Its branches may be others than those of eval mode, drawn at random even, so that rules do not
+    look at it. It tells which tensors are written to in training only.
+    """
+    try:
+        tensors = (*model.parameters(), *model.buffers())
+        memo: dict[int, Any] = {id(t): _on_meta_device(t) for t in tensors if type(t) in _PLAIN}
+        duplicate = copy.deepcopy(model, memo)
+        prepare(duplicate)
+        args, kwargs = tree_map(_on_meta_device, (inputs.args, inputs.kwargs))
+        with torch.random.fork_rng(devices=[]):
+            return _run(model, duplicate, args, kwargs, training=True)
+    except Exception:  # whatever a forward may raise: what runs then says so at the first step
+        return None
+
+
+def _on_meta_device(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    empty = torch.empty_like(value, device="meta")
+    return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
 def _record_real(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
@@ -139,8 +167,10 @@ def _without_data(item: Any) -> Any:
     return forget_data(item) if isinstance(item, torch.Tensor) else item
 
 
-def _run(model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any) -> Recording:
-    duplicate.eval()
+def _run(
+    model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any, *, training: bool = False
+) -> Recording:
+    duplicate.train(training)
     recorder = Recorder(model, duplicate)
     state = random.getstate()
     try:

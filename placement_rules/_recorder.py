@@ -39,12 +39,19 @@ class Recorder(TorchFunctionMode):
         self.origins = OriginFinder()
         self._known: list[dict[int, fx.Node]] = []  # per scope on the stack: tensor id -> node
         self._flat: dict[int, fx.Node] = {}
+        self._versions: dict[int, int] = {}  # of each storage, at its last sight
         self._calls: Counter[str] = Counter()
         self._kept: list[Any] = []  # keeps every tensor alive, so that no id is used twice
         self._names = {
             id(tensor): name
             for source in (copy.named_parameters(), copy.named_buffers())
             for name, tensor in source
+        }
+        self._constants = {
+            id(value)
+            for module in copy.modules()
+            for value in vars(module).values()
+            if isinstance(value, Tensor)
         }
         originals = dict(model.named_modules())
         for path, module in copy.named_modules():
@@ -63,6 +70,7 @@ class Recorder(TorchFunctionMode):
         """Run ``func`` and record it if it makes or changes a tensor."""
         kwargs = kwargs or {}
         arguments = _tensors((args, kwargs))
+        self._find_unseen_writes(arguments)
         versions = [_version(tensor) for tensor in arguments]
         output = func(*args, **kwargs)
         if not self._stack:
@@ -73,6 +81,8 @@ class Recorder(TorchFunctionMode):
         if not written and kwargs.get("inplace") is True:  # dropout writes in train mode only
             written = arguments[:1]
         made = list(leaves(output))
+        for tensor in (*arguments, *(tensor for _, tensor in made)):
+            self._versions[storage_of(tensor)] = _version(tensor)
         if made or written:
             origin = self.origins.of_call(self._running[-1], 1)
             self._record_function(func, args, kwargs, output, made, written, origin)
@@ -120,6 +130,15 @@ class Recorder(TorchFunctionMode):
             leaf.meta["flat"] = self._flat[id(tensor)]
             self._flat[id(tensor)].meta["scope"] = self._stack[-1]
 
+    def _find_unseen_writes(self, arguments: list[Tensor]) -> None:
+        """Notice tensors that were written to between two recorded calls."""
+        for tensor in arguments:
+            storage, version = storage_of(tensor), _version(tensor)
+            if version > self._versions.get(storage, version):
+                where = self._stack[-1].path if self._stack else ""
+                self.recording.writes.append(Write(self._tick(), storage, f"a call in {where}"))
+            self._versions[storage] = version
+
     # Calls of modules ----------------------------------------------------------------------
 
     def enter(
@@ -133,6 +152,7 @@ class Recorder(TorchFunctionMode):
         """Begin the scope of a call of a module, whose copy is running."""
         parent = self._stack[-1] if self._stack else None
         node = None
+        self._find_unseen_writes([tensor for _, tensor in (*leaves(args), *leaves(kwargs))])
         if parent is not None:
             node = self._create(
                 parent.graph,
@@ -231,6 +251,8 @@ class Recorder(TorchFunctionMode):
             name = self._names.get(id(tensor))
             node = graph.create_node("get_attr", name or "captured", (), {})
             node.meta["parameter"] = name is not None
+            if name is None and tensor.is_floating_point() and id(tensor) not in self._constants:
+                self.recording.unseen.append(self._stack[-1].path)
             self._kept.append(tensor)
             self._note(node, tensor, self._flat_of(tensor))
             known[id(tensor)] = node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -84,12 +84,21 @@ class Recording:
     - `scopes`: the module calls in the order they began; the first is the model's own.
     - `flat`: all functions that ran, in one graph: how tensors flow through module borders.
     - `writes`: the in-place writes.
+    - `unseen`: where tensors came from calls that could not be recorded, as of scripted functions.
+    - `record_training`: records a pass in train mode, if the model can run without data there.
     """
 
     model: nn.Module
     scopes: list[Scope]
     flat: fx.Graph
     writes: list[Write]
+    unseen: list[str] = field(default_factory=list)
+    record_training: Callable[[], Recording | None] = field(default=lambda: None, repr=False)
+
+    @cached_property
+    def in_training(self) -> Recording | None:
+        """The pass in train mode, which shows what is written to in training only."""
+        return self.record_training()
 
     @property
     def root(self) -> Scope:
@@ -170,6 +179,26 @@ class Recording:
         """Return the first in-place write to the node's storage after the node ran, if any."""
         storage, time = node.meta["storage"], node.meta["time"]
         return next((w for w in self.writes if w.storage == storage and w.time > time), None)
+
+    def written_in_training(self, scope: Scope, node: fx.Node) -> Write | None:
+        """Return the first write to the node's storage in train mode, if it was found there."""
+        if self.in_training is None:
+            return None
+        calls = self.in_training.calls(scope.path)
+        if scope.call >= len(calls):
+            return None
+        other = calls[scope.call]
+        for mine, theirs in ((scope.outputs, other.outputs), (scope.inputs, other.inputs)):
+            for path, found in mine:
+                if found is node:
+                    alike = dict(theirs).get(path)
+                    return None if alike is None else self.in_training.write_after(alike)
+        alike = next((n for n in other.graph.nodes if n.name == node.name), None)
+        return (
+            self.in_training.write_after(alike)
+            if alike is not None and "storage" in alike.meta
+            else None
+        )
 
 
 def value(node: fx.Node) -> Tensor:

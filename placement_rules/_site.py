@@ -119,7 +119,14 @@ def _site(recording: Recording, name: str, calls: list[Spot], given: Layout | No
             f"{name} is called with different layouts ({names}). Pass layout=, or choose a rule "
             "that leaves this module out."
         )
-    writes = [write for spot in calls if (write := recording.write_after(spot.node))]
+    writes = [
+        write
+        for spot in calls
+        if (
+            write := recording.write_after(spot.node)
+            or recording.written_in_training(spot.scope, spot.node)
+        )
+    ]
     return Site(
         name=name,
         path=first.scope.path,
