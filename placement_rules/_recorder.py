@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
@@ -188,8 +189,13 @@ class Recorder(TorchFunctionMode):
             if getattr(module, "inplace", False) is True:  # dropout writes in train mode only
                 self.recording.writes.append(Write(scope.start, storage_of(tensor), path))
 
-    def leave(self, module: nn.Module, output: Any) -> None:
-        """End the scope of a module call."""
+    def leave(self, module: nn.Module, output: Any) -> Any:
+        """End the scope of a module call.
+
+        **Returns:** the output. A tensor that the caller has already, because the module returns
+        what it was given, is returned as an object of its own, so that it shows which of the two
+        the caller reads on.
+        """
         while self._stack[-1].module is not module:  # calls that ended in a caught exception
             self._pop()
         scope = self._stack[-1]
@@ -199,17 +205,24 @@ class Recorder(TorchFunctionMode):
         scope.graph.create_node("output", "output", (tuple(node for _, node in scope.outputs),), {})
         self._pop()
         if scope.node is None:
-            return
+            return output
         if isinstance(output, Tensor):
-            self._note(scope.node, output, self._flat_of(output))
+            flat = self._flat_of(output)
+            if id(output) in self._known[-1] and not isinstance(output, nn.Parameter):
+                with torch._C.DisableTorchFunction():
+                    output = output.view_as(output)
+                self._kept.append(output)
+                self._flat[id(output)] = flat
+            self._note(scope.node, output, flat)
             self._known[-1][id(output)] = scope.node
-            return
+            return output
         scope.node.meta["val"] = output
         scope.node.meta["time"] = self._tick()
         for path, tensor in found:
             leaf = self._leaf(scope.node, path, tensor)
             leaf.meta["flat"] = self._flat_of(tensor)
             self._known[-1][id(tensor)] = leaf
+        return output
 
     def _pop(self) -> None:
         self._stack.pop().end = self._tick()
@@ -326,8 +339,8 @@ def _record_calls(recorder: Recorder, module: nn.Module, path: str, original: nn
     def enter(running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recorder.enter(path, original, running, args, kwargs)
 
-    def leave(_: nn.Module, __: Any, output: Any) -> None:
-        recorder.leave(original, output)
+    def leave(_: nn.Module, __: Any, output: Any) -> Any:
+        return recorder.leave(original, output)
 
     module.register_forward_pre_hook(enter, with_kwargs=True)
     module.register_forward_hook(leave)

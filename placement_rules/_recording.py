@@ -141,12 +141,18 @@ class Recording:
         return self.axes.layout(node.meta["flat"])
 
     @cached_property
-    def _leading_on(self) -> set[fx.Node]:
-        """The nodes of `flat` on which the model's outputs depend, views and their bases alike."""
+    def _of_storage(self) -> dict[int, list[fx.Node]]:
+        """The nodes of `flat` by the memory of their tensors."""
         together: dict[int, list[fx.Node]] = {}
         for node in self.flat.nodes:
             if isinstance(node.meta.get("val"), Tensor):
                 together.setdefault(storage_of(node.meta["val"]), []).append(node)
+        return together
+
+    @cached_property
+    def _leading_on(self) -> set[fx.Node]:
+        """The nodes of `flat` on which the model's outputs depend, views and their bases alike."""
+        together = self._of_storage
         found: set[fx.Node] = set()
         waiting = [output.meta["flat"] for _, output in self.root.outputs]
         while waiting:
@@ -162,6 +168,43 @@ class Recording:
     def leads_on(self, node: fx.Node) -> bool:
         """Whether the model's output depends on a node's tensor."""
         return node.meta["flat"] in self._leading_on
+
+    def outlives(self, scope: Scope, node: fx.Node) -> bool:
+        """Whether the model's output depends on what is read of a tensor after a call has ended."""
+        flat = node.meta["flat"]
+        if scope.parent is None or any(n.meta["flat"] is flat for _, n in self.root.outputs):
+            return True
+        storage = storage_of(value(node))
+        return any(
+            reader.meta.get("time", 0) > scope.end and reader in self._leading_on
+            for source in self._of_storage[storage]
+            for reader in source.users
+        )
+
+    def changes_for_caller(self, scope: Scope, node: fx.Node) -> bool:
+        """Whether a call writes to an argument of its own that its caller reads on later."""
+        if scope.parent is None:
+            return False
+        storage = node.meta["storage"]
+        if not any(w.storage == storage and scope.start <= w.time <= scope.end for w in self.writes):
+            return False
+        return any(
+            user.op == "output" or user.meta["time"] > scope.end
+            for source in scope.parent.graph.nodes
+            if source.meta.get("storage") == storage and source.meta["time"] < scope.start
+            for user in source.users
+        )
+
+    def is_read(self, scope: Scope, path: Path) -> bool:
+        """Whether the caller of a module reads what that call returned at ``path``."""
+        if scope.node is None or scope.parent is None:
+            return True
+        leaves = [user for user in scope.node.users if "leaf" in user.meta]
+        node = scope.node if not path else next(n for n in leaves if n.meta["leaf"] == path)
+        passed_on = [place for place, output in scope.parent.outputs if output is node]
+        return any(user.op != "output" for user in node.users) or any(
+            self.is_read(scope.parent, place) for place in passed_on
+        )
 
     def locations(self, node: fx.Node) -> int | None:
         """Return the number of locations of a node's tensor, per example; None if unknown."""

@@ -112,6 +112,8 @@ def _site(recording: Recording, name: str, calls: list[Spot], given: Layout | No
         raise PlacementError(
             f"{name} holds {tensor.dtype} numbers; variance and covariance need floating point."
         )
+    for spot in calls:
+        _check_objects(recording, spot)
     layouts = {_layout(recording, spot, given) for spot in calls}
     if len(layouts) > 1:
         names = " and ".join(sorted(str(item) for item in layouts))
@@ -136,11 +138,37 @@ def _site(recording: Recording, name: str, calls: list[Spot], given: Layout | No
         dtype=tensor.dtype,
         layout=layouts.pop(),
         calls=len({id(spot.scope) for spot in calls}),
-        leads_on=any(recording.leads_on(spot.node) for spot in calls),
+        leads_on=any(_leads_on(recording, spot) for spot in calls),
         clone=writes[0].name if writes else None,
         scope=first.scope,
         node=first.node,
     )
+
+
+def _leads_on(recording: Recording, spot: Spot) -> bool:
+    if spot.position == "output" and not recording.outlives(spot.scope, spot.node):
+        return False
+    return recording.leads_on(spot.node)
+
+
+def _check_objects(recording: Recording, spot: Spot) -> None:
+    """Refuse a tensor that is read on as another object than the one the site would replace."""
+    scope, node = spot.scope, spot.node
+    if spot.position == "output" and not recording.is_read(scope, spot.leaf):
+        given = {source.meta["storage"] for _, source in scope.inputs}
+        if node.meta["storage"] in given and recording.outlives(scope, node):
+            raise PlacementError(
+                f"{scope.path} ({type(scope.module).__name__}) changes its argument in place, and "
+                "its caller reads that argument on and not what the call returns: nothing that "
+                f"is done to {spot.name} would ever be read. Write x = block(x) where it says "
+                "block(x), or use a rule that leaves this module out."
+            )
+    if spot.position == "input" and recording.changes_for_caller(scope, node):
+        raise PlacementError(
+            f"{scope.path} ({type(scope.module).__name__}) changes its argument in place, and its "
+            f"caller reads that argument on: with a site at {spot.name} it would not see the "
+            "change. Use a rule that leaves this module out."
+        )
 
 
 def _layout(recording: Recording, spot: Spot, given: Layout | None) -> Layout:

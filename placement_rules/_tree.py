@@ -34,11 +34,18 @@ def get_leaf(value: Any, path: Path) -> Any:
 
 
 def replace_leaf(value: Any, path: Path, tensor: Tensor) -> Any:
-    """Return a copy of ``value``, of the same type, with ``tensor`` at ``path``."""
+    """Return ``value`` with ``tensor`` at ``path``.
+
+    What can be changed is changed in place: a dict that a module received, changed and returned is
+    read by its caller as the object it passed. What cannot is made anew, of the same type.
+    """
     if not path:
         return tensor
     key, rest = path[0], path[1:]
-    child = replace_leaf(get_leaf(value, (key,)), rest, tensor)
+    before = get_leaf(value, (key,))
+    child = replace_leaf(before, rest, tensor)
+    if child is before:
+        return value
     if isinstance(value, tuple):
         fields = getattr(value, "_fields", None)
         if fields is not None:
@@ -46,16 +53,15 @@ def replace_leaf(value: Any, path: Path, tensor: Tensor) -> Any:
         if type(value) is not tuple:  # torch.return_types: a sequence of its fields
             return type(value)([child if i == key else item for i, item in enumerate(value)])
         return (*value[: int(key)], child, *value[int(key) + 1 :])
-    if type(value) is dict:
-        return {**value, key: child}
-    if type(value) is list:
-        return [child if i == key else item for i, item in enumerate(value)]
-    changed = copy.copy(value)
     if _is_dataclass(value):
-        object.__setattr__(changed, str(key), child)
+        if value.__dataclass_params__.frozen:
+            value = copy.copy(value)
+            object.__setattr__(value, str(key), child)
+        else:
+            setattr(value, str(key), child)
     else:
-        changed[key] = child
-    return changed
+        value[key] = child
+    return value
 
 
 def format_path(path: Path) -> str:
