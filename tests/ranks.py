@@ -107,6 +107,23 @@ def statistics_are_each_ranks_own_by_default(rank: int) -> None:
     agree(gradients(DistributedDataParallel(vcreg_fx.insert(model, RULE)), part(x, rank)), expected)
 
 
+def _in_ratio(**config: Any) -> Callable[[int], None]:
+    def function(rank: int) -> None:
+        model, x = model_and_batch()
+        whole = vcreg_fx.insert(copy.deepcopy(model), RULE, ratio=0.5)
+        expected = gradients(whole, x)
+        vcreg_fx.insert(model, RULE, ratio=0.5, sync=True, **config)
+        agree(gradients(DistributedDataParallel(model), part(x, rank)), expected)
+        factors = [[site.factor for site in vcreg_fx.sites(m)] for m in (whole, model)]
+        assert factors[0] == pytest.approx(factors[1]), factors
+
+    return function
+
+
+CHECKS["ratio_to_the_groups_gradient"] = _in_ratio()
+CHECKS["ratio_to_the_groups_gradient_naive"] = _in_ratio(backend="naive")
+
+
 def _synced(**config: Any) -> Callable[[int], None]:
     def function(rank: int) -> None:
         model, x = model_and_batch()

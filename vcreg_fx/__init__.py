@@ -10,6 +10,8 @@ from placement_rules import PlacementError as PlacementError
 from placement_rules import RecordingError as RecordingError
 from placement_rules import RuleSyntaxError as RuleSyntaxError
 
+from ._calibrate import Calibration as Calibration
+from ._calibrate import calibrate as calibrate
 from ._config import VCRegConfig as VCRegConfig
 from ._errors import InsertionError as InsertionError
 from ._insert import get_config as get_config

@@ -36,6 +36,10 @@ class VCRegConfig:
     - `sample`: m estimates the gradient from m samples at sites that have more: half of them give
       the covariance, the others receive the gradient. Unbiased in the covariance term with
       ``delta=None``; else with a bias of order 1/m.
+    - `ratio`: how long the gradient that is added is, relative to the one that arrives at the site
+      (‖·‖ over the batch), at every step; shorter where the penalty is nearly satisfied. α and β
+      then say how the two terms relate, and nothing has to know how the loss is scaled. None adds
+      the penalty's own gradient. What arrives holds the VCReg of the sites behind this one.
 
     **Raises:** `ValueError` for values outside their range and combinations that do not exist.
     """
@@ -52,6 +56,7 @@ class VCRegConfig:
     sync: bool | Any = False
     interval: int = 1
     sample: int | None = None
+    ratio: float | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -77,8 +82,8 @@ class VCRegConfig:
                 'convention="algorithm1" is a way to write the injected gradient, and the '
                 'gradient of no loss: use it with mode="gradient" and backend="fast".'
             )
-
         self._check_estimates()
+        self._check_ratio()
 
     def _check_estimates(self) -> None:
         if not isinstance(self.interval, int) or self.interval < 1:
@@ -96,6 +101,21 @@ class VCRegConfig:
             raise ValueError(
                 "sample estimates the exact gradient of each process: use it with sync=False and "
                 'convention="exact".'
+            )
+
+    def _check_ratio(self) -> None:
+        if self.ratio is None:
+            return
+        if not (math.isfinite(self.ratio) and self.ratio > 0):
+            raise ValueError(
+                f"ratio={self.ratio!r} must be a finite number > 0, or None for α and β as they "
+                "are."
+            )
+        if self.mode != "gradient":
+            raise ValueError(
+                "ratio compares the gradient that is added with the one that arrives, and "
+                'mode="loss" adds none: use it with mode="gradient", or find α and β by '
+                "vcreg_fx.calibrate."
             )
 
     @property

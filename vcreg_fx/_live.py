@@ -162,7 +162,7 @@ class LiveSite(SiteValues):
             )
         if self.config.mode == "gradient":
             self._check_half(h)
-        scale = None if self.loss_scale is None else self.loss_scale.read()
+        scale = self._scale()
         if torch.compiler.is_exporting():
             if self.penalize is not None:
                 raise RuntimeError(
@@ -198,6 +198,12 @@ class LiveSite(SiteValues):
                 "ones are dropped. " + FORGOTTEN
             )
         return h.clone() if self._clone else h
+
+    def _scale(self) -> Tensor | None:
+        """Return the loss scale; with ``ratio`` the gradient that arrives carries it."""
+        if self.loss_scale is None or self.config.ratio is not None:
+            return None
+        return self.loss_scale.read()
 
     def _look_back(self, h: Tensor) -> None:
         """Say what went wrong in the step before, and watch this one."""
@@ -250,7 +256,7 @@ class LiveSite(SiteValues):
     # ---------------------------------------------------------------------------------------
 
     def _check_half(self, h: Tensor) -> None:
-        if self.loss_scale is not None:
+        if self.loss_scale is not None or self.config.ratio is not None:
             return
         device = h.device.type
         if h.dtype == torch.float16 or (
@@ -260,7 +266,7 @@ class LiveSite(SiteValues):
                 f"{self.name} is trained in float16, where the loss is usually scaled, and the "
                 "gradient that VCReg adds must be scaled with it. Call "
                 "vcreg_fx.set_loss_scale(model, scaler) with your GradScaler (or with 1.0 if the "
-                'loss is not scaled), or insert with mode="loss".'
+                'loss is not scaled), or insert with ratio=, which needs none.'
             )
 
     def _check_recomputation(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ._errors import InsertionError
 from ._live import LiveSite
 from .functional import covariance, flatten_samples
-from .regularizers import penalty_gradient
+from .regularizers import penalty_gradient, strength
 from .surgery import align, live_sites
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ class SiteMeasurement:
     - `std`: √(C_ii + ε), mean over features.
     - `correlation`: |C_ij| / √(C_ii C_jj), mean over pairs of different features.
     - `task`: ‖∂ task loss / ∂h‖.
-    - `ratio`: ‖∂ penalty / ∂h‖ / ‖∂ task loss / ∂h‖, the penalty being this site's alone.
+    - `ratio`: ‖∂ penalty / ∂h‖ / ‖∂ task loss / ∂h‖, the penalty being this site's alone, times
+      the factor that `VCRegConfig.ratio` makes, if it is given.
     - `variance_ratio`, `covariance_ratio`: the same of α ℓ_var and of β ℓ_cov alone.
     """
 
@@ -123,7 +124,7 @@ def measure(
 def _measured(site: LiveSite, h: Tensor, grad: Tensor | None) -> SiteMeasurement:
     h = h.detach()
     z = flatten_samples(h, site.layout).to(torch.promote_types(h.dtype, torch.float32))
-    config = replace(site.config, alpha=site.alpha, beta=site.beta, sync=False)
+    config = replace(site.config, alpha=site.alpha, beta=site.beta, sync=False, ratio=None)
     if site.penalize is not None:
         raise InsertionError(
             f"{site.name} has a regularizer other than VCReg; measure compares VCReg's two terms."
@@ -133,9 +134,16 @@ def _measured(site: LiveSite, h: Tensor, grad: Tensor | None) -> SiteMeasurement
     )
     of_covariance, _, _ = penalty_gradient(h, site.layout, replace(config, alpha=0.0))
     task = 0.0 if grad is None else float(grad.norm(dtype=z.dtype))
+    factor = 1.0
+    if site.config.ratio is not None:
+        squared = (of_variance + of_covariance).to(z.dtype).square().sum()
+        how = (site.alpha, site.beta, z.shape[0], 1, z.shape[1], replace(site.config, sync=False))
+        factor = float(strength(torch.zeros_like(h) if grad is None else grad, squared, *how))
 
     def ratio(gradient: Tensor) -> float:
-        return float(gradient.norm(dtype=z.dtype)) / task if task else float("inf")
+        if not task:
+            return float("inf") if site.config.ratio is None else 0.0
+        return factor * float(gradient.norm(dtype=z.dtype)) / task
 
     std = variances.sqrt()
     return SiteMeasurement(

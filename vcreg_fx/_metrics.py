@@ -24,7 +24,8 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
     features), ``…/below_gamma`` (share of the features whose std is below γ) and ``…/nonfinite``
     (share of the features with an infinity or NaN among their samples, or a variance too large for
     the type; not 0 means that the site's gradient is NaN); and ``prefix/penalty``, the sum of the
-    penalties. A site with another regularizer has no two losses, and its penalty is
+    penalties. A site with ``ratio`` also has ``…/factor``, by which its penalty's gradient was
+    multiplied. A site with another regularizer has no two losses, and its penalty is
     α times its value.
     """
     names: list[str] = []
@@ -32,7 +33,7 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
     for site in live_sites(model):
         if site.numbers is None:
             continue
-        std, covariance = site.numbers[:-2].sqrt(), site.numbers[-2]
+        std, covariance = site.numbers[:-3].sqrt(), site.numbers[-3]
         variance = torch.relu(site.config.gamma - std).mean()
         if site.penalize is None:
             losses = {
@@ -48,6 +49,8 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
             "below_gamma": (std < site.config.gamma).to(std.dtype).mean(),
             "nonfinite": (~std.isfinite()).to(std.dtype).mean(),
         }
+        if site.config.ratio is not None:
+            values["factor"] = site.numbers[-1]
         names += [f"{prefix}/{site.name}/{key}" for key in values]
         found += values.values()
     if not found:

@@ -26,7 +26,7 @@ class SiteValues:
         self._alpha = torch.tensor(config.alpha, dtype=torch.float64, device="cpu")
         self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
         self._step = torch.zeros((), dtype=torch.int64, device="cpu")
-        self._numbers: Tensor | None = None  # variances + ε, covariance loss, n of the last step
+        self._numbers: Tensor | None = None  # as `numbers` has them
 
     @property
     def alpha(self) -> float:
@@ -60,16 +60,16 @@ class SiteValues:
 
     @property
     def numbers(self) -> Tensor | None:
-        """C_ii + ε of each feature, ℓ_cov (or a competitor's value) and n of the last step.
+        """C_ii + ε of each feature, ℓ_cov (or a competitor's value), n and the factor of `ratio`.
 
-        Shape (d + 2,), on the device.
+        Of the last step; shape (d + 3,), on the device. The factor is 1 without a ratio.
         """
         return self._numbers
 
     @property
     def std(self) -> Tensor | None:
         """√(C_ii + ε) of each feature in the last step, shape (d,)."""
-        return None if self._numbers is None else self._numbers[:-2].sqrt()
+        return None if self._numbers is None else self._numbers[:-3].sqrt()
 
     @property
     def variance_loss(self) -> float | None:
@@ -82,18 +82,23 @@ class SiteValues:
         """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given); None for a competitor."""
         if self._numbers is None or self.penalize is not None:
             return None
-        return float(self._numbers[-2])
+        return float(self._numbers[-3])
 
     @property
     def samples(self) -> int | None:
         """How many samples the last step had (n)."""
-        return None if self._numbers is None else int(self._numbers[-1])
+        return None if self._numbers is None else int(self._numbers[-2])
+
+    @property
+    def factor(self) -> float | None:
+        """What the penalty's gradient was multiplied by in the last step, to keep `ratio`."""
+        return None if self._numbers is None else float(self._numbers[-1])
 
     @property
     def penalty(self) -> float | None:
         """α ℓ_var + β ℓ_cov of the last step (Eq. 5); α times a competitor's value."""
         if self._numbers is not None and self.penalize is not None:
-            return self.alpha * float(self._numbers[-2])
+            return self.alpha * float(self._numbers[-3])
         variance, covariance = self.variance_loss, self.covariance_loss
         if variance is None or covariance is None:
             return None
@@ -104,7 +109,8 @@ class SiteValues:
         variances, loss = statistics.variances.detach(), statistics.covariance_loss.detach()
         n = statistics.samples
         count = n.view(1) if isinstance(n, Tensor) else loss.new_full((1,), n)
-        numbers = torch.cat([variances, loss.view(1), count])
+        factor = loss.new_ones(1) if statistics.factor is None else statistics.factor.view(1)
+        numbers = torch.cat([variances, loss.view(1), count, factor.to(loss.dtype)])
         if torch.compiler.is_compiling():
             if self.channels:  # known, unless the model could not be recorded
                 _memory(self, numbers.dtype, str(numbers.device)).copy_(numbers)
@@ -114,7 +120,7 @@ class SiteValues:
 
 def _memory(site: SiteValues, dtype: torch.dtype, device: str) -> Tensor:
     """Return the tensor that compiled steps of a site write their numbers to."""
-    memory = torch.zeros(site.channels + 2, dtype=dtype, device=device)
+    memory = torch.zeros(site.channels + 3, dtype=dtype, device=device)
     site._numbers = memory
     return memory
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from placement_rules import RecordingError, leaves
 
+from .._calibrate import Calibration
+from .._calibrate import calibrate as calibrate_sites
 from .._insert import insert
 from .._measure import measure as measure_sites
 from ._checkpoint import load_checkpoint
@@ -37,6 +40,14 @@ def measure(  # noqa: PLR0913, PLR0917 - an argument an option
     layout: LayoutText = None,
     input_size: InputSize = None,
     option: Settings = None,
+    calibrate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATIO",
+            min=1e-9,
+            help="Find α and β that make VCReg's gradient RATIO times the task's at each site.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, images and labels.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
@@ -51,8 +62,30 @@ def measure(  # noqa: PLR0913, PLR0917 - an argument an option
             load_checkpoint(network, checkpoint)
         inputs = (noise_for(network, batch, _INSTEAD, example_of(network, parse_size(input_size))),)
         insert(network, rule, example_inputs=inputs, layout=layout, alpha=alpha, beta=beta)
+        if calibrate is not None:
+            made = calibrate_sites(network, inputs, _task, calibrate)
+            typer.echo(_calibrated_json(made) if as_json else _calibrated(made, rule))
+            return
         found = measure_sites(network, inputs, _task)
         typer.echo(json.dumps(found.to_dicts(), indent=2) if as_json else str(found))
+
+
+def _calibrated(made: Calibration, rule: str) -> str:
+    lines = [f"    {name!r}: {{{_values(values)}}}," for name, values in made.coefficients.items()]
+    return "\n".join([
+        str(made), "", "What to pass to insert:", "",
+        f"vcreg_fx.insert(model, {rule!r}, coefficients={{", *lines, "})",
+    ])  # fmt: skip
+
+
+def _values(values: Mapping[str, float]) -> str:
+    return ", ".join(f'"{name}": {value:.6g}' for name, value in values.items())
+
+
+def _calibrated_json(made: Calibration) -> str:
+    rows = {"before": made.before.to_dicts(), "after": made.after.to_dicts()}
+    data = {"ratio": made.ratio, "coefficients": made.coefficients, **rows}
+    return json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def _task(output: object) -> Tensor:

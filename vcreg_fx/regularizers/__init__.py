@@ -18,3 +18,4 @@ from ._precision import autocast_enabled as autocast_enabled
 from ._precision import autocast_off as autocast_off
 from ._precision import product_dtype as product_dtype
 from ._precision import working_dtype as working_dtype
+from ._ratio import strength as strength

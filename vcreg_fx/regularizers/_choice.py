@@ -44,6 +44,11 @@ def choose(
         raise InsertionError(
             'interval and sample estimate VCReg\'s gradient; use them with regularizer="vcreg".'
         )
+    if config.ratio is not None:
+        raise InsertionError(
+            "ratio fades where VCReg's penalty is satisfied, and nothing says where another "
+            'one is; use it with regularizer="vcreg" or "variance".'
+        )
     by_autograd = replace(config, backend="naive")
     if callable(regularizer):
         return regularizer, by_autograd, _name_of(regularizer)

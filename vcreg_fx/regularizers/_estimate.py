@@ -7,6 +7,7 @@ numbers of the training are untouched, and ranks agree.
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -50,10 +51,12 @@ def add_estimate(
     config: VCRegConfig,
     draw: Draw,
     dtype: torch.dtype,
+    arriving: Tensor | None = None,
 ) -> tuple[Tensor, Statistics | None]:
     """Return ``grad`` plus an estimate of ``scale · d penalty / dh``, and what the step saw.
 
-    Statistics are None, and the gradient is ``grad`` itself, where the step is not due.
+    Statistics are None, and the gradient is ``grad`` itself, where the step is not due. `arriving`
+    is as for `add_gradient`.
     """
     step = int(draw.step)
     draw.step.data.add_(1)
@@ -62,10 +65,10 @@ def add_estimate(
     weight = config.interval if scale is None else scale * config.interval
     if config.sample is not None and h.numel() // h.shape[axis] > config.sample:
         key = f"{draw.key}:{step}"
-        return _add_sampled(grad, h, axis, alpha, beta, weight, config, key, dtype)
+        return _add_sampled(grad, h, axis, alpha, beta, weight, config, key, dtype, arriving)
     reference = reference_mean(h, axis) if config.demean == "statistics" else None
     found = moments_of(h, axis, reference, config, dtype)
-    return add_gradient(grad, h, axis, found, alpha, beta, weight, config, dtype)
+    return add_gradient(grad, h, axis, found, alpha, beta, weight, config, dtype, arriving)
 
 
 def _add_sampled(
@@ -78,6 +81,7 @@ def _add_sampled(
     config: VCRegConfig,
     key: str,
     dtype: torch.dtype,
+    arriving: Tensor | None,
 ) -> tuple[Tensor, Statistics]:
     """Return ``grad`` plus an estimate of the penalty's gradient from ``config.sample`` samples.
 
@@ -98,9 +102,14 @@ def _add_sampled(
     found = direction(
         moments_of(measured, 1, measured.mean(0, dtype=z.dtype), config, dtype), alpha, beta, config
     )
+    if found.squared_norm is not None:  # of the whole penalty's gradient, which has 1/(n−1)
+        statistics = found.statistics._replace(samples=n)
+        share = (half - 1) / (n - 1)
+        found = replace(found, statistics=statistics, squared_norm=found.squared_norm * share)
+        found = found.scaled_to(grad if arriving is None else arriving, alpha, beta, 1, config)
     # G has 1/(m/2−1) in the place of 1/(n−1), which is the weight of each sample that receives.
     added = (z - z.mean(0)) @ found.g * weight
     out = grad.clone()
     target = out.movedim(axis, -1)
     target[receiving] = (target[receiving] + added).to(out.dtype)
-    return out, found.statistics
+    return out, found.statistics._replace(samples=half)

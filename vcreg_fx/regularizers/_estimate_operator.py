@@ -13,7 +13,7 @@ from ._gradient import Statistics
 from ._precision import autocast_off
 
 _WHAT = "Tensor grad, Tensor h, Tensor alpha, Tensor beta, Tensor? scale"
-_HOW = "float? delta, float gamma, float eps, str convention, str demean"
+_HOW = "float? delta, float gamma, float eps, str convention, str demean, float? ratio"
 _WHEN = "int interval, int? sample, str key, Tensor step, ScalarType dtype"
 
 
@@ -27,20 +27,21 @@ def estimate(
     config: VCRegConfig,
     draw: Draw,
     dtype: torch.dtype,
+    arriving: Tensor,
 ) -> tuple[Tensor, Statistics | None]:
     """Do what `add_estimate` does; in compiled code by an operator, which keeps no statistics.
 
     **Raises:** `RuntimeError` in compiled code with ``sync``.
     """
     if not torch.compiler.is_compiling():
-        return add_estimate(grad, h, axis, alpha, beta, scale, config, draw, dtype)
+        return add_estimate(grad, h, axis, alpha, beta, scale, config, draw, dtype, arriving)
     if config.sync is not False:
         raise RuntimeError(
             "interval with sync is not to be had in compiled code, which does not know when the "
             "ranks meet. Insert with sync=False or without interval, or do not compile."
         )
     what = (grad, h, alpha, beta, scale, axis)
-    how = (config.delta, config.gamma, config.eps, config.convention, config.demean)
+    how = (config.delta, config.gamma, config.eps, config.convention, config.demean, config.ratio)
     when = (config.interval, config.sample, draw.key, draw.step, dtype)
     result: Tensor = torch.ops.vcreg_fx.estimate(*what, *how, *when)
     return result, None
@@ -63,6 +64,7 @@ def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
     eps: float,
     convention: Any,
     demean: Any,
+    ratio: float | None,
     interval: int,
     sample: int | None,
     key: str,
@@ -75,6 +77,7 @@ def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
         eps=eps,
         convention=convention,
         demean=demean,
+        ratio=ratio,
         interval=interval,
         sample=sample,
     )

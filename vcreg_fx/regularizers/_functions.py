@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from placement_rules import Layout
 
 from .._config import VCRegConfig
-from .._distributed import GatherSamples, group_of
+from .._distributed import GatherSamples, group_of, group_sum
 from ..functional import covariance_loss, flatten_samples, variance_loss
 from ._choice import Penalize
 from ._estimate import Draw
@@ -21,6 +22,7 @@ from ._gradient import Statistics, add_gradient, direction
 from ._moments import Moments, moments_of, start_moments
 from ._precision import autocast_off
 from ._products import add_product
+from ._ratio import strength
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,15 +78,17 @@ class InjectGradient(torch.autograd.Function):
         with torch.no_grad(), autocast_off(h):
             if config.backend == "naive":
                 added, seen = _naive_gradient(h, alpha, beta, settings)
+                if config.ratio is not None:
+                    scale, seen = _naive_strength(grad, added, alpha, beta, seen, settings)
                 result = base + (added if scale is None else added * scale).to(grad.dtype)
             elif ctx.step is not None:
                 draw = Draw(settings.key, ctx.step)
                 how = (axis, alpha, beta, scale, config, draw, ctx.dtype)
-                result, seen = estimate(base, h, *how)
+                result, seen = estimate(base, h, *how, grad)
             else:
                 found = ctx.started or start_moments(h, axis, reference, config, ctx.dtype)
                 result, seen = add_gradient(
-                    base, h, axis, found(), alpha, beta, scale, config, ctx.dtype
+                    base, h, axis, found(), alpha, beta, scale, config, ctx.dtype, grad
                 )
             if seen is not None:
                 settings.record(seen)
@@ -137,9 +141,7 @@ class Penalty(torch.autograd.Function):
             return found, *[None] * 5
         with autocast_off(h):
             zero = torch.zeros((), dtype=h.dtype, device=h.device).expand(h.shape)
-            result = add_product(
-                zero, h, settings.layout.axis, centre, g * grad, ctx.dtype, rest
-            )
+            result = add_product(zero, h, settings.layout.axis, centre, g * grad, ctx.dtype, rest)
         return result, *[None] * 5
 
 
@@ -194,6 +196,23 @@ def _naive_gradient(
             penalty, statistics = naive_penalty(leaf, alpha, beta, settings)
             (gradient,) = torch.autograd.grad(penalty, leaf)
     return gradient, statistics
+
+
+def _naive_strength(
+    arriving: Tensor,
+    added: Tensor,
+    alpha: Tensor,
+    beta: Tensor,
+    seen: Statistics,
+    settings: Settings,
+) -> tuple[Tensor, Statistics]:
+    """Return the factor that ``ratio`` means, from the norm of the gradient itself."""
+    config, d = settings.config, added.shape[settings.layout.axis]
+    group = group_of(config.sync)
+    ranks = 1 if group is None else dist.get_world_size(group)
+    norm = group_sum(added.to(seen.variances.dtype).square().sum(), group)
+    factor = strength(arriving, norm, alpha, beta, seen.samples, ranks, d, config)
+    return factor, seen._replace(factor=factor)
 
 
 def _refuse_second_order() -> None:

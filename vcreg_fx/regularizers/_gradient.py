@@ -11,7 +11,7 @@ of ranks, because DistributedDataParallel divides the sum of their gradients by 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from .._config import VCRegConfig
 from ._moments import Moments, moments_of
 from ._precision import working_dtype
 from ._products import add_product
+from ._ratio import norm_of_product, strength
 
 
 class Statistics(NamedTuple):
@@ -34,11 +35,13 @@ class Statistics(NamedTuple):
     - `covariance_loss`: Eq. 4 or Eq. 10; the value of a regularizer that acts instead of VCReg. A
       0-d tensor.
     - `samples`: n, a number or a 0-d tensor.
+    - `factor`: with ``ratio``, what the penalty's gradient was multiplied by; None without.
     """
 
     variances: Tensor
     covariance_loss: Tensor
     samples: int | Tensor
+    factor: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,28 @@ class Direction:
     """The penalty's gradient as a matrix: d penalty / dz = (z − centre) G.
 
     The centre is None where nothing is to be subtracted, and `rest` is what it lacks in digits.
+    `squared_norm` is that of the gradient; None without ``ratio``, where nobody asks for it.
     """
 
     g: Tensor
     centre: Tensor | None
     rest: Tensor | None
     statistics: Statistics
+    squared_norm: Tensor | None
+
+    def scaled_to(
+        self, arriving: Tensor, alpha: Tensor, beta: Tensor, ranks: int, config: VCRegConfig
+    ) -> Direction:
+        """Return the same with G in the given ratio to an arriving gradient, if there is one."""
+        if self.squared_norm is None:
+            return self
+        statistics, d = self.statistics, len(self.g)
+        factor = strength(
+            arriving, self.squared_norm, _number(alpha), _number(beta), statistics.samples, ranks,
+            d, config,
+        )  # fmt: skip
+        statistics = statistics._replace(factor=factor)
+        return replace(self, g=self.g.mul_(factor), statistics=statistics)
 
 
 def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) -> Direction:
@@ -72,6 +91,7 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
     d = len(c)
     variances = c.diagonal() + config.eps
     poison = variances.sum() * 0  # NaN where one is infinite: a clamp would hide that
+    whole = None if config.ratio is None else c.clone()
     slope = variances.rsqrt().mul_(variances < config.gamma**2)
     c.diagonal().zero_()  # Eq. 4 and Eq. 10 leave it out
     clamped = c if delta is None else c.clamp(-delta, delta)
@@ -80,7 +100,9 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
     scale = beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1))
     g = clamped.mul_(poison + scale)
     g.diagonal().copy_(slope.mul_(poison + alpha * (-found.ranks / d / (n - 1))))
-    return Direction(g, found.centre, found.rest, Statistics(variances, covariance_loss, n))
+    statistics = Statistics(variances, covariance_loss, n)
+    norm = None if whole is None else norm_of_product(whole, g, n)
+    return Direction(g, found.centre, found.rest, statistics, norm)
 
 
 def add_gradient(
@@ -93,12 +115,15 @@ def add_gradient(
     weight: Tensor | float | None,
     config: VCRegConfig,
     dtype: torch.dtype,
+    arriving: Tensor | None = None,
 ) -> tuple[Tensor, Statistics]:
     """Return ``grad + weight · d penalty / dh`` as a new tensor, and what the step saw.
 
-    **Arguments:** as for `direction` and `add_product`; `weight` None is 1.
+    **Arguments:** as for `direction` and `add_product`; `weight` None is 1. `arriving` is what the
+    penalty's gradient is compared with, where ``ratio`` is given; `grad` itself by default.
     """
     way = direction(found, alpha, beta, config)
+    way = way.scaled_to(grad if arriving is None else arriving, alpha, beta, found.ranks, config)
     g = way.g if weight is None else way.g.mul_(weight)
     return add_product(grad, h, axis, way.centre, g, dtype, way.rest), way.statistics
 
