@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vcreg_fx
 from placement_rules import Layout
@@ -204,6 +206,46 @@ def three_steps(loss_scale: float, accumulation: int) -> list[Tensor]:
 def test_it_needs_no_loss_scale(loss_scale: float, accumulation: int) -> None:
     found, plain = three_steps(loss_scale, accumulation), three_steps(1.0, accumulation)
     assert relative_error(found, plain) <= 1e-10
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that are no views, by what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN
+        output = func(*args, **(kwargs or {}))
+        shapes = [tuple(arg.shape) for arg in args if isinstance(arg, Tensor)]
+        largest = max(shapes, key=math.prod, default=())
+        if not func.is_view:
+            self.counts[func.overloadpacket.__name__, largest] += 1
+        return output
+
+
+def test_it_costs_one_small_product_and_one_pass_over_what_arrives() -> None:
+    found = []
+    for ratio in (None, 0.25):
+        site = make_site(NC, VCRegConfig(ratio=ratio), 12)
+        leaf = torch.randn(500, 12).requires_grad_()
+        out = site.regularize(leaf.view_as(leaf), site.reference_mean(leaf))
+        arriving = torch.ones_like(out)
+        with Operations() as operations:
+            torch.autograd.grad(out, leaf, arriving)
+        found.append(operations.counts)
+    more = found[1] - found[0]
+    by_size: dict[tuple[int, ...], list[str]] = {}
+    for (name, size), count in more.items():
+        by_size.setdefault(size, []).extend([name] * count)
+    assert by_size[500, 12] == ["linalg_vector_norm"]
+    assert sorted(by_size[12, 12]) == ["clone", "mm", "mul_"]
+    assert by_size[144,] == ["dot"]
+    assert all(
+        math.prod(size) <= 15 for size in by_size if size not in {(500, 12), (12, 12), (144,)}
+    )
+    assert sum(more.values()) <= 13
+    assert not found[0] - found[1]
 
 
 def test_set_loss_scale_changes_nothing_and_float16_asks_for_none() -> None:

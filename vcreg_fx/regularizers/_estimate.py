@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._config import VCRegConfig
-from ._gradient import Statistics, add_gradient, direction
+from ._gradient import Statistics, add_gradient, direction, number
 from ._moments import moments_of, reference_mean
 
 
@@ -99,6 +99,7 @@ def _add_sampled(
     receiving = torch.unravel_index(drawn[half:], last.shape[:-1])
     z = last[receiving].to(torch.promote_types(h.dtype, torch.float32))
     z = z - z[0]  # or a large mean would take the digits that the next one needs
+    alpha, beta = number(alpha), number(beta)
     found = direction(
         moments_of(measured, 1, measured.mean(0, dtype=z.dtype), config, dtype), alpha, beta, config
     )

@@ -59,16 +59,15 @@ class Direction:
     squared_norm: Tensor | None
 
     def scaled_to(
-        self, arriving: Tensor, alpha: Tensor, beta: Tensor, ranks: int, config: VCRegConfig
+        self, arriving: Tensor, alpha: Any, beta: Any, ranks: int, config: VCRegConfig
     ) -> Direction:
         """Return the same with G in the given ratio to an arriving gradient, if there is one."""
         if self.squared_norm is None:
             return self
         statistics, d = self.statistics, len(self.g)
         factor = strength(
-            arriving, self.squared_norm, _number(alpha), _number(beta), statistics.samples, ranks,
-            d, config,
-        )  # fmt: skip
+            arriving, self.squared_norm, alpha, beta, statistics.samples, ranks, d, config
+        )
         statistics = statistics._replace(factor=factor)
         return replace(self, g=self.g.mul_(factor), statistics=statistics)
 
@@ -96,7 +95,7 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
     c.diagonal().zero_()  # Eq. 4 and Eq. 10 leave it out
     clamped = c if delta is None else c.clamp(-delta, delta)
     covariance_loss = _huber_sum(c, clamped) / max(d * (d - 1), 1)
-    alpha, beta = _number(alpha), _number(beta)
+    alpha, beta = number(alpha), number(beta)
     scale = beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1))
     g = clamped.mul_(poison + scale)
     g.diagonal().copy_(slope.mul_(poison + alpha * (-found.ranks / d / (n - 1))))
@@ -122,6 +121,7 @@ def add_gradient(
     **Arguments:** as for `direction` and `add_product`; `weight` None is 1. `arriving` is what the
     penalty's gradient is compared with, where ``ratio`` is given; `grad` itself by default.
     """
+    alpha, beta = number(alpha), number(beta)
     way = direction(found, alpha, beta, config)
     way = way.scaled_to(grad if arriving is None else arriving, alpha, beta, found.ranks, config)
     g = way.g if weight is None else way.g.mul_(weight)
@@ -152,9 +152,11 @@ def penalty_gradient(
     return gradient, seen.variances, seen.covariance_loss
 
 
-def _number(coefficient: Tensor) -> Any:
+def number(coefficient: Tensor | float) -> Any:
     """Return a coefficient as a number, which is faster; compiled code reads the tensor anew."""
-    return coefficient if torch.compiler.is_compiling() else coefficient.item()
+    if torch.compiler.is_compiling() or not isinstance(coefficient, Tensor):
+        return coefficient
+    return coefficient.item()
 
 
 def _huber_sum(c: Tensor, clamped: Tensor) -> Tensor:

@@ -52,14 +52,12 @@ def strength(
     coefficients = alpha + beta * (samples - 1 if config.convention == "algorithm1" else 1)
     reference = _SATISFIED * ranks * coefficients / (channels * (samples - 1)) ** 0.5
     of_penalty = squared_norm.clamp_min(0).sqrt().clamp_min(reference)
-    acts = of_task.isfinite() & (of_penalty > 0)
-    factor: Tensor = torch.where(acts, config.ratio * of_task / of_penalty, 0)
-    return factor
+    return (of_task * config.ratio / of_penalty).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def arriving_norm(arriving: Tensor, config: VCRegConfig) -> Tensor:
     """Return ‖g‖ of the group's batch, in at least float32."""
-    norm = torch.linalg.vector_norm(arriving.detach(), dtype=working_dtype(arriving))
+    norm: Tensor = torch.linalg.vector_norm(arriving.detach(), dtype=working_dtype(arriving))
     if (group := group_of(config.sync)) is None:
         return norm
     return group_sum(norm.square(), group).sqrt()
