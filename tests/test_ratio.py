@@ -215,7 +215,7 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         output = func(*args, **(kwargs or {}))
         shapes = [tuple(arg.shape) for arg in args if isinstance(arg, Tensor)]
         largest = max(shapes, key=math.prod, default=())

@@ -31,9 +31,9 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
     names: list[str] = []
     found: list[torch.Tensor] = []
     for site in live_sites(model):
-        if site.numbers is None:
+        std, covariance = site.std, site.value
+        if site.numbers is None or std is None or covariance is None:
             continue
-        std, covariance = site.numbers[:-3].sqrt(), site.numbers[-3]
         variance = torch.relu(site.config.gamma - std).mean()
         if site.penalize is None:
             losses = {

@@ -60,16 +60,26 @@ class SiteValues:
 
     @property
     def numbers(self) -> Tensor | None:
-        """C_ii + ε of each feature, ℓ_cov (or a competitor's value), n and the factor of `ratio`.
+        """C_ii + ε of each feature, ℓ_cov (or a competitor's value) and n of the last step.
 
-        Of the last step; shape (d + 3,), on the device. The factor is 1 without a ratio.
+        Shape (d + 2,), on the device; with `ratio` the factor follows.
         """
         return self._numbers
 
     @property
+    def _first_other(self) -> int:
+        """Where in `numbers`, from the end, those begin that belong to no feature."""
+        return -2 if self.config.ratio is None else -3
+
+    @property
+    def value(self) -> Tensor | None:
+        """ℓ_cov, or a competitor's value, of the last step, as a 0-d tensor on the device."""
+        return None if self._numbers is None else self._numbers[self._first_other]
+
+    @property
     def std(self) -> Tensor | None:
         """√(C_ii + ε) of each feature in the last step, shape (d,)."""
-        return None if self._numbers is None else self._numbers[:-3].sqrt()
+        return None if self._numbers is None else self._numbers[: self._first_other].sqrt()
 
     @property
     def variance_loss(self) -> float | None:
@@ -82,23 +92,25 @@ class SiteValues:
         """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given); None for a competitor."""
         if self._numbers is None or self.penalize is not None:
             return None
-        return float(self._numbers[-3])
+        return float(self._numbers[self._first_other])
 
     @property
     def samples(self) -> int | None:
         """How many samples the last step had (n)."""
-        return None if self._numbers is None else int(self._numbers[-2])
+        return None if self._numbers is None else int(self._numbers[self._first_other + 1])
 
     @property
     def factor(self) -> float | None:
-        """What the penalty's gradient was multiplied by in the last step, to keep `ratio`."""
-        return None if self._numbers is None else float(self._numbers[-1])
+        """What the penalty's gradient was multiplied by in the last step: 1 without `ratio`."""
+        if self._numbers is None:
+            return None
+        return 1.0 if self.config.ratio is None else float(self._numbers[-1])
 
     @property
     def penalty(self) -> float | None:
         """α ℓ_var + β ℓ_cov of the last step (Eq. 5); α times a competitor's value."""
         if self._numbers is not None and self.penalize is not None:
-            return self.alpha * float(self._numbers[-3])
+            return self.alpha * float(self._numbers[self._first_other])
         variance, covariance = self.variance_loss, self.covariance_loss
         if variance is None or covariance is None:
             return None
@@ -109,8 +121,9 @@ class SiteValues:
         variances, loss = statistics.variances.detach(), statistics.covariance_loss.detach()
         n = statistics.samples
         count = n.view(1) if isinstance(n, Tensor) else loss.new_full((1,), n)
-        factor = loss.new_ones(1) if statistics.factor is None else statistics.factor.view(1)
-        numbers = torch.cat([variances, loss.view(1), count, factor.to(loss.dtype)])
+        factor = statistics.factor
+        last = [] if factor is None else [factor.view(1).to(loss.dtype)]
+        numbers = torch.cat([variances, loss.view(1), count, *last])
         if torch.compiler.is_compiling():
             if self.channels:  # known, unless the model could not be recorded
                 _memory(self, numbers.dtype, str(numbers.device)).copy_(numbers)
@@ -120,7 +133,8 @@ class SiteValues:
 
 def _memory(site: SiteValues, dtype: torch.dtype, device: str) -> Tensor:
     """Return the tensor that compiled steps of a site write their numbers to."""
-    memory = torch.zeros(site.channels + 3, dtype=dtype, device=device)
+    others = -site._first_other
+    memory = torch.zeros(site.channels + others, dtype=dtype, device=device)
     site._numbers = memory
     return memory
 
