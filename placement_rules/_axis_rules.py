@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from numbers import Integral
+from string import ascii_letters
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from ._operation import operation
@@ -13,54 +18,76 @@ from ._reshape import reshape_links
 
 Axis = tuple[fx.Node, int]
 Link = tuple[Axis, Axis]
+Evidence = tuple[Axis, str]
 
 _LAYER_NORMALIZATIONS = {"layer_norm", "native_layer_norm", "rms_norm"}  # over the last axes
 _NORMALIZATIONS = {  # channels at axis 1
     "batch_norm", "instance_norm", "group_norm", "local_response_norm", "native_batch_norm",
     "sync_batch_norm",
 }  # fmt: skip
+# Their weights do not align from the right.
 _WEIGHTED_BY_CHANNEL = {*_NORMALIZATIONS, *_LAYER_NORMALIZATIONS, "prelu", "rrelu"}
 # Element by element, operands aligned from the right. A function that stands in no list here joins
 # no axes: what it does is not known.
 _ELEMENTWISE = {
-    "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "alpha_dropout", "and", "angle",
-    "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "asin", "asinh",
-    "atan", "atan2", "atanh", "bernoulli", "bfloat16", "bitwise_and", "bitwise_not", "bitwise_or",
-    "bitwise_xor", "bool", "broadcast_to", "ceil", "celu", "clamp", "clamp_max", "clamp_min", "clip",
-    "clone", "conj", "contiguous", "copy", "copysign", "cos", "cosh", "cpu", "cuda", "data",
-    "deg2rad", "detach", "digamma", "div", "divide", "double", "dropout", "dropout1d", "dropout2d",
-    "dropout3d", "elu", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as", "expm1",
-    "feature_alpha_dropout", "feature_dropout", "fill", "fix", "float", "float_power", "floor",
-    "floor_divide", "floordiv", "fmax", "fmin", "fmod", "frac", "ge", "gelu", "greater",
-    "greater_equal", "gt", "half", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside",
-    "hypot", "imag", "int", "invert", "isclose", "isfinite", "isinf", "isnan", "ldexp", "le",
-    "leaky_relu", "lerp", "less", "less_equal", "lgamma", "log", "log10", "log1p", "log2",
-    "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logsigmoid",
-    "long", "lt", "masked_fill", "max", "maximum", "min", "minimum", "mish", "mod", "mul",
-    "multiply", "mvlgamma", "nan_to_num", "ne", "neg", "negative", "not_equal", "or",
-    "pos", "positive", "pow", "polygamma", "rad2deg", "real", "reciprocal", "relu", "relu6",
-    "remainder", "requires_grad", "round", "rsqrt", "rsub", "selu", "setitem", "sgn", "short",
-    "sigmoid", "sign", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "softsign", "sqrt",
-    "square", "sub", "subtract", "swish", "tan", "tanh", "tanhshrink", "threshold", "to",
-    "true_divide", "truediv", "trunc", "type", "type_as", "where", "xlogy",
-    "xor",
+    "abs", "absolute", "acos", "acosh", "add", "addcdiv", "addcmul", "alpha_dropout", "and",
+    "angle", "arccos", "arccosh", "arcsin", "arcsinh", "arctan", "arctan2", "arctanh", "asin",
+    "asinh", "atan", "atan2", "atanh", "bernoulli", "bfloat16", "bitwise_and", "bitwise_not",
+    "bitwise_or", "bitwise_xor", "bool", "broadcast_to", "ceil", "celu", "clamp", "clamp_max",
+    "clamp_min", "clip", "clone", "complex", "conj", "conj_physical", "contiguous", "copy",
+    "copysign", "cos", "cosh", "cpu", "cuda", "data", "deg2rad", "detach", "digamma", "div",
+    "divide", "double", "dropout", "dropout1d", "dropout2d", "dropout3d", "elu", "eq", "erf",
+    "erfc", "erfinv", "exp", "exp2", "expand", "expand_as", "expm1", "feature_alpha_dropout",
+    "feature_dropout", "fill", "fix", "float", "float_power", "floor", "floor_divide",
+    "floordiv", "fmax", "fmin", "fmod", "frac", "ge", "gelu", "greater", "greater_equal", "gt",
+    "half", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside", "hypot", "imag",
+    "int", "invert", "isclose", "isfinite", "isinf", "isnan", "ldexp", "le", "leaky_relu",
+    "lerp", "less", "less_equal", "lgamma", "log", "log10", "log1p", "log2", "logaddexp",
+    "logaddexp2", "logical_and", "logical_not", "logical_or", "logical_xor", "logit",
+    "logsigmoid", "long", "lt", "masked_fill", "max", "maximum", "min", "minimum", "mish",
+    "mod", "mul", "multiply", "mvlgamma", "nan_to_num", "ne", "neg", "negative", "nextafter",
+    "not_equal", "or", "polar", "polygamma", "pos", "positive", "pow", "rad2deg", "real",
+    "reciprocal", "relu", "relu6", "remainder", "requires_grad", "resolve_conj", "resolve_neg",
+    "round", "rsqrt", "rsub", "selu", "setitem", "sgn", "short", "sigmoid", "sign", "silu",
+    "sin", "sinc", "sinh", "softplus", "softshrink", "softsign", "special_entr", "special_erf",
+    "special_erfc", "special_erfinv", "special_exp2", "special_expit", "special_expm1",
+    "special_gammaln", "special_log1p", "special_logit", "special_ndtr", "special_round",
+    "special_sinc", "special_xlog1py", "special_xlogy", "sqrt", "square", "sub", "subtract",
+    "swish", "tan", "tanh", "tanhshrink", "threshold", "to", "true_divide", "truediv", "trunc",
+    "type", "type_as", "where", "xlogy", "xor",
 }  # fmt: skip
 # Along one axis or over places, but every axis stays what it was.
 _ALONG_AXES = {
-    "softmax", "softmin", "log_softmax", "gumbel_softmax", "normalize", "renorm", "cumsum",
-    "cumprod", "logcumsumexp", "flip", "fliplr", "flipud", "roll", "tril", "triu", "interpolate",
-    "upsample", "upsample_nearest", "upsample_bilinear", "narrow", "sort", "glu",
+    "channel_shuffle", "cross", "cumprod", "cumsum", "cumulative_trapezoid", "diff", "flip",
+    "fliplr", "flipud", "glu", "gradient", "gumbel_softmax", "index_add", "index_copy",
+    "index_fill", "index_reduce", "index_select", "interpolate", "linalg_cross", "log_softmax",
+    "logcumsumexp", "masked_scatter", "msort", "narrow", "native_channel_shuffle", "normalize",
+    "pixel_shuffle", "pixel_unshuffle", "renorm", "roll", "scatter", "scatter_add",
+    "scatter_reduce", "select_scatter", "slice_scatter", "softmax", "softmin", "sort", "tril",
+    "triu", "upsample", "upsample_bilinear", "upsample_nearest",
 }  # fmt: skip
 _PARTS = {  # of the first argument, of as many axes
     "chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "sort",
-    "topk", "cummax", "cummin", "max", "min", "kthvalue", "mode", "median", "unsafe_chunk",
-    "unsafe_split",
+    "topk", "cummax", "cummin", "unsafe_chunk", "unsafe_split", "gradient",
 }  # fmt: skip
+# Of several results, each the first argument with one axis, or several, reduced.
+_REDUCED_PARTS = {
+    "max", "min", "kthvalue", "mode", "median", "nanmedian", "std_mean", "var_mean", "aminmax",
+}  # fmt: skip
+# Numbers are mixed along axes, which then hold frequencies or places; every other axis stays.
+_TRANSFORMS = {"fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft"}
+_TRANSFORMS_2D = {"fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2"}
+_PICKED = {"gather", "take_along_dim"}
+_RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+_CELLS = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
+_ATTENTION = "multi_head_attention_forward"
+# Whose other tensors say a type, or where to write.
+_OF_FIRST = {"setitem", "type_as", "to", "expand_as", "broadcast_to"}
 
 
 def axis_links(node: fx.Node) -> Iterator[Link]:
     """Yield pairs of axes that a function leaves the same: (axis of the output, of an input)."""
-    if node.op != "call_function" or _is_foreign(node):
+    if node.op != "call_function":
         return
     name = _name(node)
     if name == "leaf_of":
@@ -75,15 +102,13 @@ def axis_links(node: fx.Node) -> Iterator[Link]:
             yield from _axes_in_order(node, _input(node), range(kept))
         elif name in _REDUCTIONS:
             yield from _reduction(node)
-        elif name in _WEIGHTED_BY_CHANNEL:  # their weights do not align from the right
-            yield from _axes_in_order(node, _input(node), range(_ndim(node)))
-        elif name in _ALONG_AXES:
+        elif name in _WEIGHTED_BY_CHANNEL | _ALONG_AXES:
             yield from _axes_in_order(node, _input(node), range(_ndim(node)))
         elif name in _ELEMENTWISE:
             yield from _broadcast(node)
 
 
-def channel_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[tuple[Axis, str]]:
+def channel_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[Evidence]:
     """Yield axes that a function treats as channels, with the kind of the evidence.
 
     **Arguments:**
@@ -95,35 +120,59 @@ def channel_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[tuple[Axi
         if len(wide) == 1 and node.meta["val"].is_floating_point():  # a scale or bias per channel
             yield (node, wide[0]), "parameter"
     elif node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
-        name, source = _name(node), _input(node)
-        last = _ndim(node) - 1
+        name = _name(node)
         if name in _CONVOLUTIONS:
-            yield from _both(node, source, _ndim(node) - _spatial(name) - 1, "convolution")
-        elif name in _LAYER_NORMALIZATIONS:
-            normalized = _argument(node, 1, "normalized_shape")
-            if isinstance(normalized, int) or len(normalized) == 1:
-                yield (node, last), "normalization"  # else over channels and locations together
+            yield from _both(node, _ndim(node) - _spatial(name) - 1, "convolution")
         elif name in _NORMALIZATIONS:
             yield (node, 1), "normalization"
-        elif name == "linear":
-            yield (node, last), "linear layer"
-            if source is not None:
-                yield (source, _ndim(source) - 1), "linear layer"
-        elif name == "embedding":
-            yield (node, last), "linear layer"
-        elif name in {"matmul", "mm", "addmm", "bmm"}:
-            yield from _product_evidence(node, weights)
-        elif name == "einsum":
-            yield from _einsum_evidence(node, weights)
-        elif name in {"cosine_similarity", "cdist"} and len(node.all_input_nodes) == 2:
-            dim = -1 if name == "cdist" else _argument(node, 2, "dim")
-            for features, other in itertools.permutations(node.all_input_nodes):
-                if other in weights and features not in weights:
-                    axis = 1 if dim is None else int(dim)
-                    yield (features, axis % _ndim(features)), "linear layer"
+        elif evidence := _EVIDENCE.get(name):
+            yield from evidence(node, weights)
 
 
-def _product_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[tuple[Axis, str]]:
+def _layer_norm_evidence(node: fx.Node, _: set[fx.Node]) -> Iterator[Evidence]:
+    normalized = _argument(node, 1, "normalized_shape")
+    if isinstance(normalized, int) or len(normalized) == 1:
+        yield (node, _ndim(node) - 1), "normalization"  # else over channels and locations together
+
+
+def _linear_evidence(node: fx.Node, _: set[fx.Node]) -> Iterator[Evidence]:
+    yield (node, _ndim(node) - 1), "linear layer"
+    if (source := _input(node)) is not None:
+        yield (source, _ndim(source) - 1), "linear layer"
+
+
+def _embedding_evidence(node: fx.Node, _: set[fx.Node]) -> Iterator[Evidence]:
+    yield (node, _ndim(node) - 1), "linear layer"
+
+
+def _bilinear_evidence(node: fx.Node, _: set[fx.Node]) -> Iterator[Evidence]:
+    for one in (node, *node.all_input_nodes[:2]):
+        yield (one, _ndim(one) - 1), "linear layer"
+
+
+def _comparison_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[Evidence]:
+    """Features are compared with weights along the features' channels."""
+    dim = -1 if _name(node) == "cdist" else _argument(node, 2, "dim")
+    if len(node.all_input_nodes) == 2:
+        for features, other in itertools.permutations(node.all_input_nodes):
+            if other in weights and features not in weights:
+                axis = 1 if dim is None else int(dim)
+                yield (features, axis % _ndim(features)), "linear layer"
+
+
+def _part_evidence(node: fx.Node, _: set[fx.Node]) -> Iterator[Evidence]:
+    """Recurrent layers and attention take and make channels at the last axis."""
+    whole = node.args[0]
+    if not isinstance(whole, fx.Node) or whole.op != "call_function":
+        return
+    name, path = _name(whole), node.meta.get("leaf")
+    if name in _RECURRENT | _CELLS or (name == _ATTENTION and path == (0,)):
+        yield (node, _ndim(node) - 1), "linear layer"
+        if (source := _input(whole)) is not None:
+            yield (source, _ndim(source) - 1), "linear layer"
+
+
+def _product_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[Evidence]:
     """A matrix of weights on one side mixes the channels of the other."""
     factors = [factor for factor in node.all_input_nodes if _ndim(factor) > 1][-2:]
     if len(factors) < 2:
@@ -138,17 +187,37 @@ def _product_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[tuple[Ax
 
 
 def _einsum_letters(node: fx.Node) -> tuple[list[str], str] | None:
-    """Return the letters of the operands' axes and of the output's; None for other forms."""
-    equation = node.args[0]
-    if not isinstance(equation, str) or "." in equation or "->" not in equation:
+    """Return the letters of the operands' axes and of the output's; None for other forms.
+
+    Those behind an ellipsis get letters of their own, aligned from the right.
+    """
+    equation, given = node.args[0], _einsum_operands(node)
+    if not isinstance(equation, str):
         return None
-    left, _, right = equation.replace(" ", "").partition("->")
+    left, arrow, right = equation.replace(" ", "").partition("->")
     operands = left.split(",")
-    fits = len(operands) == len(_einsum_operands(node)) and all(
+    if len(operands) != len(given):
+        return None
+    spare = [letter for letter in ascii_letters if letter not in equation]
+    hidden = [
+        _ndim(operand) - len(letters.replace("...", "")) if "..." in letters else 0
+        for letters, operand in zip(operands, given, strict=True)
+    ]
+    if min(hidden) < 0 or max(hidden) > len(spare):
+        return None
+    dots = "".join(spare[: max(hidden)])
+    if not arrow:
+        seen = Counter(letter for letter in left if letter.isalpha())
+        right = dots + "".join(sorted(letter for letter, times in seen.items() if times == 1))
+    operands = [
+        letters.replace("...", dots[len(dots) - count :])
+        for letters, count in zip(operands, hidden, strict=True)
+    ]
+    fits = all(
         len(set(letters)) == len(letters) == _ndim(operand)
-        for letters, operand in zip(operands, _einsum_operands(node), strict=True)
+        for letters, operand in zip(operands, given, strict=True)
     )
-    return (operands, right) if fits else None
+    return (operands, right.replace("...", dots)) if fits else None
 
 
 def _einsum_operands(node: fx.Node) -> list[fx.Node]:
@@ -162,11 +231,15 @@ def _einsum(node: fx.Node) -> Iterator[Link]:
     if (found := _einsum_letters(node)) is not None:
         for letters, operand in zip(found[0], _einsum_operands(node), strict=True):
             for axis, letter in enumerate(letters):
-                if letter in found[1]:
+                alike = (
+                    letter in found[1]
+                    and _shape(operand)[axis] == (_shape(node)[found[1].index(letter)])
+                )  # an axis of size one may stand for one of any size
+                if alike:
                     yield (node, found[1].index(letter)), (operand, axis)
 
 
-def _einsum_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[tuple[Axis, str]]:
+def _einsum_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[Evidence]:
     """What is summed over, of an activation and a weight, are the activation's channels."""
     operands = _einsum_operands(node)
     if len(operands) != 2 or (found := _einsum_letters(node)) is None:
@@ -181,11 +254,9 @@ def _einsum_evidence(node: fx.Node, weights: set[fx.Node]) -> Iterator[tuple[Axi
                 yield (node, found[1].index(made[0])), "linear layer"
 
 
-def _both(
-    node: fx.Node, source: fx.Node | None, axis: int, kind: str
-) -> Iterator[tuple[Axis, str]]:
+def _both(node: fx.Node, axis: int, kind: str) -> Iterator[Evidence]:
     yield (node, axis), kind
-    if source is not None:
+    if (source := _input(node)) is not None:
         yield (source, axis), kind
 
 
@@ -196,7 +267,7 @@ def _broadcast(node: fx.Node) -> Iterator[Link]:
     """Element by element: axes are aligned from the right."""
     ndim, shape = _ndim(node), _shape(node)
     sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
-    for source in sources[:1] if _name(node) == "setitem" else sources:
+    for source in sources[:1] if _name(node) in _OF_FIRST else sources:
         offset = ndim - _ndim(source)
         for axis, size in enumerate(_shape(source)):
             if offset + axis >= 0 and size == shape[offset + axis]:
@@ -262,22 +333,146 @@ def _squeeze(node: fx.Node) -> Iterator[Link]:
 
 
 def _reduction(node: fx.Node) -> Iterator[Link]:
-    source = _input(node)
-    if source is None:
+    source, name = _input(node), _name(node)
+    yield from _reduced(node, source, _argument(node, _DIM_AT.get(name, 1), "dim", "axis"))
+
+
+def _reduced(node: fx.Node, source: Any, dims: Any) -> Iterator[Link]:
+    """Axes are gone, or have the size one; every other axis keeps its order."""
+    given = [dims] if isinstance(dims, int) and not isinstance(dims, bool) else dims
+    if source is None or not isinstance(given, (tuple, list)):  # None, and std(False): all axes
         return
-    if _ndim(source) == _ndim(node):
-        yield from _broadcast(node)
-        return
-    dims = _argument(node, _DIM_AT.get(_name(node), 1), "dim", "axis")
-    if dims is None or isinstance(dims, bool):  # std(False)
-        return
-    given = [dims] if isinstance(dims, int) else dims
-    if not all(isinstance(dim, int) for dim in given):
+    if not given or not all(isinstance(dim, int) for dim in given):
         return
     gone = {dim % _ndim(source) for dim in given}
     kept = [axis for axis in range(_ndim(source)) if axis not in gone]
-    if len(kept) == _ndim(node):
+    if _ndim(node) == _ndim(source):  # keepdim
+        yield from (((node, axis), (source, axis)) for axis in kept)
+    elif len(kept) == _ndim(node):
         yield from (((node, axis), (source, old)) for axis, old in enumerate(kept))
+
+
+def _quantile(node: fx.Node) -> Iterator[Link]:
+    """Several quantiles stand along a new first axis."""
+    q = _argument(node, 1, "q")
+    new = 1 if isinstance(q, fx.Node) and _ndim(q) == 1 else 0
+    source, dim = _input(node), _argument(node, 2, "dim")
+    if source is None or not isinstance(dim, int):
+        return
+    kept = [axis for axis in range(_ndim(source)) if axis != dim % _ndim(source)]
+    if _ndim(node) == _ndim(source) + new:
+        yield from (((node, axis + new), (source, axis)) for axis in kept)
+    elif _ndim(node) == len(kept) + new:
+        yield from (((node, new + here), (source, axis)) for here, axis in enumerate(kept))
+
+
+def _similarity(node: fx.Node) -> Iterator[Link]:
+    """Two tensors are compared along an axis of both, which is gone."""
+    dim = _argument(node, 2, "dim")
+    sources = [source for source in node.all_input_nodes if _ndim(source) == _ndim(node) + 1]
+    for source in sources:
+        axis = (1 if dim is None else int(dim)) % _ndim(source)
+        kept = [old for old in range(_ndim(source)) if old != axis]
+        for here, old in enumerate(kept):
+            if _shape(node)[here] == _shape(source)[old]:
+                yield (node, here), (source, old)
+
+
+def _trapezoid(node: fx.Node) -> Iterator[Link]:
+    dim = node.kwargs.get("dim", -1)
+    yield from _reduced(node, _input(node), dim)
+
+
+def _transform(node: fx.Node) -> Iterator[Link]:
+    source, name = _input(node), _name(node)
+    if source is None:
+        return
+    dims: Any = (-2, -1)
+    if name in _TRANSFORMS:
+        dims = _argument(node, 2, "dim")
+        dims = (-1 if dims is None else dims,)
+    elif (given := _argument(node, 2, "dim")) is not None:
+        dims = (given,) if isinstance(given, int) else given
+    gone = {dim % _ndim(source) for dim in dims}
+    kept = [axis for axis in range(_ndim(source)) if axis not in gone]
+    yield from _axes_in_order(node, source, kept)
+
+
+def _picked(node: fx.Node) -> Iterator[Link]:
+    """Which one is taken along an axis may differ from place to place; all others stay."""
+    source, dim = _input(node), _argument(node, 1, "dim")
+    if _name(node) == "take_along_dim":
+        dim = _argument(node, 2, "dim")
+    if source is not None and isinstance(dim, int) and _ndim(source) == _ndim(node):
+        kept = [axis for axis in range(_ndim(node)) if axis != dim % _ndim(node)]
+        yield from _axes_in_order(node, source, kept)
+
+
+def _windows(node: fx.Node) -> Iterator[Link]:
+    """``Tensor.unfold`` adds a last axis; ``F.unfold`` mixes channels and places."""
+    source = _input(node)
+    if source is not None:
+        kept = [0] if node.target is torch.nn.functional.unfold else range(_ndim(source))
+        yield from _axes_in_order(node, source, kept)
+
+
+def _repeated(node: fx.Node) -> Iterator[Link]:
+    """``repeat_interleave`` along an axis; without one, everything is flattened."""
+    source = _input(node)
+    if isinstance(_argument(node, 2, "dim"), int) and source is not None:
+        yield from _axes_in_order(node, source, range(_ndim(node)))
+
+
+def _tiled(node: fx.Node) -> Iterator[Link]:
+    """``repeat`` and ``tile``: aligned from the right, each axis that often."""
+    source = _input(node)
+    if source is not None and (offset := _ndim(node) - _ndim(source)) >= 0:
+        for axis in range(_ndim(source)):
+            yield (node, offset + axis), (source, axis)
+
+
+def _sampled(node: fx.Node) -> Iterator[Link]:
+    """``grid_sample``: batch and channels stay, places are new."""
+    yield from _axes_in_order(node, _input(node), (0, 1))
+
+
+def _tensordot(node: fx.Node) -> Iterator[Link]:
+    left, right = [*node.all_input_nodes, None, None][:2]
+    if left is None or right is None:
+        return
+    pair = _tensordot_axes(node, left, right)
+    if pair is None:
+        return
+    kept = [(left, a) for a in range(_ndim(left)) if a not in pair[0]]
+    kept += [(right, a) for a in range(_ndim(right)) if a not in pair[1]]
+    if len(kept) == _ndim(node):
+        yield from (((node, axis), old) for axis, old in enumerate(kept))
+
+
+def _tensordot_axes(
+    node: fx.Node, left: fx.Node, right: fx.Node
+) -> tuple[list[int], list[int]] | None:
+    """Return which axes of the two factors are summed over."""
+    dims = _argument(node, 2, "dims")
+    dims = 2 if dims is None else dims
+    if isinstance(dims, int):
+        ndim = _ndim(left)
+        return list(range(ndim - dims, ndim)), list(range(dims))
+    if not isinstance(dims, (tuple, list)) or len(dims) != 2:
+        return None
+    mine, theirs = ([d] if isinstance(d, int) else list(d) for d in dims)
+    return [d % _ndim(left) for d in mine], [d % _ndim(right) for d in theirs]
+
+
+def _cell(node: fx.Node) -> Iterator[Link]:
+    yield from _axes_in_order(node, _input(node), (0,))
+
+
+def _baddbmm(node: fx.Node) -> Iterator[Link]:
+    """A product of the second and third tensor, to which the first is added."""
+    factors = [_argument(node, 1, "batch1", "mat1"), _argument(node, 2, "batch2", "mat2")]
+    if all(isinstance(factor, fx.Node) for factor in factors):
+        yield from _product_links(node, *factors)
 
 
 def _select(node: fx.Node) -> Iterator[Link]:
@@ -321,16 +516,34 @@ def _tuple_element(node: fx.Node) -> Iterator[Link]:
         dim = (_argument(whole, 1, "dim") or 0) % _ndim(source)
         kept = [axis for axis in range(_ndim(source)) if axis != dim]
         yield from (((node, axis), (source, old)) for axis, old in enumerate(kept))
-    elif name == "multi_head_attention_forward":
+    elif name == _ATTENTION:
         if node.meta.get("leaf") == (0,):
             yield from _axes_in_order(node, source, (0, 1))
+    elif name in _RECURRENT:
+        if node.meta.get("leaf") == (0,) and _ndim(source) == _ndim(node):
+            yield from _axes_in_order(node, source, range(_ndim(node) - 1))
+    elif name in _CELLS:
+        yield from _axes_in_order(node, source, (0,))
+    elif name in _REDUCED_PARTS:
+        at = 2 if name == "kthvalue" else 1
+        dim = _argument(whole, at, "dim", "axis")
+        yield from _reduced(
+            node, source, -1 if dim is None and name in {"mode", "kthvalue"} else dim
+        )
+    elif "pool" in name and node.meta.get("leaf") == (0,):  # with indices
+        yield from _axes_in_order(node, source, range(_ndim(node) - _spatial(name)))
     elif name in _PARTS and _ndim(source) == _ndim(node):
         yield from _axes_in_order(node, source, range(_ndim(node)))
 
 
 def _matmul(node: fx.Node) -> Iterator[Link]:
     left, right = [*node.all_input_nodes, None, None][:2]
-    if left is None or right is None or min(_ndim(left), _ndim(right)) < 2:
+    if left is not None and right is not None:
+        yield from _product_links(node, left, right)
+
+
+def _product_links(node: fx.Node, left: fx.Node, right: fx.Node) -> Iterator[Link]:
+    if min(_ndim(left), _ndim(right)) < 2:
         return
     ndim = _ndim(node)
     yield (node, ndim - 2), (left, _ndim(left) - 2)
@@ -367,8 +580,8 @@ def _getitem(node: fx.Node) -> Iterator[Link]:
     if not isinstance(source, fx.Node):
         return
     items = list(index) if isinstance(index, tuple) else [index]
-    if any(isinstance(item, (fx.Node, list)) for item in items):
-        return  # indexing by a tensor
+    if not all(_is_plain_index(item) for item in items):
+        return  # indexing by a tensor, a list, an array, a truth value
     used = sum(item is not None and item is not Ellipsis for item in items)
     if Ellipsis not in items:
         items.append(Ellipsis)
@@ -385,22 +598,30 @@ def _getitem(node: fx.Node) -> Iterator[Link]:
             old += 1
 
 
+def _is_plain_index(item: Any) -> bool:
+    if item is None or item is Ellipsis or isinstance(item, slice):
+        return True
+    return isinstance(item, Integral) and not isinstance(item, bool)
+
+
 _CONVOLUTIONS = {
     f"conv{kind}{n}d" for kind in ("", "_transpose", "_tbc") for n in (1, 2, 3)
-} | {"deform_conv2d"}  # fmt: skip
+} | {"torchvision::deform_conv2d"}  # fmt: skip
 _REDUCTIONS = {
-    "mean", "sum", "amax", "amin", "std", "var", "norm", "logsumexp", "prod", "median", "argmax",
-    "argmin", "linalg_vector_norm", "vector_norm", "nansum", "nanmean", "any", "all",
-    "count_nonzero",
+    "all", "amax", "amin", "any", "argmax", "argmin", "count_nonzero", "linalg_norm",
+    "linalg_vector_norm", "logsumexp", "mean", "median", "nanmean", "nansum", "norm", "prod",
+    "special_logsumexp", "std", "sum", "var", "vector_norm",
 }  # fmt: skip
-_DIM_AT = dict.fromkeys(("norm", "vector_norm", "linalg_vector_norm"), 2)
+_DIM_AT = dict.fromkeys(("norm", "vector_norm", "linalg_vector_norm", "linalg_norm"), 2)
 _HANDLERS: dict[str, Callable[[fx.Node], Iterator[Link]]] = {
     **dict.fromkeys(("permute",), _permute),
     **dict.fromkeys(
         ("transpose", "swapaxes", "swapdims", "mT", "mH", "adjoint", "T", "t", "H"), _transpose
     ),
     **dict.fromkeys(("movedim", "moveaxis"), _movedim),
-    **dict.fromkeys(("reshape", "view", "flatten", "unflatten", "ravel", "reshape_as"), _reshape),
+    **dict.fromkeys(
+        ("reshape", "view", "flatten", "unflatten", "ravel", "reshape_as", "view_as"), _reshape
+    ),
     **dict.fromkeys(("squeeze", "unsqueeze"), _squeeze),
     **dict.fromkeys(("cat", "concat", "concatenate", "pad"), _same_axes),
     "stack": _stack,
@@ -412,20 +633,38 @@ _HANDLERS: dict[str, Callable[[fx.Node], Iterator[Link]]] = {
     "getitem": _getitem,
     "select": _select,
     **dict.fromkeys(("view_as_complex", "view_as_real"), _complex_pairs),
+    **dict.fromkeys(("quantile", "nanquantile"), _quantile),
+    **dict.fromkeys(("cosine_similarity", "pairwise_distance"), _similarity),
+    **dict.fromkeys(("trapezoid", "trapz"), _trapezoid),
+    **dict.fromkeys((*_TRANSFORMS, *_TRANSFORMS_2D), _transform),
+    **dict.fromkeys(_PICKED, _picked),
+    "unfold": _windows,
+    "repeat_interleave": _repeated,
+    **dict.fromkeys(("repeat", "tile"), _tiled),
+    "grid_sample": _sampled,
+    "tensordot": _tensordot,
+    "bilinear": _linear,
+    "baddbmm": _baddbmm,
+    "addmm": _baddbmm,
+    **dict.fromkeys(_CELLS, _cell),
 }
 
+_EVIDENCE: dict[str, Callable[[fx.Node, set[fx.Node]], Iterator[Evidence]]] = {
+    **dict.fromkeys(_LAYER_NORMALIZATIONS, _layer_norm_evidence),
+    **dict.fromkeys(("linear", *_CELLS), _linear_evidence),
+    "embedding": _embedding_evidence,
+    "bilinear": _bilinear_evidence,
+    "leaf_of": _part_evidence,
+    **dict.fromkeys(("matmul", "mm", "addmm", "bmm", "baddbmm"), _product_evidence),
+    "einsum": _einsum_evidence,
+    **dict.fromkeys(("cosine_similarity", "cdist"), _comparison_evidence),
+}
 
 # Reading nodes -----------------------------------------------------------------------------
 
 
 def _name(node: fx.Node) -> str:
     return operation(node.target) if callable(node.target) else str(node.target)
-
-
-def _is_foreign(node: fx.Node) -> bool:
-    """Whether the function is a custom operator, about whose axes nothing is known."""
-    qualified = str(getattr(node.target, "_qualified_op_name", ""))
-    return bool(qualified) and not qualified.startswith("aten::")
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
@@ -458,4 +697,5 @@ def _numbers(node: fx.Node, name: str) -> list[int]:
 
 def _spatial(name: str) -> int:
     """How many of a layer's axes are spatial: 2 for ``conv2d``."""
-    return int(name.rstrip("d")[-1]) if name.rstrip("d")[-1].isdigit() else 2
+    found = re.search(r"([123])d", name)
+    return int(found.group(1)) if found else 2

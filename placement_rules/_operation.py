@@ -10,11 +10,20 @@ _REFLECTED = {"add", "sub", "mul", "truediv", "matmul", "pow"}
 
 
 def operation(function: Callable[..., Any] | str) -> str:
-    """Return the plain name of a torch function: ``add`` for ``+``, ``+=``, ``.add_`` alike."""
+    """Return the plain name of a torch function: ``add`` for ``+``, ``+=``, ``.add_`` alike.
+
+    Operators of other libraries keep their namespace, ``mine::add``: they only share a name.
+    """
     if isinstance(function, str):
         name = function
     elif (name := getattr(function, "__name__", type(function).__name__)) == "__get__":
         return str(getattr(function, "__self__", function).__name__)  # a property: Tensor.mT
+    elif (packet := getattr(function, "overloadpacket", function)) and (
+        qualified := getattr(packet, "_qualified_op_name", "")
+    ):
+        namespace, _, name = str(qualified).partition("::")
+        if namespace != "aten":
+            return str(qualified)
     name = name.strip("_")
     if name.startswith("r") and name[1:] in _REFLECTED:
         name = name[1:]
