@@ -110,7 +110,7 @@ class Recorder(TorchFunctionMode):
         node.meta["val"] = flat.meta["val"] = output
         node.meta["origin"] = origin
         if isinstance(output, Tensor):
-            node.meta["storage"] = storage_of(output)
+            node.meta["storage"] = flat.meta["storage"] = storage_of(output)
         flat.meta["scope"], node.meta["flat"] = self._stack[-1], flat
         flat.meta["node"] = node
         for tensor in written:
@@ -118,7 +118,7 @@ class Recorder(TorchFunctionMode):
             self._flat[id(tensor)] = flat
             if not isinstance(output, Tensor):
                 node.meta["val"] = flat.meta["val"] = tensor
-                node.meta["storage"] = storage_of(tensor)
+                node.meta["storage"] = flat.meta["storage"] = storage_of(tensor)
             where = f"{self._stack[-1].path}:{node.name}"
             self.recording.writes.append(Write(node.meta["time"], storage_of(tensor), where))
         if isinstance(output, Tensor):
@@ -276,7 +276,7 @@ class Recorder(TorchFunctionMode):
             name = self._names.get(id(tensor))
             op = "placeholder" if name is None else "get_attr"
             flat = self.recording.flat.create_node(op, name or "input", (), {})
-            flat.meta["val"] = tensor
+            flat.meta.update(val=tensor, storage=storage_of(tensor))
             self._kept.append(tensor)
             self._flat[id(tensor)] = flat
         return self._flat[id(tensor)]

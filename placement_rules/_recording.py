@@ -145,8 +145,8 @@ class Recording:
         """The nodes of `flat` by the memory of their tensors."""
         together: dict[int, list[fx.Node]] = {}
         for node in self.flat.nodes:
-            if isinstance(node.meta.get("val"), Tensor):
-                together.setdefault(storage_of(node.meta["val"]), []).append(node)
+            if "storage" in node.meta:  # noted then, since a real pass leaves no data behind
+                together.setdefault(node.meta["storage"], []).append(node)
         return together
 
     @cached_property
@@ -161,8 +161,7 @@ class Recording:
                 continue
             found.add(node)
             waiting.extend(node.all_input_nodes)
-            if isinstance(node.meta.get("val"), Tensor):
-                waiting.extend(together[storage_of(node.meta["val"])])
+            waiting.extend(together.get(node.meta.get("storage", 0), ()))
         return found
 
     def leads_on(self, node: fx.Node) -> bool:
@@ -174,10 +173,9 @@ class Recording:
         flat = node.meta["flat"]
         if scope.parent is None or any(n.meta["flat"] is flat for _, n in self.root.outputs):
             return True
-        storage = storage_of(value(node))
         return any(
             reader.meta.get("time", 0) > scope.end and reader in self._leading_on
-            for source in self._of_storage[storage]
+            for source in self._of_storage[node.meta["storage"]]
             for reader in source.users
         )
 
@@ -186,7 +184,9 @@ class Recording:
         if scope.parent is None:
             return False
         storage = node.meta["storage"]
-        if not any(w.storage == storage and scope.start <= w.time <= scope.end for w in self.writes):
+        if not any(
+            w.storage == storage and scope.start <= w.time <= scope.end for w in self.writes
+        ):
             return False
         return any(
             user.op == "output" or user.meta["time"] > scope.end

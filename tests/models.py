@@ -117,7 +117,9 @@ class Adds(TorchFunctionMode):
         adds = [node for node in nodes if node.op == "call_function" and self._is_add(node)]
         layouts = {site.name: str(site.layout) for site in planned.sites}
         spots = planned.rule.select(planned.recording)
-        alive = {site.name for site in planned.sites if site.leads_on}  # else no gradient comes back
+        alive = {
+            site.name for site in planned.sites if site.leads_on
+        }  # else no gradient comes back
         self.layouts = {
             adds.index(spot.flat): layouts[spot.name] for spot in spots if spot.name in alive
         }

@@ -61,6 +61,11 @@ class Case:
         return _places(self)
 
     @property
+    def owner(self) -> str:
+        """The path of the module that owns the first site."""
+        return _owner(self)
+
+    @property
     def expected(self) -> tuple[Tensor, Grads]:
         """Output and gradients of the plain model under the naive losses, in float64."""
         return _expected(self)
@@ -145,6 +150,12 @@ def _places(case: Case) -> list[tuple[str, str, tuple[int | str, ...], str]]:
         else (f"{site.path}.norm2", "input", (0,), str(site.layout))  # which takes the inner sum
         for site in planned.sites
     ]
+
+
+@cache
+def _owner(case: Case) -> str:
+    planned = vcreg_fx.plan(case.plain(), case.rule, example_inputs=(case.x(),))
+    return planned.sites[0].path
 
 
 @cache

@@ -68,7 +68,7 @@ class Autocast(Block):
 class PythonsRandomness(Block):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.linear(x) * random.random()
-        return x.tanh() * float(np.random.rand())  # noqa: NPY002
+        return x.tanh() * float(np.random.rand())
 
 
 class ForkedRandomness(Block):
@@ -213,6 +213,20 @@ class Comprehension(Block):
         return torch.stack(branches).prod(dim=0)
 
 
+class Shapes(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.linear(x)
+        return x * 2 if x.shape[0] > 1 else x
+
+
+class WithoutGradients(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.linear(x)
+        with torch.no_grad():
+            y = x.exp()
+        return x * y
+
+
 class Mangled(Block):
     def __hidden(self, x: Tensor) -> Tensor:
         return self.linear(x)
@@ -243,7 +257,8 @@ def with_closure() -> type[Block]:
 FORWARDS = [
     WritesAttributes, Autocast, PythonsRandomness, ForkedRandomness, Globals, Questions, Arithmetic,
     Structures, Inherited, InheritedTwice, Augmented, AugmentedItem, Chained, InMethods,
-    Checkpointed, WithHelper, Decorated, Loop, Comprehension, Mangled, WithAssert, with_closure(),
+    Checkpointed, WithHelper, Decorated, Loop, Comprehension, Shapes, WithoutGradients, Mangled,
+    WithAssert, with_closure(),
 ]  # fmt: skip
 X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -257,18 +272,18 @@ def network(cls: type[nn.Module]) -> nn.Module:
 def seed(number: int) -> None:
     random.seed(number)
     torch.manual_seed(number)
-    np.random.seed(number)  # noqa: NPY002
+    np.random.seed(number)
 
 
 def gradients(
-    model: nn.Module, watching: Adds | None = None, x: Tensor = X
+    model: nn.Module, watching: Adds | None = None, x: Tensor = X, **arguments: object
 ) -> list[Tensor | None]:
     model.zero_grad()
     for module in model.modules():
         module.runs = 0
     seed(1)
     with watching or contextlib.nullcontext():
-        output = model(x)
+        output = model(x, **arguments)
     loss = output.square().sum()
     if watching is not None:
         loss = loss + sum(watching.penalties)
@@ -331,6 +346,52 @@ def test_globals_and_class_attributes_are_read_at_every_step(monkeypatch) -> Non
     monkeypatch.setattr(Globals, "factor", -1.0)
     assert torch.equal(model(X), plain(X))
     exact(model, plain)
+
+
+class Flags(Block):
+    """Takes other ways after insertion, by an attribute and by an argument."""
+
+    fast = False
+
+    def forward(self, x: Tensor, double: bool = False) -> Tensor:
+        x = x + self.linear(x)
+        x = nn.functional.dropout(x, 0.5, self.training)
+        x = x.exp() if self.fast else x.tanh()
+        return x * 2 if double else x
+
+
+def test_flags_and_arguments_may_change_after_insertion() -> None:
+    plain = network(Flags)
+    model = vcreg_fx.insert(copy.deepcopy(plain), "residual", example_inputs=(X,), **CONFIG)
+    assert vcreg_fx.sites(model)[0].name == "0:add"
+    for fast in (False, True, False):
+        model[0].fast = plain[0].fast = fast
+        exact(model, plain)
+        outputs = []
+        for each in (model, plain):
+            seed(5)
+            outputs.append((each(X), each.eval()(X), each.train()[0](X, True), each[0](x=X)))
+        assert all(torch.equal(*pair) for pair in zip(*outputs, strict=True))
+    adds = Adds(vcreg_fx.plan(plain, 'at("0:add")', example_inputs=(X,)), **CONFIG)
+    expected = gradients(plain[0], adds, double=True)
+    assert relative_error(gradients(model[0], double=True), expected) <= 1e-12
+
+
+def test_tensors_that_a_forward_keeps() -> None:
+    class Keeping(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + self.linear(x)
+            self.seen.append(x)
+            return x * 2
+
+    plain = network(Keeping)
+    model = vcreg_fx.insert(copy.deepcopy(plain), "residual", example_inputs=(X,), **CONFIG)
+    assert all(model[at].seen == plain[at].seen == [] for at in (0, 2))
+    adds = Adds(vcreg_fx.plan(plain, "residual", example_inputs=(X,)), **CONFIG)
+    assert relative_error(gradients(model), gradients(plain, adds)) <= 1e-12
+    for at in (0, 2):
+        (mine,), (theirs,) = model[at].seen, plain[at].seen
+        assert torch.equal(mine, theirs) and mine.requires_grad
 
 
 def test_decorators_stay_around_the_new_forward() -> None:
@@ -597,14 +658,14 @@ def test_threads_insert_while_others_run() -> None:
                 vcreg_fx.insert(model, "residual", example_inputs=(X,), **CONFIG)
                 vcreg_fx.remove(model)
             vcreg_fx.insert(model, "residual", example_inputs=(X,), **CONFIG)
-        except BaseException as error:  # noqa: BLE001 (reported below)
+        except BaseException as error:
             errors.append(error)
 
     def run(layer: nn.Module, output: Tensor) -> None:
         try:
             while not done.is_set():
                 torch.testing.assert_close(layer(tokens), output)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             errors.append(error)
 
     runners = [

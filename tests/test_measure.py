@@ -119,12 +119,13 @@ def test_metrics_of_the_last_step(mode: str, backend: str) -> None:
     step(model, x)
     found = vcreg_fx.metrics(model, prefix="train")
     sites = vcreg_fx.sites(model)
-    assert len(found) == 5 * len(sites) + 1
+    assert len(found) == 6 * len(sites) + 1
     assert math.isclose(found["train/penalty"], sum(site.penalty for site in sites))
     for site in sites:
         assert math.isclose(found[f"train/{site.name}/penalty"], site.penalty)
         assert math.isclose(found[f"train/{site.name}/std"], float(site.std.mean()))
         assert 0 <= found[f"train/{site.name}/below_gamma"] <= 1
+        assert found[f"train/{site.name}/nonfinite"] == 0
     reference = copy.deepcopy(model)
     vcreg_fx.remove(reference)
     h = reference.forward_features(x)

@@ -304,7 +304,7 @@ def test_replaced_head(case: Case) -> None:
 def test_hooks(case: Case) -> None:
     """forward hooks that were there before, or come later"""
     model, calls = case.plain(), []
-    path = case.places[0][0]
+    path = case.owner
     module = model.get_submodule(path)
     module.register_forward_hook(lambda *_: calls.append("before"))
     module.register_forward_pre_hook(lambda *_: calls.append("pre"))
@@ -611,7 +611,7 @@ def test_without_gradients(case: Case) -> None:
 @row("Where gradients flow")
 def test_frozen(case: Case) -> None:
     """a frozen backbone, and parts with `requires_grad_(False)`"""
-    path = case.places[0][0]
+    path = case.owner
     for freeze in (path, ""):
         model, plain = case.inserted(), case.plain()
         for each in (model, plain):
@@ -625,7 +625,7 @@ def test_blocks_in_eval_mode(case: Case) -> None:
     """blocks in eval mode inside a model in training: VCReg rests at their sites"""
     model, plain = case.inserted(), case.plain()
     for each in (model, plain):
-        each.get_submodule(case.places[0][0]).eval()
+        each.get_submodule(case.owner).eval()
     same(run(model, case.x()), case.naive(plain))
 
 
@@ -659,7 +659,7 @@ def test_second_order(case: Case) -> None:
         with penalties(case, model) as terms, sdpa_kernel(SDPBackend.MATH):  # others have no second
             loss = task(call(model, case.x()))
         loss = loss + (vcreg_fx.penalty(model) if vcreg_fx.sites(model) else sum(terms))
-        chosen = model.get_submodule(case.places[0][0]).parameters()
+        chosen = model.get_submodule(case.owner).parameters()
         chosen = [p for p in chosen if p.requires_grad]
         first = torch.autograd.grad(loss, chosen, create_graph=True)
         sum(g.square().sum() for g in first).backward()

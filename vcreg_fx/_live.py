@@ -221,7 +221,7 @@ class LiveSite(SiteValues):
         self._backward = self._injected = False
         h.register_hook(self._note_backward)
 
-    def _note_backward(self, grad: Tensor) -> None:  # noqa: ARG002 (a hook's argument)
+    def _note_backward(self, grad: Tensor) -> None:
         self._backward = True
 
     def forget_unread(self) -> bool:
@@ -292,12 +292,12 @@ class LiveSite(SiteValues):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""
-        state = {**self.__dict__, "pending": [], "_numbers": None, "probe": None}
+        state = {**super().__getstate__(), "pending": [], "probe": None}
         state.update(_backward=False, _injected=False)
         del state["_settings"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or loaded site."""
-        self.__dict__.update(state)
+        super().__setstate__(state)
         self._settings = self._make_settings()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ._config import VCRegConfig, check_coefficient
 from .regularizers import Penalize, Statistics
+
+_COUNT = itertools.count()
 
 
 class SiteValues:
@@ -27,6 +34,19 @@ class SiteValues:
         self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
         self._step = torch.zeros((), dtype=torch.int64, device="cpu")
         self._numbers: Tensor | None = None  # as `numbers` has them
+        self._compiled: Tensor | None = None  # where compiled steps write them
+        self._memory = _memory_of(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to a step."""
+        state = {**self.__dict__, "_numbers": None, "_compiled": None}
+        del state["_memory"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copied or loaded site."""
+        self.__dict__.update(state)
+        self._memory = _memory_of(self)
 
     @property
     def alpha(self) -> float:
@@ -126,18 +146,31 @@ class SiteValues:
         numbers = torch.cat([variances, loss.view(1), count, *last])
         if torch.compiler.is_compiling():
             if self.channels:  # known, unless the model could not be recorded
-                _memory(self, numbers.dtype, str(numbers.device)).copy_(numbers)
-        else:
-            self._numbers = numbers
+                self._memory(numbers.dtype, str(numbers.device)).copy_(numbers)
+            return
+        kept = self._compiled
+        if kept is not None and (kept.dtype, kept.device) == (numbers.dtype, numbers.device):
+            numbers = kept.copy_(numbers)  # a compiled step may follow, which writes there
+        self._numbers = numbers
 
 
-def _memory(site: SiteValues, dtype: torch.dtype, device: str) -> Tensor:
-    """Return the tensor that compiled steps of a site write their numbers to."""
-    others = -site._first_other
-    memory = torch.zeros(site.channels + others, dtype=dtype, device=device)
-    site._numbers = memory
+def _memory_of(site: SiteValues) -> Callable[[torch.dtype, str], Tensor]:
+    """Return a function that gives the tensor to which a site's compiled steps write numbers.
+
+    The compiler knows a constant by its function's name: each site needs one of its own.
+    """
+    known = weakref.ref(site)
+
+    def memory(dtype: torch.dtype, device: str) -> Tensor:
+        owner = known()
+        assert owner is not None  # who is being compiled
+        numbers = owner._compiled
+        if numbers is None or (numbers.dtype, str(numbers.device)) != (dtype, device):
+            numbers = torch.zeros(owner.channels - owner._first_other, dtype=dtype, device=device)
+        owner._numbers = owner._compiled = numbers
+        return numbers
+
+    memory.__code__ = memory.__code__.replace(co_name=f"vcreg_memory_{next(_COUNT)}")
+    # What torch.compiler.assume_constant_result does, without importing the compiler here.
+    memory._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return memory
-
-
-# What torch.compiler.assume_constant_result does, without importing the compiler here.
-_memory._dynamo_marked_constant = True  # type: ignore[attr-defined]

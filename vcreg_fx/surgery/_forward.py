@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from placement_rules import Recording, Scope, Site, operation
 
@@ -79,7 +79,6 @@ class Edit:
     def buffer(self) -> str | None:
         """The name of the running mean that ``demean="activations"`` adds to the module."""
         return f"vcreg_{self.key}_running_mean" if self.demeans else None
-
 
     @property
     def mark(self) -> Mark | None:

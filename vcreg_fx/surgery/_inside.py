@@ -178,8 +178,8 @@ def _own_call(node: fx.Node) -> OwnCall:
                 f"{cls.__name__}.{method} calls {' or '.join(sorted(names))} in a way that cannot "
                 "be redirected"
             )
-    method = function_of(*own[0].methods[0])
-    runs = [frame.run for frame in own if method is not None and frame.code is method.__code__]
+    function = function_of(*own[0].methods[0])
+    runs = [frame.run for frame in own if function is not None and frame.code is function.__code__]
     return OwnCall(own[0], name, runs[0] if runs else None)
 
 

@@ -31,8 +31,8 @@ from .._config import VCRegConfig
 from .._errors import InsertionError
 from ..regularizers import Penalize, choose
 from ._class import set_aside
-from ._inside import Mark, Place, new_methods, place_of
 from ._forward import key_of
+from ._inside import Mark, Place, new_methods, place_of
 from ._install import install
 from ._table import table
 from ._watch import Insertion

@@ -94,7 +94,7 @@ class Source:
         given = [*arguments.posonlyargs, *arguments.args]
         if not given:
             raise SourceError(f"{self._definition.name} has no parameter for the module itself")
-        return given[0].arg
+        return str(given[0].arg)
 
     def span_of(self, code: types.CodeType, instruction: int, name: str) -> Span:
         """Return where the expression stands that an instruction computes.
@@ -124,8 +124,9 @@ class Source:
                     f"the value of {ast.unparse(node)!r} in line {line} is thrown away, so that "
                     "nothing can be put in its place"
                 )
-            inner = isinstance(statement, (ast.FunctionDef, ast.Lambda))
-            if inner and statement is not self._definition and node in ast.walk(statement):
+            if not isinstance(statement, (ast.FunctionDef, ast.Lambda)):
+                continue
+            if statement is not self._definition and node in ast.walk(statement):
                 names = {argument.arg for argument in _parameters(statement.args)}
                 if self.owner in names:
                     raise SourceError(f"line {line} is in a function that hides {self.owner}")
@@ -212,7 +213,8 @@ class Source:
 
     def _span(self, node: ast.expr | ast.AugAssign) -> Span:
         first = self._first
-        assert node.end_lineno is not None and node.end_col_offset is not None
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
         return Span(
             node.lineno - first, node.col_offset, node.end_lineno - first, node.end_col_offset
         )
@@ -232,7 +234,7 @@ class Source:
 
     def _shown(self, texts: dict[Span, tuple[str, str]]) -> str:
         """Return the function's own text with what the wrapped expressions became."""
-        inserted = []
+        inserted: list[tuple[int, int, int, tuple[int, ...], str]] = []
         for span, (before, after) in texts.items():
             size = (span.end_line - span.line, span.end_column - span.column)
             inserted.append((span.line, span.column, 0, size, before))
@@ -241,7 +243,7 @@ class Source:
         lines = [line.encode() for line in self._lines]
         # From the end, so that what is before keeps its place; of two at one place the inner one
         # is nearer to its expression.
-        for line, column, end, size, text in sorted(
+        for line, column, _, _, text in sorted(
             inserted, key=lambda item: (-item[0], -item[1], item[2], item[3])
         ):
             index = self._first - 1 + line
@@ -299,7 +301,8 @@ class _Wrapper(ast.NodeTransformer):
         """Wrap a node, and what is in it."""
         wrapping = None
         if isinstance(node, (ast.expr, ast.AugAssign)):
-            assert node.end_lineno is not None and node.end_col_offset is not None
+            assert node.end_lineno is not None
+            assert node.end_col_offset is not None
             first = self._first
             span = Span(
                 node.lineno - first, node.col_offset, node.end_lineno - first, node.end_col_offset
@@ -417,7 +420,8 @@ def _compiled(
         posonlyargs=[], args=[ast.arg(name)] if name else [], kwonlyargs=[], kw_defaults=[],
         defaults=[],
     )  # fmt: skip
-    maker = ast.FunctionDef(
+    make: Any = ast.FunctionDef  # whose arguments are others in each version of Python
+    maker = make(
         name="vcreg_maker", args=arguments, body=[ast.Global([node.name]), node],
         decorator_list=[], type_params=[],
     )  # fmt: skip
@@ -479,7 +483,7 @@ def _same_code(one: types.CodeType, other: types.CodeType) -> bool:
     """Whether two codes do the same at the same places; pytest's asserts aside."""
     if any(name.startswith(_PYTEST) for name in (*one.co_varnames, *one.co_names)):
         return True
-    return _summary(one) == _summary(other)
+    return bool(_summary(one) == _summary(other))
 
 
 def _summary(code: types.CodeType) -> Any:
@@ -513,7 +517,10 @@ def _line_of(code: types.CodeType, instruction: int) -> int:
 
 
 def _begins(node: ast.AST, line: int, column: int) -> bool:
-    """Whether a call of a method begins, for Python, at the method's name: ``x\\n.add(y)``."""
+    """Whether a call of a method begins, for Python, at the method's name.
+
+    So it does in a chain of calls that has a line for each.
+    """
     return (
         isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
@@ -530,9 +537,7 @@ def _computes(node: ast.AST, name: str) -> bool:
     if isinstance(node, ast.Call):
         function = node.func
         called = (
-            function.attr
-            if isinstance(function, ast.Attribute)
-            else getattr(function, "id", "")
+            function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
         )
         return name in {operation(called), called}
     return isinstance(node, ast.Attribute) and node.attr == name
@@ -557,4 +562,3 @@ def _holds(cell: Any, value: object) -> bool:
         return cell.cell_contents is value
     except ValueError:  # empty
         return False
-
