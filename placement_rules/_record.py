@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
@@ -20,8 +21,10 @@ from ._errors import ExampleInputsError, RecordingError
 from ._inputs import Inputs, candidate_inputs
 from ._recorder import Recorder
 from ._recording import Recording, forget_data
+from ._sizes import other_sizes
 
 Prepare = Callable[[nn.Module], None]
+Run = Callable[[nn.Module, Inputs, Prepare], Recording]
 _PLAIN = (torch.Tensor, nn.Parameter)
 _LOCK = threading.RLock()  # what a recording switches off is switched off for all threads
 
@@ -63,7 +66,7 @@ def record(
     for run in (_record_fake, _record_real):
         for inputs in candidates:
             try:
-                return run(model, inputs, prepare)
+                return _recorded(run, model, inputs, prepare)
             except Exception as error:
                 failures.append(f"  {inputs.origin}: {type(error).__name__}: {error}")
         if _on_meta(model):
@@ -84,7 +87,7 @@ def record(
 
 def _record_either(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
     try:
-        return _record_fake(model, inputs, prepare)
+        return _recorded(_record_fake, model, inputs, prepare)
     except Exception as fake_error:
         if _on_meta(model):
             raise RecordingError(
@@ -92,12 +95,25 @@ def _record_either(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Record
                 f"the meta device rule out a real pass: {fake_error}"
             ) from fake_error
         try:
-            return _record_real(model, inputs, prepare)
+            return _recorded(_record_real, model, inputs, prepare)
         except Exception as error:
             raise RecordingError(
                 f"The forward pass of {type(model).__name__} failed on {inputs.origin}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+def _recorded(run: Run, model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
+    """Record a pass, in a way that can be repeated on inputs of other sizes."""
+
+    def run_again() -> Iterator[Recording]:
+        for other in other_sizes(inputs):
+            with contextlib.suppress(Exception):  # the model does not take them
+                yield run(model, other, prepare)
+
+    recording = run(model, inputs, prepare)
+    recording.run_again = run_again
+    return recording
 
 
 def _on_meta(model: nn.Module) -> bool:

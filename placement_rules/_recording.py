@@ -86,6 +86,8 @@ class Recording:
     - `writes`: the in-place writes.
     - `unseen`: where tensors came from calls that could not be recorded, as of scripted functions.
     - `record_training`: records a pass in train mode, if the model can run without data there.
+    - `run_again`: records passes on inputs of other sizes, one by one, as far as the model takes
+      them.
     """
 
     model: nn.Module
@@ -94,11 +96,27 @@ class Recording:
     writes: list[Write]
     unseen: list[str] = field(default_factory=list)
     record_training: Callable[[], Recording | None] = field(default=lambda: None, repr=False)
+    run_again: Callable[[], Iterator[Recording]] = field(default=lambda: iter(()), repr=False)
 
     @cached_property
     def in_training(self) -> Recording | None:
         """The pass in train mode, which shows what is written to in training only."""
         return self.record_training()
+
+    def on_other_sizes(self) -> Iterator[Recording]:
+        """Yield recordings of the model on inputs of other sizes; each is made once."""
+        yield from self._made_again
+        for other in self._making_again:
+            self._made_again.append(other)
+            yield other
+
+    @cached_property
+    def _making_again(self) -> Iterator[Recording]:
+        return self.run_again()
+
+    @cached_property
+    def _made_again(self) -> list[Recording]:
+        return []
 
     @property
     def root(self) -> Scope:

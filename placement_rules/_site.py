@@ -12,6 +12,7 @@ from torch import fx
 from ._errors import LayoutError, PlacementError
 from ._layout import Layout
 from ._recording import Recording, Scope, value
+from ._sizes import check_on_other_sizes
 from ._spot import Spot
 from ._tree import Path
 
@@ -180,7 +181,9 @@ def _layout(recording: Recording, spot: Spot, given: Layout | None) -> Layout:
             )
         return given
     try:
-        return recording.layout(spot.node)
+        found = recording.layout(spot.node)
+        check_on_other_sizes(recording, spot, found)
+        return found
     except LayoutError as error:
         letters = "NCHW" if len(shape) == 4 else "NLC"
         raise LayoutError(

@@ -50,9 +50,13 @@ class Net(nn.Module):
         return self.made(self.first(x)) * 2
 
 
-def found_axis(net: nn.Module, *inputs: Tensor, rule: str = "modules('made')") -> int | None:
+def found_axis(
+    net: nn.Module, *inputs: Tensor, rule: str = "modules('made')", other_sizes: bool = False
+) -> int | None:
     """Return the channel axis that is found, None where it is refused."""
     recording = record(net, inputs)
+    if not other_sizes:
+        recording.run_again = lambda: iter(())
     try:
         (site,) = resolve(recording, parse(rule).require(recording))
     except (LayoutError, PlacementError):
@@ -222,3 +226,77 @@ LAST: dict[str, tuple[nn.Module, Callable[..., Tensor], int | None]] = {
 def test_modules_with_channels_last(name: str) -> None:
     module, function, expected = LAST[name]
     assert found_axis(Net(Made(function, module), 0), torch.randn(N, N, N)) == expected
+
+
+# Sizes that are equal by chance -----------------------------------------------------------------
+
+
+def rearranged(x: Tensor) -> Tensor:
+    """Right where C = L alone: it names the axes of (B, C, L) anew, and moves nothing."""
+    return x.reshape(x.shape[0], x.shape[2], x.shape[1])
+
+
+def mixed_with_samples(x: Tensor) -> Tensor:
+    return x.reshape(x.shape[1], x.shape[0], x.shape[2])
+
+
+@pytest.mark.parametrize("function", [rearranged, mixed_with_samples])
+def test_an_axis_that_sizes_give_by_chance_is_refused(function) -> None:
+    net = Net(Made(function), 1)
+    recording = record(net, (torch.randn(N, N, N),))
+    message = r"cannot be inferred with certainty: of the tensor of shape \(6, 6, 6\), axis \d"
+    with pytest.raises(LayoutError, match=message + r"[\s\S]*on an input of another size"):
+        resolve(recording, parse("modules('made')").require(recording))
+
+
+class OnlySix(nn.Module):
+    """Takes no other size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(N, N)
+        self.places = nn.Parameter(torch.randn(N, N))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] != N:
+            raise ValueError("six examples, please")
+        return self.linear(x + self.places)
+
+
+def test_a_model_that_takes_one_size_is_believed() -> None:
+    assert (
+        found_axis(OnlySix(), torch.randn(N, N, N), rule="modules('linear')", other_sizes=True) == 2
+    )
+
+
+@pytest.mark.parametrize(("length", "times"), [(N, 2), (N + 2, 1)])
+def test_other_sizes_are_tried_only_where_sizes_are_equal(length, times, monkeypatch) -> None:
+    forwards = []
+    monkeypatch.setattr(
+        Net, "forward", lambda self, x: forwards.append(x.shape) or self.made(self.first(x))
+    )
+    net = Net(Made(lambda x: x.relu()), 1)
+    assert found_axis(net, torch.randn(N + 2, N, length), other_sizes=True) == 1
+    shapes = [(N + 2, N, length), (N + 3, N, 2 * length)]
+    assert list(dict.fromkeys(tuple(shape) for shape in forwards)) == shapes[:times]
+
+
+class WithMask(nn.Module):
+    """Takes tokens and, by name, a mask of their number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.made = nn.Embedding(N, N), Made(rearranged)
+
+    def forward(self, tokens: Tensor, *, mask: Tensor) -> Tensor:
+        return self.made(self.embedding(tokens) * mask[..., None]) * 2
+
+
+def test_what_comes_beside_follows() -> None:
+    net = WithMask()
+    tokens, mask = torch.full((2, N), N - 1), torch.ones(2, N)
+    recording = record(net, (tokens,), {"mask": mask})
+    with pytest.raises(LayoutError, match=r"on an input of another size, .* \(3, 6, 12\)"):
+        resolve(recording, parse("modules('made')").require(recording))
+    (site,) = resolve(recording, parse("modules('embedding')").require(recording))
+    assert site.layout.axis == 2
