@@ -17,6 +17,7 @@ from ._operation import operation as operation
 from ._origin import Frame as Frame
 from ._origin import function_of as function_of
 from ._origin import without_dispatch as without_dispatch
+from ._origin import wrapped_by as wrapped_by
 from ._parse import parse as parse
 from ._record import record as record
 from ._recorder import is_recording as is_recording

@@ -7,9 +7,10 @@ import copy
 import functools
 import logging
 import random
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -190,7 +191,7 @@ def _run(
     recorder = Recorder(model, duplicate)
     state = random.getstate()
     try:
-        with _LOCK, torch.no_grad(), _fast_paths_off(), recorder:
+        with _LOCK, torch.no_grad(), _fast_paths_off(), _compiled_parts_eager(), recorder:
             duplicate(*args, **kwargs)
     finally:
         random.setstate(state)
@@ -207,6 +208,14 @@ def _fast_paths_off() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _compiled_parts_eager() -> AbstractContextManager[object]:
+    """Let methods that the model compiles itself run as they were written."""
+    if "torch._dynamo" not in sys.modules:  # which takes a second to import
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextmanager

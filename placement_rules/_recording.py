@@ -280,7 +280,10 @@ def is_activation(node: object) -> bool:
 
 def storage_of(tensor: Tensor) -> int:
     """Return a number that two live tensors share exactly if they share memory."""
-    return int(tensor.untyped_storage()._cdata)
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # inside torch.vmap, which hides it
+        return storage_of(torch._C._functorch.get_unwrapped(tensor))
 
 
 def keeps_container_forward(module: nn.Module) -> bool:

@@ -53,8 +53,8 @@ def locate(recording: Recording, scope: Scope, node: fx.Node) -> Spot:
     maker = _maker(scope, node)
     if maker is None:
         raise PlacementError(
-            f"{scope.path} is a plain {type(scope.module).__name__}, and its tensor {node.name} "
-            "comes from outside: name the module that makes it instead."
+            f"{scope.path or 'The model'} is a plain {type(scope.module).__name__}, and its tensor "
+            f"{node.name} comes from outside: name the module that makes it instead."
         )
     if is_batch_norm(maker.scope.module) and (taker := _taker(recording, node, maker)):
         return taker

@@ -109,6 +109,12 @@ def _place(scope: Scope, node: fx.Node) -> Place:
     calls = {node: call, **_elsewhere(scope, call, source)}
     alike = [other for other in scope.graph.nodes if other in calls]
     runs = {calls[other].run for other in alike}
+    within = [run for other in alike for run in calls[other].indirect]
+    if len(set(within)) < len(within):
+        raise SourceError(
+            f"one call in {method} computes several tensors like it, of which it returns one at "
+            "most, as sum does"
+        )
     if len(alike) > 1 and (None in runs or len(runs) > 1):
         raise SourceError(
             f"its place in {method} is passed {len(alike)} times in one call of the module, which "
@@ -125,11 +131,14 @@ class OwnCall(NamedTuple):
     - `frame`: the method, or a function written inside it.
     - `name`: what it calls.
     - `run`: the run of the method, in which executions can be counted; None if it has ended.
+    - `indirect`: the runs of functions that called something by another name than its own, so that
+      something else may stand in between.
     """
 
     frame: Frame
     name: str
     run: int | None
+    indirect: tuple[int, ...]
 
     def span(self, source: Source) -> Span:
         """Return where the call stands in the method's source."""
@@ -159,15 +168,28 @@ def _own_call(node: fx.Node) -> OwnCall:
     frames = without_dispatch(node.meta["origin"])
     own = [frame for frame in frames if frame.methods]
     if not own:
-        raise SourceError("its forward is no Python function of its class")
-    name = _name(node)
-    for helper in frames[: frames.index(own[0])]:
-        if not _returns(helper, name):
+        inner = f"{frames[0].code.co_name}, " if frames else ""
+        raise SourceError(
+            f"it is computed in {inner}outside of the methods of its class, or where a method's "
+            "first parameter no longer names the module"
+        )
+    if all(name != "forward" for _, name in own[-1].methods):
+        raise SourceError(
+            f"it is computed in {own[-1].methods[0][1]}, which is called from outside of forward, "
+            "as a hook is"
+        )
+    name, indirect = _name(node), []
+    for frame in frames[: frames.index(own[0]) + 1]:
+        source, place = _source_of(frame), (frame.code, frame.instruction, name)
+        if frame is not own[0] and not source.returns(*place):
             raise SourceError(
-                f"it is computed in {helper.code.co_name}, a function that is not the module's and "
+                f"it is computed in {frame.code.co_name}, a function that is not the module's and "
                 "that returns something else"
             )
-        name = helper.code.co_name
+        if node.op == "call_function" and not source.names(*place):
+            indirect.append(frame.run)
+        if frame is not own[0]:
+            name = frame.code.co_name
     for inner, outer in itertools.pairwise(own):
         names = {name for _, name in inner.methods}
         if outer.methods == inner.methods:
@@ -180,7 +202,7 @@ def _own_call(node: fx.Node) -> OwnCall:
             )
     function = function_of(*own[0].methods[0])
     runs = [frame.run for frame in own if function is not None and frame.code is function.__code__]
-    return OwnCall(own[0], name, runs[0] if runs else None)
+    return OwnCall(own[0], name, runs[0] if runs else None, tuple(indirect))
 
 
 def _name(node: fx.Node) -> str:
@@ -189,11 +211,12 @@ def _name(node: fx.Node) -> str:
     return operation(node.target)
 
 
-def _returns(frame: Frame, name: str) -> bool:
-    """Whether a helper function returns what it calls, as it is."""
+def _source_of(frame: Frame) -> Source:
+    """Return the source of what a frame runs: the module's method, or a function of its own."""
+    if frame.methods:
+        return _source(*frame.methods[0])
     code = frame.code
-    function = types.FunctionType(code, {}, code.co_name, None, _empty_cells(code))
-    return Source(function).returns(code, frame.instruction, name)
+    return Source(types.FunctionType(code, {}, code.co_name, None, _empty_cells(code)))
 
 
 def _empty_cells(code: types.CodeType) -> tuple[types.CellType, ...]:
@@ -233,15 +256,14 @@ def new_methods(marks: Sequence[Mark]) -> list[NewMethod]:
         try:
             source = _source(cls, method)
             if any(mark.place.digest != source.digest for mark in here):
-                raise SourceError("its source has changed since VCReg was inserted")
+                raise SourceError(
+                    "its source has changed since VCReg was inserted. Insert into the model anew"
+                )
             old = source.function
             new, text = source.rewritten(_wrappings(here), _marker(here))
-            outer = rewrapped(cls.__dict__[method], old, new)
+            outer = rewrapped(method, cls.__dict__[method], old, new)
         except SourceError as error:
-            raise InsideError(
-                f"{cls.__name__}.{method} cannot be rewritten: {error}. Insert into the model "
-                "anew, as its classes are now."
-            ) from error
+            raise InsideError(f"{cls.__name__}.{method} cannot be rewritten: {error}.") from error
         names = [name for name, value in vars(cls).items() if value is cls.__dict__[method]]
         made += [NewMethod(cls, name, outer, text) for name in names]
     return made

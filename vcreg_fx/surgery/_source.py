@@ -7,7 +7,9 @@ defaults, file name and line numbers, so that debuggers and tracebacks show the 
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
+import dis
 import functools
 import hashlib
 import linecache
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from placement_rules import operation
+from placement_rules import operation, wrapped_by
 
 HAS_POSITIONS = hasattr(types.CodeType, "co_positions")  # since Python 3.11
 _PYTEST = "@py"  # pytest's rewritten asserts have variables of such names
@@ -26,6 +28,12 @@ _OPERATORS: dict[str, type[ast.operator]] = {
     "matmul": ast.MatMult, "mod": ast.Mod, "remainder": ast.Mod, "pow": ast.Pow,
     "floordiv": ast.FloorDiv, "floor_divide": ast.FloorDiv,
 }  # fmt: skip
+
+
+_COMPUTING = (
+    ast.BinOp, ast.AugAssign, ast.UnaryOp, ast.Compare, ast.Attribute, ast.Subscript, ast.Await,
+)  # fmt: skip
+_TAKES_ONE = {"FOR_ITER", "LIST_EXTEND", "SET_UPDATE", "DICT_UPDATE", "DICT_MERGE"}
 
 
 class SourceError(Exception):
@@ -113,6 +121,10 @@ class Source:
             how = "nothing there is an expression" if not nodes else f"{len(nodes)} could be meant"
             raise SourceError(f"the place of {name} in line {line} is ambiguous: {how}")
         (node,) = nodes
+        if dis.opname[code.co_code[instruction]] in _TAKES_ONE or self._collects(node):
+            raise SourceError(
+                f"line {line} computes it in {ast.unparse(node)!r}, whose value is something else"
+            )
         if isinstance(node, ast.AugAssign) and not _is_simple(node.target):
             raise SourceError(
                 f"line {line} changes {ast.unparse(node.target)!r} in place, which cannot be named "
@@ -132,6 +144,11 @@ class Source:
                     raise SourceError(f"line {line} is in a function that hides {self.owner}")
         return self._span(node)
 
+    def names(self, code: types.CodeType, instruction: int, name: str) -> bool:
+        """Whether the expression that an instruction computes is a call by a name, or none."""
+        _, nodes = self._at(code, instruction, name)
+        return all(_computes(node, name) for node in nodes if isinstance(node, ast.Call))
+
     def returns(self, code: types.CodeType, instruction: int, name: str) -> bool:
         """Whether what an instruction computes is what the function returns, as it is."""
         _, nodes = self._at(code, instruction, name)
@@ -145,6 +162,7 @@ class Source:
     def looks_up(self, method: str) -> bool:
         """Whether the function finds a method by the module, or by ``super()``, and only so."""
         ways = set()
+        of_module = {self.owner, f"type({self.owner})", f"{self.owner}.__class__"}
         for node in ast.walk(self._definition):
             if isinstance(node, ast.Attribute) and node.attr == method:
                 value = node.value
@@ -153,7 +171,7 @@ class Source:
                     and isinstance(value.func, ast.Name)
                     and value.func.id == "super"
                 )
-                ways.add(by_super or (isinstance(value, ast.Name) and value.id == self.owner))
+                ways.add(by_super or ast.unparse(value) in of_module)
             elif isinstance(node, ast.Name) and node.id == "getattr":
                 ways.add(True)
         return ways == {True}
@@ -187,6 +205,19 @@ class Source:
         return made, self._shown(wrapper.texts)
 
     # ---------------------------------------------------------------------------------------
+
+    def _collects(self, node: ast.AST) -> bool:
+        """Whether an expression only takes up what it computes, as ``list(…)`` and ``[*…]`` do."""
+        if not isinstance(node, ast.Call):
+            return not isinstance(node, _COMPUTING)
+        function, code = node.func, self.function.__code__
+        own = (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
+        return (
+            isinstance(function, ast.Name)
+            and function.id not in own
+            and function.id not in self.function.__globals__
+            and isinstance(getattr(builtins, function.id, None), type)
+        )
 
     def _at(
         self, code: types.CodeType, instruction: int, name: str
@@ -252,16 +283,16 @@ class Source:
 
 
 def rewrapped(
-    outer: types.FunctionType, old: types.FunctionType, new: types.FunctionType
+    name: str, outer: types.FunctionType, old: types.FunctionType, new: types.FunctionType
 ) -> types.FunctionType:
-    """Return a decorated function around another function: its decorators as they are, copied.
+    """Return a decorated method around another function: its decorators as they are, copied.
 
     **Raises:** `SourceError` if a decorator keeps the function where it cannot be exchanged.
     """
     if outer is old:
         return new
-    wrapped = outer.__wrapped__  # type: ignore[attr-defined]
-    inner = rewrapped(wrapped, old, new)
+    wrapped = wrapped_by(outer, name)
+    inner = rewrapped(name, wrapped, old, new)
     held = outer.__closure__ or ()
     cells = tuple(types.CellType(inner) if _holds(cell, wrapped) else cell for cell in held)
     if cells == held:
@@ -273,7 +304,11 @@ def rewrapped(
         outer.__code__, outer.__globals__, outer.__name__, outer.__defaults__, cells
     )
     copy_function_attributes(outer, made)
-    made.__wrapped__ = inner  # type: ignore[attr-defined]
+    for key, value in vars(outer).items():  # torch.compile's wrappers have more than __wrapped__
+        if value is wrapped:
+            setattr(made, key, inner)
+        elif value == id(outer):
+            setattr(made, key, id(made))
     return made
 
 
@@ -548,7 +583,8 @@ def _is_simple(target: ast.AST) -> bool:
     if isinstance(target, ast.Attribute):
         return _is_simple(target.value)
     if isinstance(target, ast.Subscript):
-        return _is_simple(target.value) and isinstance(target.slice, (ast.Constant, ast.Name))
+        index = target.slice.operand if isinstance(target.slice, ast.UnaryOp) else target.slice
+        return _is_simple(target.value) and isinstance(index, (ast.Constant, ast.Name))
     return isinstance(target, ast.Name)
 
 
