@@ -94,13 +94,16 @@ class OriginFinder:
         """Return, for each function a class has, and those in it, the methods it belongs to."""
         if cls not in self._methods:
             found: dict[int, tuple[Method, ...]] = {}
-            plain, nested = set(), set()
+            plain: set[int] = set()
+            nested: set[int] = set()
             for base in cls.__mro__:
                 for name in () if base in {nn.Module, object} else base.__dict__:
                     function = function_of(base, name)
-                    for code in () if function is None else _codes(function.__code__):
+                    codes = [] if function is None else _codes(function.__code__)
+                    for code in codes:
                         found[id(code)] = (*found.get(id(code), ()), (base, name))
-                        (plain if code is function.__code__ else nested).add(id(code))
+                    plain.update(id(code) for code in codes[:1])
+                    nested.update(id(code) for code in codes[1:])
             self._methods[cls], self._nested[cls] = found, nested - plain
         return self._methods[cls]
 

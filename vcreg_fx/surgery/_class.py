@@ -99,6 +99,9 @@ def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -
             return original.forward(self, *args, **kwargs)  # an instance made by type(module)(…)
         return rewritten(self, *args, **kwargs)
 
+    for name in [name for name in vars(new_forward) if name.startswith("_torchdynamo")]:
+        del vars(new_forward)[name]  # a forward that compiles itself would be run in its place
+
     def extra_repr(self: nn.Module) -> str:
         sites = ", ".join(f"vcreg[{site!r}]" for site in table_of(self).values())
         return ", ".join(part for part in (original.extra_repr(self), sites) if part)

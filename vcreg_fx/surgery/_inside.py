@@ -168,9 +168,9 @@ def _own_call(node: fx.Node) -> OwnCall:
     frames = without_dispatch(node.meta["origin"])
     own = [frame for frame in frames if frame.methods]
     if not own:
-        inner = f"{frames[0].code.co_name}, " if frames else ""
+        where = f"{frames[0].code.co_name}, " if frames else ""
         raise SourceError(
-            f"it is computed in {inner}outside of the methods of its class, or where a method's "
+            f"it is computed in {where}outside of the methods of its class, or where a method's "
             "first parameter no longer names the module"
         )
     if all(name != "forward" for _, name in own[-1].methods):
