@@ -14,11 +14,12 @@ from ._classifiers import last_layers
 from ._merges import concatenations
 from ._recording import Recording, Scope, keeps_container_forward
 from ._residuals import add_operands, residual_adds
+from ._torch import BASES_OF_CONVOLUTIONS
 
 _ADD = "its own forward adds a residual"
 _CONCATENATION = "its own forward concatenates branches"
 _RUN = "it is one of a run of modules of several layers, in a network that merges nothing"
-_WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+_WEIGHTED = (nn.Linear, BASES_OF_CONVOLUTIONS)
 
 
 class BlockSearch:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ._torch import MODULE_CALLS
+
 Method = tuple[type, str]  # the class that defines a method, and the name it has there
 
 
@@ -166,8 +168,4 @@ def _codes(code: types.CodeType) -> list[types.CodeType]:
 
 
 # Between the call of a module and its forward stand these functions of torch.
-_CALLING = frozenset(
-    code
-    for function in (nn.Module._wrapped_call_impl, nn.Module._call_impl)
-    for code in _codes(function.__code__)
-)
+_CALLING = frozenset(code for function in MODULE_CALLS for code in _codes(function.__code__))

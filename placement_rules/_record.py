@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils._pytree import tree_map
 
 from ._errors import ExampleInputsError, RecordingError
 from ._inputs import Inputs, candidate_inputs
 from ._recorder import Recorder
 from ._recording import Recording, forget_data
 from ._sizes import other_sizes
+from ._torch import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, tree_map
 
 Prepare = Callable[[nn.Module], None]
 Run = Callable[[nn.Module, Inputs, Prepare], Recording]
@@ -221,7 +220,7 @@ def _compiled_parts_eager() -> AbstractContextManager[object]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torch from logging a traceback for every input that a model turns out not to take."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger = logging.getLogger(FAKE_LOGGER)
     before = logger.disabled
     logger.disabled = True
     try:

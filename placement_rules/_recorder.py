@@ -7,15 +7,21 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._pytree import tree_map
+from torch.overrides import TorchFunctionMode
 
 from ._operation import operation
 from ._origin import Origin, OriginFinder
-from ._recording import Recording, Scope, Write, storage_of
+from ._recording import Recording, Scope, Write
+from ._torch import (
+    forward_hooks_of,
+    function_modes,
+    storage_of,
+    tree_map,
+    version_of,
+    without_functions,
+)
 from ._tree import get_leaf, leaves
 
 _MAPPED_FAST = (Tensor, int, float, str, type(None))
@@ -24,8 +30,7 @@ _LIBRARIES = {"torch", "torchvision", "timm", "transformers"}
 
 def is_recording() -> bool:
     """Whether a forward pass is being recorded, by this thread."""
-    modes = _get_current_function_mode_stack()
-    return any(isinstance(mode, Recorder) for mode in modes)
+    return any(isinstance(mode, Recorder) for mode in function_modes())
 
 
 class Recorder(TorchFunctionMode):
@@ -72,18 +77,18 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         arguments = _tensors((args, kwargs))
         self._find_unseen_writes(arguments)
-        versions = [_version(tensor) for tensor in arguments]
+        versions = [version_of(tensor) for tensor in arguments]
         output = func(*args, **kwargs)
         if not self._stack:
             return output
         written = [
-            t for t, before in zip(arguments, versions, strict=True) if _version(t) != before
+            t for t, before in zip(arguments, versions, strict=True) if version_of(t) != before
         ]
         if not written and kwargs.get("inplace") is True:  # dropout writes in train mode only
             written = arguments[:1]
         made = list(leaves(output))
         for tensor in (*arguments, *(tensor for _, tensor in made)):
-            self._versions[storage_of(tensor)] = _version(tensor)
+            self._versions[storage_of(tensor)] = version_of(tensor)
         if made or written:
             origin = self.origins.of_call(self._running[-1], 1)
             self._record_function(func, args, kwargs, output, made, written, origin)
@@ -134,7 +139,7 @@ class Recorder(TorchFunctionMode):
     def _find_unseen_writes(self, arguments: list[Tensor]) -> None:
         """Notice tensors that were written to between two recorded calls."""
         for tensor in arguments:
-            storage, version = storage_of(tensor), _version(tensor)
+            storage, version = storage_of(tensor), version_of(tensor)
             if version > self._versions.get(storage, version):
                 where = self._stack[-1].path if self._stack else ""
                 self.recording.writes.append(Write(self._tick(), storage, f"a call in {where}"))
@@ -209,7 +214,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(output, Tensor):
             flat = self._flat_of(output)
             if id(output) in self._known[-1] and not isinstance(output, nn.Parameter):
-                with torch._C.DisableTorchFunction():
+                with without_functions():
                     output = output.view_as(output)
                 self._kept.append(output)
                 self._flat[id(output)] = flat
@@ -317,10 +322,6 @@ def _tensors(arguments: Any) -> list[Tensor]:
     return found
 
 
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else int(tensor._version)
-
-
 def _drop_function_hooks(module: nn.Module) -> None:
     """Remove the plain-function hooks that a user gave a copied module.
 
@@ -328,7 +329,7 @@ def _drop_function_hooks(module: nn.Module) -> None:
     with data-less ones. Hooks that are methods or objects were copied, and stay, and so do those
     of the libraries, which may be part of the forward (transformers collects outputs by them).
     """
-    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+    for hooks in forward_hooks_of(module):
         for key, hook in list(hooks.items()):
             library = str(getattr(hook, "__module__", "")).partition(".")[0]
             if isinstance(hook, types.FunctionType) and library not in _LIBRARIES:

@@ -12,13 +12,13 @@ from torch import Tensor, fx, nn
 
 from ._errors import LayoutError, PlacementError
 from ._layout import Layout
+from ._torch import BASES_OF_BATCH_NORMS, storage_of
 
 if TYPE_CHECKING:
     from ._axes import ChannelAxes
     from ._tree import Path
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.batchnorm._LazyNormBase)
 
 
 @dataclass(eq=False)
@@ -278,14 +278,6 @@ def is_activation(node: object) -> bool:
     return isinstance(tensor, Tensor) and tensor.is_floating_point()
 
 
-def storage_of(tensor: Tensor) -> int:
-    """Return a number that two live tensors share exactly if they share memory."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except NotImplementedError:  # inside torch.vmap, which hides it
-        return storage_of(torch._C._functorch.get_unwrapped(tensor))
-
-
 def keeps_container_forward(module: nn.Module) -> bool:
     """Whether the module is a plain container: it only calls its children (or is not called)."""
     return isinstance(module, _CONTAINERS) and (
@@ -296,7 +288,7 @@ def keeps_container_forward(module: nn.Module) -> bool:
 
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether ``convert_sync_batchnorm`` would rebuild the module."""
-    return isinstance(module, _BATCH_NORMS)
+    return isinstance(module, BASES_OF_BATCH_NORMS)
 
 
 def forget_data(tensor: Tensor) -> Tensor:

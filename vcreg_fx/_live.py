@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 from placement_rules import Layout, LayoutError
+from placement_rules._torch import (
+    has_saved_tensor_hooks,
+    in_backward,
+    in_jit_trace,
+    under_func_transform,
+)
 
 from ._config import VCRegConfig
 from ._distributed import GroupSum, group_of
@@ -29,7 +35,6 @@ from .regularizers import (
     reference_mean,
     refuse_batches,
     start_moments,
-    under_func_transform,
     working_dtype,
 )
 
@@ -40,11 +45,6 @@ FORGOTTEN = (
     'vcreg_fx.penalty(model), or insert with mode="gradient". Only those of the latest forward '
     "passes are kept."
 )
-
-
-def in_backward() -> bool:
-    """Whether this runs inside a backward pass, as when checkpointing runs forward again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class LiveSite(SiteValues):
@@ -155,7 +155,7 @@ class LiveSite(SiteValues):
             return h.clone() if self._clone else h
         if not torch.compiler.is_compiling():
             self._look_back(h)
-        if torch._C._get_tracing_state() is not None:
+        if in_jit_trace():
             raise RuntimeError(
                 f"torch.jit.trace in train mode would lose the gradient of {self.name} without a "
                 "word. Trace in eval mode, where VCReg does nothing: model.eval()."
@@ -271,7 +271,7 @@ class LiveSite(SiteValues):
 
     def _check_recomputation(self) -> None:
         """Non-reentrant checkpointing recomputes under hooks of its own; reentrant does not."""
-        if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        if not has_saved_tensor_hooks():
             raise RuntimeError(
                 f"{self.name} lies in a part of the model under reentrant activation "
                 'checkpointing, whose forward runs without gradients, so that mode="loss" cannot '

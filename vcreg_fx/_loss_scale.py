@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from placement_rules._torch import scale_of
+
 
 class LossScale:
     """The factor between the loss of the equations and the loss that ``backward`` is called on.
@@ -33,7 +35,7 @@ class LossScale:
         """Return the factor now, as a 0-d tensor: compiled code would freeze a number."""
         scale = self.scale
         if not isinstance(scale, (int, float, Tensor)):
-            tensor = getattr(scale, "_scale", None)  # made by the scaler at its first use
+            tensor = scale_of(scale)
             scale = tensor if tensor is not None else scale.get_scale()
         if isinstance(scale, Tensor):
             return scale.detach().reshape(()) / self.accumulation_steps

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from placement_rules._torch import mark_constant
+
 from ._config import VCRegConfig, check_coefficient
 from .regularizers import Penalize, Statistics
 
@@ -171,6 +173,5 @@ def _memory_of(site: SiteValues) -> Callable[[torch.dtype, str], Tensor]:
         return numbers
 
     memory.__code__ = memory.__code__.replace(co_name=f"vcreg_memory_{next(_COUNT)}")
-    # What torch.compiler.assume_constant_result does, without importing the compiler here.
-    memory._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    mark_constant(memory)
     return memory

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from placement_rules._torch import room_to_compile
+
 from ..regularizers import product_dtype
 from ..surgery import plan
 from ._allocator import keep_freed_memory
@@ -120,9 +122,7 @@ def _room_to_compile(count: int) -> Iterator[None]:
     if not count:
         yield
         return
-    from torch._dynamo import config
-
-    with config.patch(recompile_limit=max(config.recompile_limit, count + 8)):
+    with room_to_compile(count + 8):
         yield
 
 

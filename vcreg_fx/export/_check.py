@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from placement_rules._torch import tree_leaves
 
 from ._errors import ExportError
 from ._example import Example

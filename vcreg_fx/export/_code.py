@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from placement_rules._torch import buffers_of, parameters_of, unsaved_buffers_of
+
 from .._config import VCRegConfig
 from .._live import LiveSite
 from .._version import __version__
@@ -94,7 +96,7 @@ def _write_members(page: _Page, module: fx.GraphModule) -> None:
         if path in called:
             _write_module(page, path, part, written)
         elif not any(path.startswith(f"{whole}.") for whole in called):
-            own = {**part._parameters, **part._buffers}
+            own = {**parameters_of(part), **buffers_of(part)}
             for key, tensor in own.items():
                 target = f"{path}.{key}".lstrip(".")
                 if target in read and tensor is not None:
@@ -140,7 +142,7 @@ def _write_tensor(page: _Page, owner: nn.Module, key: str, target: str, tensor: 
     if isinstance(tensor, nn.Parameter):
         grad = "" if tensor.requires_grad else ", requires_grad=False"
         made = f"nn.Parameter({made}{grad})"
-    unsaved = ", persistent=False" if key in owner._non_persistent_buffers_set else ""
+    unsaved = ", persistent=False" if key in unsaved_buffers_of(owner) else ""
     page.body.append(f'place(self, "{target}", {made}{unsaved})')
 
 

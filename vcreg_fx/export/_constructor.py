@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from placement_rules._torch import buffers_of, has_hooks, parameters_of
+
 from ._errors import ExportError
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
@@ -133,13 +135,13 @@ def _difference(made: nn.Module, module: nn.Module) -> str:
         other = theirs.get(path)
         if other is None or type(ours) is not type(other):
             return f"its part {path}"
-        for table in ("_parameters", "_buffers"):
+        for kind, table in (("parameters", parameters_of), ("buffers", buffers_of)):
             shapes = [
-                {key: None if t is None else t.shape for key, t in getattr(one, table).items()}
+                {key: None if t is None else t.shape for key, t in table(one).items()}
                 for one in (ours, other)
             ]
             if shapes[0] != shapes[1]:
-                return f"its {table.strip('_')}: {shapes[0]} and {shapes[1]}"
+                return f"its {kind}: {shapes[0]} and {shapes[1]}"
         own = type(ours).__module__.startswith("torch.nn.")  # others may put private marks on it
         for key, value in vars(other).items():
             if key == "training" or (own and key[0] == "_" and key not in vars(ours)):
@@ -150,9 +152,8 @@ def _difference(made: nn.Module, module: nn.Module) -> str:
 
 
 def _check_hooks(module: nn.Module, path: str) -> None:
-    tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     for part in module.modules():
-        if any(getattr(part, table) for table in tables):
+        if has_hooks(part):
             raise _refusal(module, path, "it has hooks, which are no part of its code")
 
 

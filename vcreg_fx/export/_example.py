@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from placement_rules import ExampleInputsError, candidate_inputs
+from placement_rules._torch import tree_leaves, tree_map
 
 from ._modes import keeping_modes
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from placement_rules._torch import tables_of
+
 from .._errors import InsertionError
 from ..surgery import carry_insertions, insertions, live_sites, original_class
 from ._arguments import values_by_name, with_given_arguments
@@ -186,9 +188,9 @@ def _join(model: nn.Module, training: SiteTracer, evaluation: SiteTracer) -> fx.
         if len(sources) == 1
         else TwoModeGraphModule(root, *graphs, name)
     )
-    for table in ("_modules", "_parameters", "_buffers"):  # which torch.fx fills in graph order
-        getattr(result, table).clear()
-        getattr(result, table).update(getattr(root, table))
+    for table, ordered in zip(tables_of(result), tables_of(root), strict=True):
+        table.clear()  # torch.fx filled it in graph order
+        table.update(ordered)
     return result
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.fx.node import map_arg
+
+from placement_rules._torch import FakeCopyMode, FakeTensorMode
 
 from .._errors import InsertionError
 from ..surgery import is_covered, uninstall

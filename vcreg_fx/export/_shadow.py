@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ..surgery import original_class
+from placement_rules._torch import FORWARD_HOOKS
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # they run when the module is traced
+from ..surgery import original_class
 
 
 def shadow(module: nn.Module, cls: type[nn.Module] | None = None) -> nn.Module:
@@ -26,5 +26,5 @@ def shadow(module: nn.Module, cls: type[nn.Module] | None = None) -> nn.Module:
         name: value for name, value in module.__dict__.items() if not name.startswith("vcreg_")
     }
     made.__dict__.update(kept)
-    made.__dict__.update({name: OrderedDict() for name in _HOOKS})
+    made.__dict__.update({name: OrderedDict() for name in FORWARD_HOOKS})  # tracing would run them
     return made

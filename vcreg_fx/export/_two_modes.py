@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from placement_rules._torch import GENERATED, GRAPH, children_of, unsaved_buffers_of
+
 from ..surgery import from_data, to_data
 
-_GENERATED = ("_code", "_lineno_map", "_prologue_start")  # anew, from a graph
-_GRAPHS = ("_graph", "training_graph", "evaluation_graph")
+_GRAPHS = (GRAPH, "training_graph", "evaluation_graph")
 
 
 class TwoModeGraphModule(fx.GraphModule):
@@ -98,7 +99,7 @@ def place_targets(root: nn.Module, source: nn.Module, graph: fx.Graph) -> None:
         elif node.op == "get_attr":
             path, _, name = str(node.target).rpartition(".")
             owner = source.get_submodule(path)
-            persistent = name not in owner._non_persistent_buffers_set
+            persistent = name not in unsaved_buffers_of(owner)
             place(root, str(node.target), getattr(owner, name), persistent=persistent)
 
 
@@ -106,7 +107,7 @@ def place(root: nn.Module, target: str, value: Any, *, persistent: bool = True) 
     """Put a module, parameter or tensor at a path below ``root``, with plain modules on the way."""
     *parts, name = target.split(".")
     for part in parts:
-        if part not in root._modules:
+        if part not in children_of(root):
             root.add_module(part, nn.Module())
         root = root.get_submodule(part)
     if not hasattr(root, name):
@@ -126,5 +127,5 @@ def _assemble(
     root = nn.Module()
     root.__dict__.update(state)
     result = TwoModeGraphModule(root, training, evaluation, name)
-    result.__dict__.update({key: value for key, value in state.items() if key not in _GENERATED})
+    result.__dict__.update({key: value for key, value in state.items() if key not in GENERATED})
     return result

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from placement_rules._torch import buffers_of, parameters_of
+
 from ..surgery import Insertion, carry_insertions
 from ._errors import ExportError
 from ._metadata import WEIGHTS, read_metadata
@@ -69,7 +71,7 @@ def load_exported(cls: type[M], folder: str | Path, device: str | torch.device =
             made[first] = tensor
         path, _, key = name.rpartition(".")
         owner = model.get_submodule(path)
-        table = owner._parameters if key in owner._parameters else owner._buffers
+        table = parameters_of(owner) if key in parameters_of(owner) else buffers_of(owner)
         table[key] = made[first]  # type: ignore[assignment]
     _tell_insertions(model, folder)
     return model.eval()

@@ -7,7 +7,6 @@ from ._functions import Penalty as Penalty
 from ._functions import Settings as Settings
 from ._functions import naive_penalty as naive_penalty
 from ._functions import refuse_batches as refuse_batches
-from ._functions import under_func_transform as under_func_transform
 from ._gradient import Statistics as Statistics
 from ._gradient import penalty_gradient as penalty_gradient
 from ._moments import Moments as Moments

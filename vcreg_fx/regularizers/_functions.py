@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from placement_rules import Layout
+from placement_rules._torch import is_batched, under_func_transform, under_vmap
 
 from .._config import VCRegConfig
 from .._distributed import GatherSamples, group_of, group_sum
@@ -234,12 +235,7 @@ def refuse_batches(name: str, arriving: Tensor | None = None) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    kinds = set()
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        kinds = {level.key() for level in torch._C._functorch.get_interpreter_stack() or ()}
-    # is_grads_batched has a vmap of its own, whose tensors are told by their dispatch keys' names.
-    batched = arriving is not None and "Batched" in repr(torch._C._dispatch_keys(arriving))
-    if batched or torch._C._functorch.TransformType.Vmap in kinds:
+    if under_vmap() or (arriving is not None and is_batched(arriving)):
         raise RuntimeError(
             f"{name} is in training under torch.func.vmap (jacrev, jacfwd, is_grads_batched, an "
             "ensemble of models), which has no place for the gradient that VCReg adds to one "
@@ -247,10 +243,3 @@ def refuse_batches(name: str, arriving: Tensor | None = None) -> None:
             'derivatives of a loss with VCReg in it, insert with mode="loss" and differentiate '
             "one loss at a time."
         )
-
-
-def under_func_transform() -> bool:
-    """Whether torch.func runs this; it always differentiates with create_graph=True."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is not None

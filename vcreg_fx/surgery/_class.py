@@ -10,6 +10,8 @@ from weakref import WeakValueDictionary
 
 from torch import fx, nn
 
+from placement_rules._torch import tables_of
+
 from .._errors import InsertionError
 from .._live import LiveSite
 from ._forward import Forward
@@ -172,7 +174,7 @@ class _ShownUnlessTaken:
 
     def __get__(self, module: nn.Module | None, owner: type) -> Any:
         if module is not None:
-            for table in (module._modules, module._parameters, module._buffers):
+            for table in tables_of(module):
                 if self.name in table:
                     return table[self.name]
         return self.value

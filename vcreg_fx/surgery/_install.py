@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from placement_rules import Recording, Site
+from placement_rules._torch import buffers_of, unsaved_buffers_of
 
 from .._config import VCRegConfig
 from .._errors import InsertionError
@@ -146,8 +147,8 @@ def uninstall(module: nn.Module) -> None:
     check_uncovered(module)
     for edit in module.__dict__.pop(EDITS, ()):
         if edit.buffer is not None:
-            del module._buffers[edit.buffer]
-            module._non_persistent_buffers_set.discard(edit.buffer)
+            del buffers_of(module)[edit.buffer]
+            unsaved_buffers_of(module).discard(edit.buffer)
     for name in (TABLE, REGISTRY):
         module.__dict__.pop(name, None)
     object.__setattr__(module, "__class__", original_class(module))

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from placement_rules import LayoutError, get_leaf, is_recording, leaves, replace_leaf
+from placement_rules._torch import in_backward
 
-from .._live import LiveSite, in_backward
+from .._live import LiveSite
 from ._symbolic import site_and_mode, tracer_of
 
 _MOMENTUM = 0.1  # as in torch's batch norms

@@ -26,6 +26,7 @@ from placement_rules import (
     resolve,
     unrecorded,
 )
+from placement_rules._torch import is_compiled
 
 from .._config import VCRegConfig
 from .._errors import InsertionError
@@ -187,7 +188,7 @@ def check_model(model: nn.Module) -> None:
                 f"{where} wrapped in {name}. Insert into the model first, then wrap it: "
                 "model = DistributedDataParallel(vcreg_fx.insert(model))."
             )
-        if name == "OptimizedModule" or module._compiled_call_impl is not None:
+        if name == "OptimizedModule" or is_compiled(module):
             raise InsertionError(
                 f"{where} compiled. Insert first, then compile: "
                 "model = torch.compile(vcreg_fx.insert(model))."
