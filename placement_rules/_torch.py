@@ -77,7 +77,7 @@ def in_jit_trace() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-@uses("torch._C._autograd._top_saved_tensors_default_hooks", since="2.1")
+@uses("torch._C._autograd._top_saved_tensors_default_hooks", since="2.6")
 def has_saved_tensor_hooks() -> bool:
     """Whether hooks are set for what autograd keeps, as non-reentrant checkpointing does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
@@ -91,7 +91,7 @@ def under_func_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-@uses("torch._C._functorch.get_interpreter_stack", since="2.0")
+@uses("torch._C._functorch.get_interpreter_stack", since="2.3")
 @uses("torch._C._functorch.TransformType", since="2.0")
 def under_vmap() -> bool:
     """Whether torch.func.vmap runs this, where one tensor stands for many."""
@@ -111,8 +111,8 @@ def is_batched(tensor: Tensor) -> bool:
 
 _function_modes = find(
     "torch.overrides._get_current_function_mode_stack",
-    "2.0",
-    "Tells whether a recorder is at work.",
+    "1.13",
+    "Tells whether a recording is made.",
 )
 without_functions = find(
     "torch._C.DisableTorchFunction", "1.13", "Keeps a call from being recorded (a context)."
@@ -227,7 +227,7 @@ def has_hooks(module: nn.Module) -> bool:
     return any((*forward_hooks_of(module), *backward))
 
 
-@uses("torch.nn.Module()._compiled_call_impl", since="2.2")
+@uses("torch.nn.Module()._compiled_call_impl", since="2.1")
 def is_compiled(module: nn.Module) -> bool:
     """Whether ``module.compile()`` was called."""
     return module._compiled_call_impl is not None
@@ -253,7 +253,7 @@ def room_to_compile(count: int) -> Iterator[None]:
     """Let the compiler keep so many more compilations of one function; it gives up at the ninth."""
     limit = "recompile_limit"
     config = find("torch._dynamo.config", "2.0", "Sets how often a function is compiled again.")
-    find(f"torch._dynamo.config.{limit}", "2.6", "Sets how often a function is compiled again.")
+    find(f"torch._dynamo.config.{limit}", "2.7", "Sets how often a function is compiled again.")
     with config.patch({limit: max(getattr(config, limit), count)}):
         yield
 
