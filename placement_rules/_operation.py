@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ._torch import operator_name
+
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
 _REFLECTED = {"add", "sub", "mul", "truediv", "matmul", "pow"}
 
@@ -18,12 +20,10 @@ def operation(function: Callable[..., Any] | str) -> str:
         name = function
     elif (name := getattr(function, "__name__", type(function).__name__)) == "__get__":
         return str(getattr(function, "__self__", function).__name__)  # a property: Tensor.mT
-    elif (packet := getattr(function, "overloadpacket", function)) and (
-        qualified := getattr(packet, "_qualified_op_name", "")
-    ):
-        namespace, _, name = str(qualified).partition("::")
+    elif qualified := operator_name(getattr(function, "overloadpacket", function)):
+        namespace, _, name = qualified.partition("::")
         if namespace != "aten":
-            return str(qualified)
+            return qualified
     name = name.strip("_")
     if name.startswith("r") and name[1:] in _REFLECTED:
         name = name[1:]

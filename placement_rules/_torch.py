@@ -77,7 +77,7 @@ def in_jit_trace() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-@uses("torch._C._autograd._top_saved_tensors_default_hooks", since="2.6")
+@uses("torch._C._autograd._top_saved_tensors_default_hooks", since="2.8")
 def has_saved_tensor_hooks() -> bool:
     """Whether hooks are set for what autograd keeps, as non-reentrant checkpointing does."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
@@ -172,9 +172,9 @@ def unwrapped(tensor: Tensor) -> Tensor:
 
 
 @uses("torch.ops.aten.add._qualified_op_name", since="1.13")
-def operator_name(function: object) -> str:
+def operator_name(packet: object) -> str:
     """Return the full name of an operator of torch's registry, such as ``aten::add``; else ""."""
-    return str(getattr(function, "_qualified_op_name", ""))
+    return str(getattr(packet, "_qualified_op_name", ""))
 
 
 # What a module is made of ------------------------------------------------------------------

@@ -21,8 +21,14 @@ SOURCES = sorted(
 )
 PYTHONS = {"_asdict", "_attributes", "_exit", "_fields", "_getframe"}  # private in looks only
 EXECUTORS = {"_initargs", "_initializer", "_max_workers", "_mp_context"}  # of concurrent.futures
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
 TORCHS = {
-    *(name.rpartition(".")[2] for name in _torch.USED),
+    *(last for name in _torch.USED if is_private(last := name.rpartition(".")[2])),
     *_torch.FORWARD_HOOKS,
     *_torch.GENERATED,
     _torch.GRAPH,
@@ -31,21 +37,17 @@ TORCHS = {
 }
 
 
-def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name != "_"
-
-
 def own_names(trees: list[ast.AST]) -> set[str]:
     """Return the private names that the sources themselves give to something."""
     found = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            found.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            found.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            if isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}:
-                found.add(node.attr)
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
+                found.add(name)
     return found
 
 
@@ -53,12 +55,11 @@ def others_private_names(tree: ast.AST, own: set[str]) -> Iterator[tuple[int, st
     """Yield line and name of each private name that a source takes from another project."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
-            theirs = is_private(node.attr) and node.attr not in own | PYTHONS | EXECUTORS
-            if theirs or node.attr in TORCHS:
+            if is_private(node.attr) and node.attr not in own | PYTHONS | EXECUTORS:
                 yield node.lineno, node.attr
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             private_path = re.fullmatch(r"torch(\.\w+)*\._\w+(\.\w+)*", node.value)
-            if private_path or (is_private(node.value) and node.value in TORCHS):
+            if private_path or node.value in TORCHS - own:
                 yield node.lineno, node.value
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             base = "" if isinstance(node, ast.Import) else node.module or ""
