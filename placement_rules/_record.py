@@ -21,7 +21,7 @@ from ._inputs import Inputs, candidate_inputs
 from ._recorder import Recorder
 from ._recording import Recording, forget_data
 from ._sizes import other_sizes
-from ._torch import FAKE_LOGGER, FakeCopyMode, FakeTensorMode, tree_map
+from ._torch import COMPILER, FAKE_LOGGER, FakeCopyMode, FakeTensorMode, tree_map
 
 Prepare = Callable[[nn.Module], None]
 Run = Callable[[nn.Module, Inputs, Prepare], Recording]
@@ -211,7 +211,7 @@ def _fast_paths_off() -> Iterator[None]:
 
 def _compiled_parts_eager() -> AbstractContextManager[object]:
     """Let methods that the model compiles itself run as they were written."""
-    if "torch._dynamo" not in sys.modules:  # which takes a second to import
+    if COMPILER not in sys.modules:  # which takes a second to import
         return nullcontext()
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance

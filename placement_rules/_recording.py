@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ._errors import LayoutError, PlacementError
 from ._layout import Layout
-from ._torch import BASES_OF_BATCH_NORMS, storage_of
+from ._torch import BASES_OF_BATCH_NORMS
 
 if TYPE_CHECKING:
     from ._axes import ChannelAxes

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map
 
 from ._errors import LayoutError
 from ._inputs import Inputs
 from ._layout import Layout
 from ._recording import Recording, value
 from ._spot import Spot
+from ._torch import tree_map
 from ._tree import leaves
 
 

@@ -240,6 +240,9 @@ GENERATED = ("_code", "_lineno_map", "_prologue_start")  # and what it makes fro
 # Compilation and mixed precision -----------------------------------------------------------
 
 
+COMPILER = "torch._dynamo"  # the module that is imported when torch.compile is first used
+
+
 def mark_constant(function: Callable[..., Any]) -> None:
     """Do what torch.compiler.assume_constant_result does, without importing the compiler here.
 
@@ -252,8 +255,8 @@ def mark_constant(function: Callable[..., Any]) -> None:
 def room_to_compile(count: int) -> Iterator[None]:
     """Let the compiler keep so many more compilations of one function; it gives up at the ninth."""
     limit = "recompile_limit"
-    config = find("torch._dynamo.config", "2.0", "Sets how often a function is compiled again.")
-    find(f"torch._dynamo.config.{limit}", "2.7", "Sets how often a function is compiled again.")
+    config = find(f"{COMPILER}.config", "2.0", "Sets how often a function is compiled again.")
+    find(f"{COMPILER}.config.{limit}", "2.7", "Sets how often a function is compiled again.")
     with config.patch({limit: max(getattr(config, limit), count)}):
         yield
 
