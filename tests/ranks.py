@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import pickle
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -199,7 +200,16 @@ def a_process_group_can_be_given(rank: int) -> None:
     vcreg_fx.insert(model, RULE, sync=group)
     copied = copy.deepcopy(model)
     agree(gradients(DistributedDataParallel(copied), part(x, rank)), expected)
-    assert vcreg_fx.get_config(model)["sync"] is True
+    config = vcreg_fx.get_config(model)
+    assert config["sync"] == "process group of ranks 0, 1"
+    with pytest.raises(ValueError, match='"sync": group'):
+        vcreg_fx.insert(model_and_batch()[0], **config)
+    loaded = pickle.loads(pickle.dumps(model))
+    with pytest.raises(ValueError, match=r"process group of ranks 0, 1[\s\S]*vcreg_fx.remove"):
+        loaded(x)
+    loaded.eval()(x)
+    vcreg_fx.insert(vcreg_fx.remove(loaded).train(), **{**config, "sync": group})
+    agree(gradients(DistributedDataParallel(loaded), part(x, rank)), expected)
 
 
 @check

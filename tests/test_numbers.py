@@ -50,7 +50,9 @@ def test_means_of_a_hundred_thousand_deviations(layout, mean, std, mode) -> None
     around = torch.randn(8, dtype=torch.float64, generator=generator).view(shape) * mean
     x = torch.randn(LAYOUTS[layout], dtype=torch.float64, generator=generator) * std + around
     x = x.float()
-    assert relative_error([gradient(at_input(layout, x, mode=mode), x)], [expected(layout, x)]) < 1e-5
+    assert (
+        relative_error([gradient(at_input(layout, x, mode=mode), x)], [expected(layout, x)]) < 1e-5
+    )
 
 
 def test_compiled_with_large_means() -> None:

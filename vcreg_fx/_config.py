@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
+from ._distributed import as_data, check_sync
+
 
 @dataclass(frozen=True)
 class VCRegConfig:
@@ -29,7 +31,8 @@ class VCRegConfig:
       the pseudo-code of Appendix B (no 1/(n−1) in the covariance term, no δ, no centring).
     - `sync`: ``True`` takes the statistics over the batches of all ranks, so that the gradient that
       DistributedDataParallel averages is that of the whole batch; a process group, over its ranks;
-      ``False`` over each rank's own batch, as in the papers.
+      ``False`` over each rank's own batch, as in the papers. A group is not stored with a model or
+      a configuration: to train on in several processes, it has to be given again.
     - `interval`: k > 1 adds the gradient in one of every k training steps, drawn at random, and k
       times: an unbiased estimate at 1/k of the cost, with k − 1 times the squared gradient as
       variance.
@@ -66,10 +69,7 @@ class VCRegConfig:
             raise ValueError(f"delta={self.delta!r} must be positive, or None for Eq. 4.")
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise ValueError(f"eps={self.eps!r} must be positive: √ has no slope at zero.")
-        if not isinstance(self.sync, bool) and not hasattr(self.sync, "rank"):
-            raise ValueError(
-                f"sync={self.sync!r} must be True, False, or a torch.distributed.ProcessGroup."
-            )
+        check_sync(self.sync)
         hints = get_type_hints(type(self))
         for item in fields(self):
             choices = [choice for choice in get_args(hints[item.name]) if isinstance(choice, str)]
@@ -124,9 +124,13 @@ class VCRegConfig:
         return self.interval > 1 or self.sample is not None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain data; a process group, which is none, as ``True``."""
+        """Return the fields as plain data; a process group as words, ``process group of ranks …``.
+
+        One process can go on with those. Several are told to make the group anew: an error where a
+        configuration is made of them, or at the first training step of a model that was loaded.
+        """
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**values, "sync": bool(self.sync)}
+        return {**values, "sync": as_data(self.sync)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VCRegConfig:
         """Return the config itself: it cannot change, and a process group cannot be copied."""

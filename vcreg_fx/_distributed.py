@@ -8,10 +8,43 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_STORED = "process group of ranks "  # what stands for a group in plain data
+
+
+def as_data(sync: Any) -> bool | str:
+    """Return ``sync`` as plain data: a process group as the words that say which ranks it had."""
+    if isinstance(sync, (bool, str)):
+        return sync
+    return _STORED + ", ".join(str(rank) for rank in dist.get_process_group_ranks(sync))
+
+
+def check_sync(sync: Any) -> None:
+    """Refuse what is no group, and what stands for a group that is to be made anew.
+
+    One process alone is the same with any group, and may go on with the words.
+
+    **Raises:** `ValueError` that says what to pass.
+    """
+    stored = isinstance(sync, str) and sync.startswith(_STORED)
+    if stored and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise ValueError(
+            f"sync={sync!r} stands for a process group, which is stored with no configuration and "
+            "no model. Make the group and insert with it: vcreg_fx.insert(model, **{**config, "
+            '"sync": group}), after vcreg_fx.remove(model) where the model was loaded with VCReg.'
+        )
+    if not (stored or isinstance(sync, bool) or hasattr(sync, "rank")):
+        raise ValueError(f"sync={sync!r} must be True, False, or a torch.distributed.ProcessGroup.")
+
 
 def group_of(sync: Any) -> Any:
-    """Return the process group that ``sync`` means; None where there is one process only."""
+    """Return the process group that ``sync`` means; None where there is one process only.
+
+    **Raises:** `ValueError` in one of several processes, if the group was stored and not made anew.
+    """
     if sync is False or not (dist.is_available() and dist.is_initialized()):
+        return None
+    if isinstance(sync, str):
+        check_sync(sync)
         return None
     group = dist.group.WORLD if sync is True else sync
     return group if dist.get_world_size(group) > 1 else None

@@ -15,7 +15,7 @@ from ._errors import InsertionError
 from ._live import LiveSite
 from ._loss_scale import LossScale
 from .regularizers import Penalize, choose
-from .surgery import check_uncovered, live_sites, make_config, plan, uninstall
+from .surgery import check_uncovered, live_sites, make_config, named_sites, plan, uninstall
 from .surgery import insertions as _insertions
 
 
@@ -47,7 +47,7 @@ def insert(
       the model.
     - `layout`: the layout of every site, such as ``"NHWC"``, where it is not to be inferred.
     - `coefficients`: ``{site name: {"alpha": …, "beta": …}}`` to set sites apart, as `get_config`
-      returns it; the names must be those that the rule selects.
+      returns it; some of the sites that the rule selects, or all.
     - `regularizer`: what acts at the sites: ``"vcreg"``; ``"variance"``, its variance term alone
       (VICReg's Eq. 1, fast); ``"decov"`` or ``"wld"``, as `vcreg_fx.functional.decov_loss` and
       ``wld_loss`` define them; or any function of z (n, d) that returns a scalar, or its name,
@@ -65,13 +65,7 @@ def insert(
     planned = plan(
         model, rule, example_inputs=example_inputs, example_kwargs=example_kwargs, layout=layout
     )
-    if coefficients is not None:
-        _check_coefficients(coefficients, [site.name for site in planned.sites], merged)
-    planned.apply(merged, regularizer=regularizer)
-    for site in sites(model):
-        for name, value in (coefficients or {}).get(site.name, {}).items():
-            setattr(site, name, value)
-    return model
+    return planned.apply(merged, coefficients=coefficients, regularizer=regularizer)
 
 
 def remove(model: nn.Module) -> nn.Module:
@@ -101,6 +95,11 @@ def sites(model: nn.Module) -> list[LiveSite]:
 def get_config(model: nn.Module) -> dict[str, Any]:
     """Return what was inserted as plain data, for a checkpoint: ``insert(model, **config)``.
 
+    What was inserted through a module of the model, as by ``insert(model.backbone)``, is returned
+    as seen from the model: the rule names the sites one by one, ``at('backbone.layer1.0:output')``,
+    because on the whole model the rule that was given may select others. A model wrapped in
+    DistributedDataParallel or compiled is looked through.
+
     **Raises:** `InsertionError` if nothing was inserted, or more than once (use `get_configs`).
     """
     found = get_configs(model)
@@ -114,7 +113,7 @@ def get_config(model: nn.Module) -> dict[str, Any]:
 
 def get_configs(model: nn.Module) -> list[dict[str, Any]]:
     """Return one configuration an insertion, in order; see `get_config`."""
-    live = {site.name: site for site in sites(model)}
+    live = dict(named_sites(model))
     return [
         {
             "rule": insertion.rule,
@@ -175,19 +174,3 @@ def set_loss_scale(
     shared = LossScale(scale, accumulation_steps)
     for site in found:
         site.loss_scale = shared
-
-
-def _check_coefficients(
-    coefficients: Mapping[str, Mapping[str, float]], names: list[str], config: VCRegConfig
-) -> None:
-    if unknown := sorted(set(coefficients) ^ set(names)):
-        raise InsertionError(
-            f"coefficients names {sorted(coefficients)}, but the rule selects {names}; they differ "
-            f"in {unknown}. The model is not the one these coefficients were taken from."
-        )
-    for name, values in coefficients.items():
-        if extra := set(values) - {"alpha", "beta"}:
-            raise InsertionError(
-                f"coefficients[{name!r}] has {sorted(extra)}; give alpha and beta."
-            )
-        make_config(config, dict(values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .surgery import live_sites
+from .surgery import named_sites
 
 
 def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
@@ -30,7 +30,7 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
     """
     names: list[str] = []
     found: list[torch.Tensor] = []
-    for site in live_sites(model):
+    for name, site in named_sites(model):
         std, covariance = site.std, site.value
         if site.numbers is None or std is None or covariance is None:
             continue
@@ -51,7 +51,7 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
         }
         if site.config.ratio is not None:
             values["factor"] = site.numbers[-1]
-        names += [f"{prefix}/{site.name}/{key}" for key in values]
+        names += [f"{prefix}/{name}/{key}" for key in values]
         found += values.values()
     if not found:
         return {}

@@ -12,6 +12,7 @@ from ._install import check_uncovered as check_uncovered
 from ._install import has_inside_site as has_inside_site
 from ._install import insertions as insertions
 from ._install import live_sites as live_sites
+from ._install import named_sites as named_sites
 from ._install import replace_site as replace_site
 from ._install import uninstall as uninstall
 from ._plan import Plan as Plan
@@ -40,6 +41,7 @@ __all__ = [
     "is_rewritten",
     "live_sites",
     "make_config",
+    "named_sites",
     "node_functions",
     "notes",
     "original_class",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from placement_rules import Recording, Site
 from placement_rules._torch import buffers_of, unsaved_buffers_of
@@ -163,6 +164,7 @@ def _zeros(module: nn.Module, site: Site) -> torch.Tensor:
 
 def live_sites(model: nn.Module) -> list[LiveSite]:
     """Return the live sites of a model and its modules, in the order of their insertion."""
+    model = unwrapped(model)
     found = {
         (path, key): site
         for path, module in model.named_modules()
@@ -184,8 +186,43 @@ def carry_insertions(told: Sequence[Insertion], other: nn.Module) -> None:
 
 
 def insertions(model: nn.Module) -> list[Insertion]:
-    """Return what was inserted into a model, in order."""
-    return list(model.__dict__.get(REGISTRY, ()))
+    """Return what was inserted into a model, or into a module of it, as seen from the model.
+
+    In order; first what was inserted into the model itself.
+    """
+    found: list[Insertion] = []
+    seen: set[str] = set()
+    for path, module in unwrapped(model).named_modules():
+        for insertion in module.__dict__.get(REGISTRY, ()):
+            told = insertion.seen_from(path)
+            if not path or not told.sites.keys() <= seen:  # exported forms know of all already
+                found.append(told)
+                seen.update(told.sites)
+    return found
+
+
+def named_sites(model: nn.Module) -> list[tuple[str, LiveSite]]:
+    """Return the live sites with their names as seen from the model, in order.
+
+    A site keeps the name that it was inserted with, which was another one where it was inserted
+    through a module of the model.
+    """
+    model = unwrapped(model)
+    paths = {
+        id(s): path for path, module in model.named_modules() for s in table_of(module).values()
+    }
+    return [(f"{paths[id(s)]}:{s.name.partition(':')[2]}", s) for s in live_sites(model)]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of DistributedDataParallel, DataParallel and a compiled form."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
 
 
 def replace_site(model: nn.Module, name: str, stand_in: Any) -> None:

@@ -31,7 +31,7 @@ from placement_rules._torch import is_compiled
 from .._config import VCRegConfig
 from .._errors import InsertionError
 from ..regularizers import Penalize, choose
-from ._class import set_aside
+from ._class import set_aside, table_of
 from ._forward import key_of
 from ._inside import Mark, Place, new_methods, place_of
 from ._install import install
@@ -64,6 +64,7 @@ class Plan:
         self,
         config: VCRegConfig | None = None,
         *,
+        coefficients: Mapping[str, Mapping[str, float]] | None = None,
         regularizer: str | Penalize = "vcreg",
         **overrides: Any,
     ) -> nn.Module:
@@ -72,7 +73,7 @@ class Plan:
         **Arguments:**
 
         - `config`: the coefficients; by default those of `VCRegConfig`.
-        - `regularizer`: as for `insert`.
+        - `coefficients`, `regularizer`: as for `insert`.
         - `overrides`: fields of the configuration to change: ``alpha=0.32``.
 
         **Raises:** `InsertionError` if a site is taken already or a forward cannot be rewritten;
@@ -80,12 +81,38 @@ class Plan:
         """
         penalize, config, name = choose(regularizer, make_config(config, overrides))
         check_model(self.model)
+        self._check_coefficients(coefficients or {}, config)
         sites = {site.name: (site.path, key_of(site.position, site.leaf)) for site in self.sites}
         layout = None if self.layout is None else str(self.layout)
         insertion = Insertion(str(self.rule), config.to_dict(), sites, layout, name)
         with torch.inference_mode(mode=False):  # tensors made there could not be trained with
             how = (self.recording, insertion, config, penalize)
-            return install(self.model, self.sites, self.places, *how)
+            install(self.model, self.sites, self.places, *how)
+        for name, values in (coefficients or {}).items():
+            path, key = sites[name]
+            live = table_of(self.model.get_submodule(path))[key]
+            for coefficient, value in values.items():
+                setattr(live, coefficient, value)
+        return self.model
+
+    def _check_coefficients(
+        self, coefficients: Mapping[str, Mapping[str, float]], config: VCRegConfig
+    ) -> None:
+        names = [site.name for site in self.sites]
+        for name, values in coefficients.items():
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=3) or names
+                more = ", …" if len(near) > 3 else ""
+                raise InsertionError(
+                    f"coefficients names {name}, which is none of the {len(names)} sites that the "
+                    f"rule {self.rule} selects. Near: {', '.join(near[:3])}{more}. The sites that "
+                    "it does not name keep the coefficients of the configuration."
+                )
+            if extra := set(values) - {"alpha", "beta"}:
+                raise InsertionError(
+                    f"coefficients[{name!r}] has {sorted(extra)}; give alpha and beta."
+                )
+            make_config(config, dict(values))
 
     def explain(self, path: str) -> str:
         """Say why the module at ``path`` was, or was not, selected.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
+
+from placement_rules import at
 
 from .._live import FORGOTTEN, LiveSite
 
@@ -34,6 +36,19 @@ class Insertion:
     regularizer: Any = "vcreg"
     reported: set[str] = field(default_factory=set)
     told_unread: bool = False
+
+    def seen_from(self, path: str) -> Insertion:
+        """Return the insertion into the module at ``path`` of a model as one into that model."""
+        if not path:
+            return self
+        sites = {
+            f"{path}{'' if name.startswith(':') else '.'}{name}": (
+                f"{path}.{owner}".rstrip("."),
+                key,
+            )
+            for name, (owner, key) in self.sites.items()
+        }
+        return replace(self, rule=str(at(*sites)), sites=sites)
 
 
 def lost_sites(model: nn.Module) -> list[str]:
