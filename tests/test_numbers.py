@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
+import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -126,26 +128,51 @@ def test_many_gradients_at_once_are_refused_in_training(use) -> None:
 # Penalties that nobody reads ------------------------------------------------------------------
 
 
+class Seen(torch.autograd.Function):
+    """The identity; its contexts live as long as the graphs that they are part of."""
+
+    alive: ClassVar[weakref.WeakSet[object]] = weakref.WeakSet()
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        Seen.alive.add(ctx)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Watched(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Seen.apply(x)
+
+
 def alive() -> int:
+    """How many graphs of forward passes are alive."""
     gc.collect()
-    return sum(isinstance(item, Tensor) and item.numel() == 77_777 for item in gc.get_objects())
+    return len(Seen.alive)
 
 
-def forgetful() -> nn.Module:
-    model = nn.Sequential(nn.Linear(7, 7), nn.Linear(7, 2), nn.Linear(2, 2))
-    rule = rules.at("0:output", "1:output")
+def forgetful(*, watched: bool = True) -> nn.Module:
+    first = nn.Sequential(nn.Linear(7, 7), Watched() if watched else nn.Identity())
+    model = nn.Sequential(first, nn.Linear(7, 2), nn.Linear(2, 2))
+    rule = rules.modules("1") | rules.at("0.0:output")
     return vcreg_fx.insert(model, rule, example_inputs=(torch.randn(4, 7),), mode="loss")
 
 
 def test_forgotten_penalties_are_told_once_and_dropped() -> None:
-    model, x = forgetful(), torch.randn(11_111, 7)
+    model, x = forgetful(), torch.randn(4, 7)
+    before = alive()
     model(x).sum().backward()
-    held = alive()
+    assert alive() == before + 1
     with pytest.warns(UserWarning, match=r"At 2 sites.*vcreg_fx.penalty\(model\)") as told:
-        for _ in range(5):
+        model(x).sum().backward()  # the second forward pass tells
+        assert len(told) == 1
+        for _ in range(60):
             model(x).sum().backward()
+            assert alive() == before + 1
     assert len(told) == 1
-    assert alive() == held
     model(x)
     vcreg_fx.penalty(model).backward()  # of that forward alone: the graphs of others are gone
     assert [len(site.pending) for site in vcreg_fx.sites(model)] == [0, 0]
@@ -157,6 +184,55 @@ def test_penalties_without_any_backward_do_not_pile_up() -> None:
         for _ in range(70):
             model(x)
     assert {len(site.pending) for site in vcreg_fx.sites(model)} == {64}
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    return found
+
+
+def test_views_and_parts_before_one_reading_all_count() -> None:
+    model, x = forgetful(), torch.randn(3, 4, 7)
+    sum(model(part).sum() + vcreg_fx.penalty(model) for part in x).backward()
+    expected = gradients(model)
+    loss = sum(model(part).sum() for part in x)  # three views, one reading
+    (loss + vcreg_fx.penalty(model)).backward()
+    assert relative_error(gradients(model), expected) < 1e-6
+    for part in x:  # accumulation, a reading in each
+        (model(part).sum() + vcreg_fx.penalty(model)).backward()
+    assert relative_error(gradients(model), expected) < 1e-6
+
+
+def test_backward_passes_of_others_leave_penalties_behind_alone() -> None:
+    """What one forward pass left unread does not cost another, whose backward is still to come."""
+    model, x, y = forgetful(), torch.randn(4, 7), torch.randn(4, 7)
+    (model(y).sum() + vcreg_fx.penalty(model)).backward()
+    expected = gradients(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = model(x).sum() + vcreg_fx.penalty(model)
+        waiting = model(y).sum()
+        loss.backward()  # of the pass before
+        model.zero_grad()
+        model(x).detach()
+        model(x)
+        for site in vcreg_fx.sites(model):
+            del site.pending[1:]  # those of the two passes that are thrown away
+        (waiting + vcreg_fx.penalty(model)).backward()
+    assert relative_error(gradients(model), expected) < 1e-6
+
+
+def test_compiled_code_tells_of_penalties_that_nobody_reads() -> None:
+    model, x = forgetful(watched=False), torch.randn(4, 7)
+    compiled = torch.compile(model, backend="aot_eager")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(20):
+            compiled(x).sum().backward()
+    texts = [str(warning.message) for warning in told]
+    assert sum("which compiles the model anew for each number" in text for text in texts) == 2
+    assert max(len(site.pending) for site in vcreg_fx.sites(model)) <= 9
 
 
 def test_loops_that_read_are_not_told() -> None:

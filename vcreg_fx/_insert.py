@@ -136,6 +136,15 @@ def penalty(model: nn.Module) -> Tensor:
     For ``mode="loss"``: ``loss = criterion(model(x), y) + vcreg_fx.penalty(model)``. Reading it
     clears it. In eval mode or before a forward pass it is zero.
 
+    It is the sum over all training forward passes since the last call that no backward pass has
+    left behind: two views of a batch, or the parts of one whose losses are added up before one
+    backward pass, all count. A penalty that is not read until a backward pass has gone through its
+    forward pass could not be differentiated any more, since that has spent the graph. The next
+    training forward pass drops it, with one warning; so a loop that never reads keeps one step's
+    graph. To accumulate gradients over several backward passes, read in each:
+    ``(criterion(model(x), y) + vcreg_fx.penalty(model)) / k``. Without any backward pass, as where
+    outputs are computed in train mode and thrown away, a site keeps the latest 64.
+
     **Raises:** `InsertionError` if no site of the model has ``mode="loss"``.
     """
     waiting = [site for site in sites(model) if site.config.mode == "loss"]

@@ -14,6 +14,7 @@ from placement_rules._torch import (
     has_saved_tensor_hooks,
     in_backward,
     in_jit_trace,
+    mark_constant,
     under_func_transform,
 )
 
@@ -39,11 +40,12 @@ from .regularizers import (
 )
 
 _UNREAD = 64  # the most penalties that a site keeps for the next read
+_COMPILED_UNREAD = 4  # with how many a compiled site says what it costs to keep them
 FORGOTTEN = (
-    'with mode="loss" a backward pass has ended and nobody has read the penalties of the forward '
-    "pass before it: VCReg has done nothing there. Add them to the loss of each step, loss + "
-    'vcreg_fx.penalty(model), or insert with mode="gradient". Only those of the latest forward '
-    "passes are kept."
+    'with mode="loss" a backward pass has ended and nobody has read the penalties of its forward '
+    "pass: VCReg has done nothing there, and those penalties are dropped, as the graphs that they "
+    "belong to are spent. Add them to the loss of each step, loss + vcreg_fx.penalty(model), or "
+    'insert with mode="gradient".'
 )
 
 
@@ -84,6 +86,7 @@ class LiveSite(SiteValues):
         seed = torch.initial_seed() if config.sync is False else 0  # ranks act in the same steps
         self._key = f"{name}:{seed}"
         self._warned: set[str] = set()
+        self._left = [False]  # whether one came in the backward pass of the latest forward pass
         self._backward = False  # whether a gradient came to the site since its last forward
         self._injected = False  # and whether it came through what the site returned
         self._settings = self._make_settings()
@@ -190,13 +193,7 @@ class LiveSite(SiteValues):
         if in_backward():
             self._check_recomputation()
             return h.clone() if self._clone else h  # its penalty was counted in forward
-        self.pending.append(penalty)
-        if len(self.pending) > _UNREAD:
-            del self.pending[0]
-            self._warn_once(
-                f"{self.name} was passed {_UNREAD} times since its penalties were last read; older "
-                "ones are dropped. " + FORGOTTEN
-            )
+        self._keep(penalty)
         return h.clone() if self._clone else h
 
     def _scale(self) -> Tensor | None:
@@ -205,11 +202,27 @@ class LiveSite(SiteValues):
             return None
         return self.loss_scale.read()
 
+    def _keep(self, penalty: Tensor) -> None:
+        """Keep a penalty until it is read."""
+        if torch.compiler.is_compiling():
+            if len(self.pending) == _COMPILED_UNREAD:
+                _tell_of_compilations(self)
+        else:
+            penalty.vcreg_left = self._left  # type: ignore[attr-defined]
+        self.pending.append(penalty)
+        if len(self.pending) > _UNREAD:
+            del self.pending[0]
+            self._warn_once(
+                f"{self.name} was passed {_UNREAD} times since its penalties were last read; older "
+                "ones are dropped. Add them to the loss of each step, loss + "
+                'vcreg_fx.penalty(model), or insert with mode="gradient".'
+            )
+
     def _look_back(self, h: Tensor) -> None:
         """Say what went wrong in the step before, and watch this one."""
         if in_backward() or under_func_transform():
             return
-        if self._backward and self.forget_unread():
+        if self.forget_unread():
             self._warn_once(f"{self.name}: {FORGOTTEN}")
         if self._backward and not self._injected and self.config.mode == "gradient":
             self._warn_once(
@@ -219,20 +232,24 @@ class LiveSite(SiteValues):
                 "that selects the input of the module that reads it."
             )
         self._backward = self._injected = False
-        h.register_hook(self._note_backward)
+        self._left = left = [False]
 
-    def _note_backward(self, grad: Tensor) -> None:
-        self._backward = True
+        def note_backward(grad: Tensor) -> None:  # noqa: ARG001 (a hook's argument)
+            self._backward = left[0] = True
+
+        h.register_hook(note_backward)
 
     def forget_unread(self) -> bool:
-        """Drop the penalties of forward passes that a backward pass has left behind.
+        """Drop the penalties of forward passes whose own backward pass has left them behind.
 
         **Returns:** whether there were any.
         """
-        if not (self._backward and self.pending):
-            return False
-        self.pending = []
-        return True
+        since = [self._backward]  # what is known of those of compiled code
+        kept = [p for p in self.pending if not getattr(p, "vcreg_left", since)[0]]
+        forgotten = len(kept) < len(self.pending)
+        if forgotten:
+            self.pending = kept
+        return forgotten
 
     def _start_exchange(
         self, h: Tensor, reference: Tensor | None, dtype: torch.dtype
@@ -266,7 +283,7 @@ class LiveSite(SiteValues):
                 f"{self.name} is trained in float16, where the loss is usually scaled, and the "
                 "gradient that VCReg adds must be scaled with it. Call "
                 "vcreg_fx.set_loss_scale(model, scaler) with your GradScaler (or with 1.0 if the "
-                'loss is not scaled), or insert with ratio=, which needs none.'
+                "loss is not scaled), or insert with ratio=, which needs none."
             )
 
     def _check_recomputation(self) -> None:
@@ -293,7 +310,7 @@ class LiveSite(SiteValues):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""
         state = {**super().__getstate__(), "pending": [], "probe": None}
-        state.update(_backward=False, _injected=False)
+        state.update(_backward=False, _injected=False, _left=[False])
         del state["_settings"]
         return state
 
@@ -301,3 +318,16 @@ class LiveSite(SiteValues):
         """Restore a copied or loaded site."""
         super().__setstate__(state)
         self._settings = self._make_settings()
+
+
+def _tell_of_compilations(site: LiveSite) -> None:
+    """Say, while a compiled forward is traced, that the number of unread penalties is why."""
+    warnings.warn(
+        f"{site.name} was passed {_COMPILED_UNREAD} times in compiled code since its penalties "
+        "were last read, which compiles the model anew for each number of them. Read them in each "
+        'step: loss + vcreg_fx.penalty(model). Or insert with mode="gradient".',
+        stacklevel=2,
+    )
+
+
+mark_constant(_tell_of_compilations)
