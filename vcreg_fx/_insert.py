@@ -14,6 +14,7 @@ from ._config import VCRegConfig
 from ._errors import InsertionError
 from ._live import LiveSite
 from ._loss_scale import LossScale
+from ._steps import forget_steps
 from .regularizers import Penalize, choose
 from .surgery import check_uncovered, live_sites, make_config, named_sites, plan, uninstall
 from .surgery import insertions as _insertions
@@ -81,6 +82,7 @@ def remove(model: nn.Module) -> nn.Module:
         check_uncovered(module)
     for module in model.modules():
         uninstall(module)
+        forget_steps(module)
     return model
 
 

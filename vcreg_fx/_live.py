@@ -22,6 +22,7 @@ from ._config import VCRegConfig
 from ._distributed import GroupSum, group_of
 from ._loss_scale import LossScale
 from ._site_values import SiteValues
+from ._steps import StepWatch
 from .regularizers import (
     InjectGradient,
     Moments,
@@ -80,6 +81,7 @@ class LiveSite(SiteValues):
         self.position = position
         self.layout = layout
         self.loss_scale: LossScale | None = None
+        self.steps: StepWatch | None = None  # where the passes of an untold loop are counted
         self.pending: list[Tensor] = []
         self.probe: Callable[[Tensor], None] | None = None  # notes activations in place of all else
         self._clone = clone
@@ -196,6 +198,12 @@ class LiveSite(SiteValues):
         self._keep(penalty)
         return h.clone() if self._clone else h
 
+    @property
+    def needs_scale(self) -> bool:
+        """Whether the site adds a gradient without knowing how the loop scales its loss."""
+        config = self.config
+        return self.loss_scale is None and config.ratio is None and config.mode == "gradient"
+
     def _scale(self) -> Tensor | None:
         """Return the loss scale; with ``ratio`` the gradient that arrives carries it."""
         if self.loss_scale is None or self.config.ratio is not None:
@@ -238,6 +246,8 @@ class LiveSite(SiteValues):
             self._backward = left[0] = True
 
         h.register_hook(note_backward)
+        if self.steps is not None:
+            self.steps.forwarded = True
 
     def forget_unread(self) -> bool:
         """Drop the penalties of forward passes whose own backward pass has left them behind.
@@ -283,7 +293,9 @@ class LiveSite(SiteValues):
                 f"{self.name} is trained in float16, where the loss is usually scaled, and the "
                 "gradient that VCReg adds must be scaled with it. Call "
                 "vcreg_fx.set_loss_scale(model, scaler) with your GradScaler (or with 1.0 if the "
-                "loss is not scaled), or insert with ratio=, which needs none."
+                "loss is not scaled); vcreg_fx.integrations does it in Lightning, transformers and "
+                'Accelerate. With ratio= no scale is needed; with mode="loss" neither, but each '
+                "step has to add vcreg_fx.penalty(model) to its loss."
             )
 
     def _check_recomputation(self) -> None:
@@ -302,6 +314,8 @@ class LiveSite(SiteValues):
 
     def _note_injection(self) -> None:
         self._injected = True
+        if self.steps is not None and self.needs_scale:
+            self.steps.went_back()
 
     def _make_settings(self) -> Settings:
         how = (self._clone, self._record, self.penalize, self._key, self.name, self._note_injection)
@@ -310,7 +324,7 @@ class LiveSite(SiteValues):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""
         state = {**super().__getstate__(), "pending": [], "probe": None}
-        state.update(_backward=False, _injected=False, _left=[False])
+        state.update(_backward=False, _injected=False, _left=[False], steps=None)
         del state["_settings"]
         return state
 

@@ -15,6 +15,7 @@ from placement_rules._torch import buffers_of, unsaved_buffers_of
 from .._config import VCRegConfig
 from .._errors import InsertionError
 from .._live import LiveSite
+from .._steps import watch_steps
 from ..regularizers import Penalize
 from ._class import SiteTable, is_covered, is_rewritten, original_class, rewritten_class, table_of
 from ._forward import Edit, build_forward
@@ -72,6 +73,7 @@ def install(
         edit = Edit.of(site, config, places.get(site.name)).detached()
         _attach(model.get_submodule(site.path), site, edit, config, penalize)
     model.__dict__.setdefault(REGISTRY, []).append(insertion)
+    watch_steps(model, live_sites(model))
     return model
 
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from placement_rules import at
 
-from .._live import FORGOTTEN, LiveSite
+from .._live import LiveSite
+from .._steps import watch_of, watch_steps
 
 REGISTRY = "vcreg_insertions"  # the attribute of a model that lists what was inserted into it
 
@@ -35,7 +36,6 @@ class Insertion:
     layout: str | None = None
     regularizer: Any = "vcreg"
     reported: set[str] = field(default_factory=set)
-    told_unread: bool = False
 
     def seen_from(self, path: str) -> Insertion:
         """Return the insertion into the module at ``path`` of a model as one into that model."""
@@ -66,17 +66,6 @@ def lost_sites(model: nn.Module) -> list[str]:
     return lost
 
 
-def _watch_unread(model: nn.Module) -> None:
-    """Warn once of penalties that a backward pass left behind, and drop them."""
-    for insertion in model.__dict__.get(REGISTRY, ()):
-        if insertion.config.get("mode") != "loss":
-            continue
-        forgotten = [site for site in _present(model, insertion) if site.forget_unread()]
-        if forgotten and not insertion.told_unread:
-            insertion.told_unread = True
-            warnings.warn(f"At {len(forgotten)} sites, {FORGOTTEN}", stacklevel=4)
-
-
 def _present(model: nn.Module, insertion: Insertion) -> list[LiveSite]:
     """Return the live sites of an insertion that are still there."""
     found = []
@@ -94,8 +83,11 @@ def watch_sites(model: nn.Module) -> None:
     """Warn once, by name, of sites that were lost before a training forward."""
     if not model.training or torch.compiler.is_compiling():
         return
-    _watch_unread(model)
     insertions = model.__dict__.get(REGISTRY, ())
+    watch = watch_of(model)
+    if watch is None:  # a copy, or loaded
+        watch = watch_steps(model, [site for each in insertions for site in _present(model, each)])
+    watch.look_for_unread()
     told = set().union(*(insertion.reported for insertion in insertions))
     fresh = [name for name in lost_sites(model) if name not in told]
     if not fresh:
