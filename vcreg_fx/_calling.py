@@ -20,8 +20,10 @@ _DEPTH = 400
 _INSIDE = (os.path.dirname(torch.__file__), os.path.dirname(__file__), "<vcreg_fx")
 _BACKWARD = torch.autograd.backward.__code__
 # Scalar arithmetic through which a loss is followed to the terms that it sums.
-_SUMS = ("AddBackward", "SubBackward", "NegBackward", "CloneBackward", "AliasBackward")
-_SUMS += ("ToCopyBackward", "ViewBackward", "SqueezeBackward", "UnsqueezeBackward")
+_SUMS = (
+    "AddBackward", "SubBackward", "NegBackward", "CloneBackward", "AliasBackward",
+    "ToCopyBackward", "ViewBackward", "SqueezeBackward", "UnsqueezeBackward",
+)  # fmt: skip
 _SCALES = ("DivBackward", "MulBackward")
 
 

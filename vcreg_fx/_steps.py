@@ -93,7 +93,7 @@ class StepWatch:
             self._first = None
             return first
         with_grad = [p for p in common if p.grad is not None]
-        count = _Count((with_grad or common or [None])[0])
+        count = _Count(next(iter(with_grad or common), None))
         count.base = self._passes
         return count
 
