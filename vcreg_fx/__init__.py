@@ -26,6 +26,7 @@ from ._measure import Measurement as Measurement
 from ._measure import SiteMeasurement as SiteMeasurement
 from ._measure import measure as measure
 from ._metrics import metrics as metrics
+from ._schedule import CoefficientSchedule as CoefficientSchedule
 from ._version import __version__ as __version__
 from .export import ExportError as ExportError
 from .export import draw as draw
