@@ -156,7 +156,7 @@ def test_accumulation_without_clearing_a_frozen_stem() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_scaler_that_nobody_told_of_is_told_once(compiled: bool) -> None:
-    model = network("head")
+    model = network()
     run = torch.compile(model, backend="aot_eager") if compiled else model
     optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=1024.0)
     with pytest.warns(UserWarning, match=SET) as told:
@@ -541,7 +541,7 @@ def a_schedule_of_the_learning_rate() -> None:
 
 @loop
 def compiled_models_and_steps() -> None:
-    model = network("head")
+    model = network()
     optimizer = sgd(model)
     run = torch.compile(model, backend="aot_eager")
     step = torch.compile(optimizer.step, backend="aot_eager")
