@@ -101,7 +101,7 @@ def test_the_penalty_is_the_sum_and_reading_clears_it() -> None:
 def test_penalties_that_nobody_reads_are_reported() -> None:
     model, x = resnet18(), torch.randn(2, 3, 32, 32)
     vcreg_fx.insert(model, "head", mode="loss")
-    with pytest.warns(UserWarning, match="nobody has read"):
+    with pytest.warns(UserWarning, match="older ones are dropped"):
         for _ in range(66):
             model(x)
 
