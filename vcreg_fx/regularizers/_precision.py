@@ -7,6 +7,8 @@ import contextlib
 import torch
 from torch import Tensor
 
+from placement_rules._torch import mark_constant
+
 FULL = (torch.float32, torch.float64)
 _HAS_OUT_DTYPE = "out_dtype" in (torch.mm.__doc__ or "")  # not in torch's older versions
 
@@ -16,9 +18,17 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def has_autocast(device: str) -> bool:
+    """Whether a type of device has autocast, as some (meta) have not."""
+    return torch.amp.is_autocast_available(device)
+
+
+mark_constant(has_autocast)  # older compilers than that of torch 2.9 cannot ask for it
+
+
 def autocast_enabled(device: str) -> bool:
-    """Whether autocast is on for a type of device, some of which (meta) have none."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    """Whether autocast is on for a type of device."""
+    return has_autocast(device) and torch.is_autocast_enabled(device)
 
 
 def product_dtype(h: Tensor) -> torch.dtype:
@@ -51,6 +61,6 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def autocast_off(h: Tensor) -> contextlib.AbstractContextManager[object]:
     """Turn autocast off for the device of a tensor, if it has any."""
     device = h.device.type
-    if not torch.amp.is_autocast_available(device):
+    if not has_autocast(device):
         return contextlib.nullcontext()
     return torch.autocast(device, enabled=False)
