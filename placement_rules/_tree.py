@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,13 +17,17 @@ from torch import Tensor
 Path = tuple[int | str, ...]
 
 
-def leaves(value: Any, prefix: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Yield ``(path, tensor)`` for every tensor in nested tuples, lists, mappings, dataclasses."""
+def leaves(value: Any, prefix: Path = ()) -> list[tuple[Path, Tensor]]:
+    """Return ``(path, tensor)`` for every tensor in nested tuples, lists, mappings, dataclasses.
+
+    A list, since compilers older than that of torch 2.9 cannot follow a generator.
+    """
     if isinstance(value, Tensor):
-        yield prefix, value
-        return
+        return [(prefix, value)]
+    found = []
     for key, child in _children(value):
-        yield from leaves(child, (*prefix, key))
+        found.extend(leaves(child, (*prefix, key)))
+    return found
 
 
 def get_leaf(value: Any, path: Path) -> Any:
@@ -70,7 +74,7 @@ def format_path(path: Path) -> str:
 
 
 def _children(value: Any) -> list[tuple[int | str, Any]]:
-    if isinstance(value, torch.Size):
+    if value is None or isinstance(value, (bool, int, float, str, torch.Size)):
         return []
     if isinstance(value, (tuple, list)):
         return list(enumerate(value))
