@@ -13,7 +13,7 @@ from .surgery import live_sites
 
 
 class CoefficientSchedule:
-    """Multiplies α and β of every site by a factor that rises at the beginning and falls at the end.
+    """Multiplies α and β of every site by a factor that rises at the start and falls at the end.
 
     Like a scheduler of the learning rate: make it before training, and call `step` after each step
     of the optimizer. The factor is ``t / warmup`` at step t of the warm-up (0 at the first), then
