@@ -19,8 +19,8 @@ from ._origin import function_of as function_of
 from ._origin import without_dispatch as without_dispatch
 from ._origin import wrapped_by as wrapped_by
 from ._parse import parse as parse
+from ._pass import is_recording as is_recording
 from ._record import record as record
-from ._recorder import is_recording as is_recording
 from ._recording import Recording as Recording
 from ._recording import Scope as Scope
 from ._rule import Filter as Filter

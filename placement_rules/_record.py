@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import logging
 import random
 import sys
@@ -18,10 +17,12 @@ from torch import nn
 
 from ._errors import ExampleInputsError, RecordingError
 from ._inputs import Inputs, candidate_inputs
+from ._pass import Pass
 from ._recorder import Recorder
 from ._recording import Recording, forget_data
 from ._sizes import other_sizes
 from ._torch import COMPILER, FAKE_LOGGER, FakeCopyMode, FakeTensorMode, tree_map
+from ._training import TrainingPass
 
 Prepare = Callable[[nn.Module], None]
 Run = Callable[[nn.Module, Inputs, Prepare], Recording]
@@ -132,19 +133,25 @@ def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
     def to_fake(value: Any) -> Any:
         return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
 
-    args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
     with _LOCK, fake, _quiet():
-        recording = _run(model, duplicate, args, kwargs)
-    recording.record_training = functools.partial(_record_training, model, inputs, prepare)
+        recording = _run(model, duplicate, *tree_map(to_fake, (inputs.args, inputs.kwargs)))
+
+    def run_training() -> TrainingPass | None:
+        try:
+            with _LOCK, fake, _quiet():
+                given = tree_map(to_fake, (inputs.args, inputs.kwargs))
+                return _run_training(model, duplicate, *given)
+        except Exception:  # it reads random numbers, say, which exist without fake tensors only
+            return _train_without_data(model, inputs, prepare)
+
+    recording.run_training = run_training
     return recording
 
 
-def _record_training(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording | None:
-    """Record a pass in train mode on tensors without data; None where the model needs data there.
-
-    Its branches may be others than those of eval mode, drawn at random even, so that rules do not
-    look at it. It tells which tensors are written to in training only.
-    """
+def _train_without_data(
+    model: nn.Module, inputs: Inputs, prepare: Prepare
+) -> TrainingPass | None:
+    """Run a pass in train mode where only the model and its inputs are without data."""
     try:
         tensors = (*model.parameters(), *model.buffers())
         memo: dict[int, Any] = {id(t): _on_meta_device(t) for t in tensors if type(t) in _PLAIN}
@@ -152,7 +159,7 @@ def _record_training(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Reco
         prepare(duplicate)
         args, kwargs = tree_map(_on_meta_device, (inputs.args, inputs.kwargs))
         with torch.random.fork_rng(devices=[]):
-            return _run(model, duplicate, args, kwargs, training=True)
+            return _run_training(model, duplicate, args, kwargs)
     except Exception:  # whatever a forward may raise: what runs then says so at the first step
         return None
 
@@ -183,19 +190,32 @@ def _without_data(item: Any) -> Any:
     return forget_data(item) if isinstance(item, torch.Tensor) else item
 
 
-def _run(
-    model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any, *, training: bool = False
-) -> Recording:
-    duplicate.train(training)
+def _run(model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any) -> Recording:
+    duplicate.eval()
     recorder = Recorder(model, duplicate)
+    try:
+        _call(duplicate, args, kwargs, recorder)
+    finally:
+        recorder.origins.forget()
+    return recorder.recording
+
+
+def _run_training(model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any) -> TrainingPass:
+    duplicate.train()
+    training = TrainingPass(model, duplicate)
+    _call(duplicate, args, kwargs, training)
+    training.forget()
+    return training
+
+
+def _call(duplicate: nn.Module, args: Any, kwargs: Any, under: Pass) -> None:
     state = random.getstate()
     try:
-        with _LOCK, torch.no_grad(), _fast_paths_off(), _compiled_parts_eager(), recorder:
+        with _LOCK, torch.no_grad(), _fast_paths_off(), _compiled_parts_eager(), under:
             duplicate(*args, **kwargs)
     finally:
         random.setstate(state)
-        recorder.origins.forget()
-    return recorder.recording
+        under.end()
 
 
 @contextmanager

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-import types
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
-from torch.overrides import TorchFunctionMode
 
 from ._operation import operation
 from ._origin import Origin, OriginFinder
-from ._recording import Recording, Scope, Write
-from ._torch import (
-    forward_hooks_of,
-    function_modes,
-    storage_of,
-    tree_map,
-    version_of,
-    without_functions,
-)
+from ._pass import Pass
+from ._recording import Recording, Scope
+from ._torch import storage_of, tree_map
 from ._tree import get_leaf, leaves
+from ._writes import Write
 
 _MAPPED_FAST = (Tensor, int, float, str, type(None))
-_LIBRARIES = {"torch", "torchvision", "timm", "transformers"}
 
 
-def is_recording() -> bool:
-    """Whether a forward pass is being recorded, by this thread."""
-    return any(isinstance(mode, Recorder) for mode in function_modes())
-
-
-class Recorder(TorchFunctionMode):
+class Recorder(Pass):
     """Collects the scopes of one forward pass of ``copy``, a disposable copy of ``model``."""
 
     def __init__(self, model: nn.Module, copy: nn.Module) -> None:
-        super().__init__()
-        self.recording = Recording(model, [], fx.Graph(), [])
-        self._time = 0
-        self._stack: list[Scope] = []
+        super().__init__(model, copy)
+        self.recording = Recording(model, [], fx.Graph(), self.writes)
         self._running: list[nn.Module] = []  # the copied modules of the scopes on the stack
         self.origins = OriginFinder()
         self._known: list[dict[int, fx.Node]] = []  # per scope on the stack: tensor id -> node
         self._flat: dict[int, fx.Node] = {}
-        self._versions: dict[int, int] = {}  # of each storage, at its last sight
         self._calls: Counter[str] = Counter()
-        self._kept: list[Any] = []  # keeps every tensor alive, so that no id is used twice
         self._names = {
             id(tensor): name
             for source in (copy.named_parameters(), copy.named_buffers())
@@ -59,40 +42,21 @@ class Recorder(TorchFunctionMode):
             for value in vars(module).values()
             if isinstance(value, Tensor)
         }
-        originals = dict(model.named_modules())
-        for path, module in copy.named_modules():
-            _drop_function_hooks(module)
-            _record_calls(self, module, path, originals[path])
 
     # Calls of functions --------------------------------------------------------------------
 
-    def __torch_function__(
+    def called(
         self,
         func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run ``func`` and record it if it makes or changes a tensor."""
-        kwargs = kwargs or {}
-        arguments = _tensors((args, kwargs))
-        self._find_unseen_writes(arguments)
-        versions = [version_of(tensor) for tensor in arguments]
-        output = func(*args, **kwargs)
-        if not self._stack:
-            return output
-        written = [
-            t for t, before in zip(arguments, versions, strict=True) if version_of(t) != before
-        ]
-        if not written and kwargs.get("inplace") is True:  # dropout writes in train mode only
-            written = arguments[:1]
-        made = list(leaves(output))
-        for tensor in (*arguments, *(tensor for _, tensor in made)):
-            self._versions[storage_of(tensor)] = version_of(tensor)
-        if made or written:
-            origin = self.origins.of_call(self._running[-1], 1)
-            self._record_function(func, args, kwargs, output, made, written, origin)
-        return output
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        made: list[tuple[Any, Tensor]],
+        written: list[Tensor],
+    ) -> None:
+        """Record a function that made or changed a tensor."""
+        origin = self.origins.of_call(self._running[-1], 2)
+        self._record_function(func, args, kwargs, output, made, written, origin)
 
     def _record_function(
         self,
@@ -125,7 +89,7 @@ class Recorder(TorchFunctionMode):
                 node.meta["val"] = flat.meta["val"] = tensor
                 node.meta["storage"] = flat.meta["storage"] = storage_of(tensor)
             where = f"{self._stack[-1].path}:{node.name}"
-            self.recording.writes.append(Write(node.meta["time"], storage_of(tensor), where))
+            self.writes.add(Write(node.meta["time"], storage_of(tensor), where))
         if isinstance(output, Tensor):
             self._bind(output, node)
             self._flat[id(output)] = flat
@@ -135,15 +99,6 @@ class Recorder(TorchFunctionMode):
             self._flat[id(tensor)] = self._leaf(flat, path, tensor)
             leaf.meta["flat"] = self._flat[id(tensor)]
             self._flat[id(tensor)].meta["scope"] = self._stack[-1]
-
-    def _find_unseen_writes(self, arguments: list[Tensor]) -> None:
-        """Notice tensors that were written to between two recorded calls."""
-        for tensor in arguments:
-            storage, version = storage_of(tensor), version_of(tensor)
-            if version > self._versions.get(storage, version):
-                where = self._stack[-1].path if self._stack else ""
-                self.recording.writes.append(Write(self._tick(), storage, f"a call in {where}"))
-            self._versions[storage] = version
 
     # Calls of modules ----------------------------------------------------------------------
 
@@ -158,7 +113,6 @@ class Recorder(TorchFunctionMode):
         """Begin the scope of a call of a module, whose copy is running."""
         parent = self._stack[-1] if self._stack else None
         node = None
-        self._find_unseen_writes([tensor for _, tensor in (*leaves(args), *leaves(kwargs))])
         if parent is not None:
             node = self._create(
                 parent.graph,
@@ -192,7 +146,7 @@ class Recorder(TorchFunctionMode):
                 self._known[-1][id(tensor)] = placeholder
             scope.inputs.append((where, placeholder))
             if getattr(module, "inplace", False) is True:  # dropout writes in train mode only
-                self.recording.writes.append(Write(scope.start, storage_of(tensor), path))
+                self.writes.add(Write(scope.start, storage_of(tensor), path))
 
     def leave(self, module: nn.Module, output: Any) -> Any:
         """End the scope of a module call.
@@ -201,8 +155,6 @@ class Recorder(TorchFunctionMode):
         what it was given, is returned as an object of its own, so that it shows which of the two
         the caller reads on.
         """
-        while self._stack[-1].module is not module:  # calls that ended in a caught exception
-            self._pop()
         scope = self._stack[-1]
         self._kept.append(output)
         found = list(leaves(output))
@@ -214,8 +166,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(output, Tensor):
             flat = self._flat_of(output)
             if id(output) in self._known[-1] and not isinstance(output, nn.Parameter):
-                with without_functions():
-                    output = output.view_as(output)
+                output = output.view_as(output)
                 self._kept.append(output)
                 self._flat[id(output)] = flat
             self._note(scope.node, output, flat)
@@ -230,7 +181,8 @@ class Recorder(TorchFunctionMode):
         return output
 
     def _pop(self) -> None:
-        self._stack.pop().end = self._tick()
+        self._stack[-1].end = self._tick()
+        super()._pop()
         self._running.pop()
         self._known.pop()
 
@@ -267,7 +219,7 @@ class Recorder(TorchFunctionMode):
         if id(tensor) not in known:
             graph = self._stack[-1].graph
             name = self._names.get(id(tensor))
-            node = graph.create_node("get_attr", name or "captured", (), {})
+            node = graph.create_node("get_attr", name or "captured", (), {}, _as_name(name))
             node.meta["parameter"] = name is not None
             if name is None and tensor.is_floating_point() and id(tensor) not in self._constants:
                 self.recording.unseen.append(self._stack[-1].path)
@@ -280,7 +232,7 @@ class Recorder(TorchFunctionMode):
         if id(tensor) not in self._flat:
             name = self._names.get(id(tensor))
             op = "placeholder" if name is None else "get_attr"
-            flat = self.recording.flat.create_node(op, name or "input", (), {})
+            flat = self.recording.flat.create_node(op, name or "input", (), {}, _as_name(name))
             flat.meta.update(val=tensor, storage=storage_of(tensor))
             self._kept.append(tensor)
             self._flat[id(tensor)] = flat
@@ -292,9 +244,10 @@ class Recorder(TorchFunctionMode):
     def _note(self, node: fx.Node, tensor: Tensor, flat: fx.Node) -> None:
         node.meta.update(val=tensor, flat=flat, time=self._tick(), storage=storage_of(tensor))
 
-    def _tick(self) -> int:
-        self._time += 1
-        return self._time
+
+def _as_name(path: str | None) -> str | None:
+    """Return a parameter's name as that of a node, which fx would take longer to find."""
+    return None if path is None else path.replace(".", "_")
 
 
 def _mapped(arguments: Any, change: Callable[[Any], Any]) -> Any:
@@ -308,40 +261,3 @@ def _mapped(arguments: Any, change: Callable[[Any], Any]) -> Any:
 def _leaf_of(value: Any, path: Any) -> Any:
     """Stand in recorded graphs for taking one tensor out of a structured output."""
     return get_leaf(value, path)
-
-
-def _tensors(arguments: Any) -> list[Tensor]:
-    """Return the tensors in the arguments of a function."""
-    found: list[Tensor] = []
-
-    def note(item: Any) -> None:
-        if isinstance(item, Tensor):
-            found.append(item)
-
-    map_aggregate(arguments, note)
-    return found
-
-
-def _drop_function_hooks(module: nn.Module) -> None:
-    """Remove the plain-function hooks that a user gave a copied module.
-
-    Functions are not copied with the module: a user's hook that stores activations would be left
-    with data-less ones. Hooks that are methods or objects were copied, and stay, and so do those
-    of the libraries, which may be part of the forward (transformers collects outputs by them).
-    """
-    for hooks in forward_hooks_of(module):
-        for key, hook in list(hooks.items()):
-            library = str(getattr(hook, "__module__", "")).partition(".")[0]
-            if isinstance(hook, types.FunctionType) and library not in _LIBRARIES:
-                del hooks[key]
-
-
-def _record_calls(recorder: Recorder, module: nn.Module, path: str, original: nn.Module) -> None:
-    def enter(running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.enter(path, original, running, args, kwargs)
-
-    def leave(_: nn.Module, __: Any, output: Any) -> Any:
-        return recorder.leave(original, output)
-
-    module.register_forward_pre_hook(enter, with_kwargs=True)
-    module.register_forward_hook(leave)

@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 from ._errors import LayoutError, PlacementError
 from ._layout import Layout
 from ._torch import BASES_OF_BATCH_NORMS
+from ._training import Key, TrainingPass, keys_of
+from ._writes import Write, Writes
 
 if TYPE_CHECKING:
     from ._axes import ChannelAxes
@@ -65,15 +67,6 @@ class Scope:
         return f"Scope({self.path or '(root)'}: {type(self.module).__name__}, call {self.call})"
 
 
-@dataclass(frozen=True)
-class Write:
-    """An in-place write: when it happened, which storage it changed, where."""
-
-    time: int
-    storage: int
-    name: str
-
-
 @dataclass(eq=False)
 class Recording:
     """One forward pass of a model, recorded without arithmetic.
@@ -85,7 +78,7 @@ class Recording:
     - `flat`: all functions that ran, in one graph: how tensors flow through module borders.
     - `writes`: the in-place writes.
     - `unseen`: where tensors came from calls that could not be recorded, as of scripted functions.
-    - `record_training`: records a pass in train mode, if the model can run without data there.
+    - `run_training`: runs a pass in train mode, if the model can run without data there.
     - `run_again`: records passes on inputs of other sizes, one by one, as far as the model takes
       them.
     """
@@ -93,15 +86,17 @@ class Recording:
     model: nn.Module
     scopes: list[Scope]
     flat: fx.Graph
-    writes: list[Write]
+    writes: Writes
     unseen: list[str] = field(default_factory=list)
-    record_training: Callable[[], Recording | None] = field(default=lambda: None, repr=False)
+    run_training: Callable[[], TrainingPass | None] = field(default=lambda: None, repr=False)
     run_again: Callable[[], Iterator[Recording]] = field(default=lambda: iter(()), repr=False)
 
     @cached_property
-    def in_training(self) -> Recording | None:
-        """The pass in train mode, which shows what is written to in training only."""
-        return self.record_training()
+    def in_training(self) -> TrainingPass | None:
+        """The pass in train mode, made when it is first asked for."""
+        found = self.run_training()
+        self.run_training = lambda: found  # and lets go of the copied model
+        return found
 
     def on_other_sizes(self) -> Iterator[Recording]:
         """Yield recordings of the model on inputs of other sizes; each is made once."""
@@ -202,9 +197,7 @@ class Recording:
         if scope.parent is None:
             return False
         storage = node.meta["storage"]
-        if not any(
-            w.storage == storage and scope.start <= w.time <= scope.end for w in self.writes
-        ):
+        if not self.writes.within(storage, scope.start, scope.end):
             return False
         return any(
             user.op == "output" or user.meta["time"] > scope.end
@@ -238,28 +231,25 @@ class Recording:
 
     def write_after(self, node: fx.Node) -> Write | None:
         """Return the first in-place write to the node's storage after the node ran, if any."""
-        storage, time = node.meta["storage"], node.meta["time"]
-        return next((w for w in self.writes if w.storage == storage and w.time > time), None)
+        return self.writes.after(node.meta["storage"], node.meta["time"])
 
     def written_in_training(self, scope: Scope, node: fx.Node) -> Write | None:
-        """Return the first write to the node's storage in train mode, if it was found there."""
+        """Return the first write to the node's tensor in train mode, if it was found there."""
         if self.in_training is None:
             return None
-        calls = self.in_training.calls(scope.path)
-        if scope.call >= len(calls):
-            return None
-        other = calls[scope.call]
-        for mine, theirs in ((scope.outputs, other.outputs), (scope.inputs, other.inputs)):
-            for path, found in mine:
+        key: Key | None
+        for name, borders in (("output", scope.outputs), ("input", scope.inputs)):
+            for path, found in borders:
                 if found is node:
-                    alike = dict(theirs).get(path)
-                    return None if alike is None else self.in_training.write_after(alike)
-        alike = next((n for n in other.graph.nodes if n.name == node.name), None)
-        return (
-            self.in_training.write_after(alike)
-            if alike is not None and "storage" in alike.meta
-            else None
-        )
+                    return self.in_training.written(scope.path, scope.call, (name, 0, path))
+        if scope not in self._keys:
+            self._keys[scope] = keys_of(scope.graph)
+        key = self._keys[scope].get(node)
+        return None if key is None else self.in_training.written(scope.path, scope.call, key)
+
+    @cached_property
+    def _keys(self) -> dict[Scope, dict[fx.Node, Key]]:
+        return {}
 
 
 def value(node: fx.Node) -> Tensor:

@@ -9,6 +9,7 @@ from ._layout import Layout
 from ._recording import Recording, Scope, keeps_container_forward
 from ._rule import Rule
 from ._site import Site
+from ._writes import Writes
 from .rules import modules
 
 
@@ -46,7 +47,7 @@ def unrecorded(model: nn.Module, rule: Rule, layout: Layout) -> tuple[Recording,
         )
         for path in scopes
     ]
-    return Recording(model, [Scope("", model, fx.Graph())], fx.Graph(), []), sites
+    return Recording(model, [Scope("", model, fx.Graph())], fx.Graph(), Writes()), sites
 
 
 def _maker(path: str, module: nn.Module) -> str:

@@ -1,0 +1,116 @@
+"""A pass in train mode: it tells which tensors are written to in training only.
+
+Its branches may be others than those of eval mode, drawn at random even, so that rules do not look
+at it, and no graph is made of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from ._operation import operation
+from ._pass import Pass
+from ._torch import storage_of
+from ._tree import Path, leaves
+from ._writes import Write
+
+Key = tuple[str, int, Path]  # what was called in a scope, which time, where in its result
+
+
+@dataclass(eq=False)
+class _Call:
+    path: str
+    module: nn.Module
+    seen: dict[Key, tuple[int, int]] = field(default_factory=dict)  # the storage, and when
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def next_of(self, name: str) -> int:
+        self.counts[name] += 1
+        return self.counts[name] - 1
+
+
+class TrainingPass(Pass):
+    """Notes the memory of every tensor of a pass, and what is written to it."""
+
+    def __init__(self, model: nn.Module, copy: nn.Module) -> None:
+        super().__init__(model, copy)
+        self._calls: dict[tuple[str, int], _Call] = {}
+        self._times: Counter[str] = Counter()
+
+    def written(self, path: str, call: int, key: Key) -> Write | None:
+        """Return the first write to a tensor of a module call after it was there, if any."""
+        found = self._calls.get((path, call))
+        place = None if found is None else found.seen.get(key)
+        return None if place is None else self.writes.after(*place)
+
+    def forget(self) -> None:
+        """Let go of the tensors."""
+        self._kept.clear()
+
+    def enter(
+        self,
+        path: str,
+        module: nn.Module,
+        running: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Note a module's inputs."""
+        call = _Call(path, module)
+        self._calls[path, self._times[path]] = call
+        self._times[path] += 1
+        self._stack.append(call)
+        self._note("input", 0, [*leaves(args), *leaves(kwargs)])
+
+    def leave(self, module: nn.Module, output: Any) -> Any:
+        """Note a module's outputs, for itself and for its caller."""
+        found = list(leaves(output))
+        self._note("output", 0, found)
+        path = self._stack[-1].path
+        self._pop()
+        if self._stack:
+            self._note(path, self._stack[-1].next_of(path), found)
+        return output
+
+    def called(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        made: list[tuple[Any, Tensor]],
+        written: list[Tensor],
+    ) -> None:
+        """Note what a function made or changed."""
+        name = operation(func)
+        time = self._stack[-1].next_of(name)
+        self._note(name, time, made or [((), tensor) for tensor in written])
+        where = f"{self._stack[-1].path}:{name}" + (f"_{time}" if time else "")
+        for tensor in written:
+            self.writes.add(Write(self._time, storage_of(tensor), where))
+
+    def _note(self, name: str, time: int, found: list[tuple[Path, Tensor]]) -> None:
+        now = self._tick()
+        for path, tensor in found:
+            self._kept.append(tensor)
+            self._stack[-1].seen[name, time, path] = storage_of(tensor), now
+
+
+def keys_of(graph: fx.Graph) -> dict[fx.Node, Key]:
+    """Return the keys of a recorded scope's nodes, under which its pass in train mode has them."""
+    counts: Counter[str] = Counter()
+    keys: dict[fx.Node, Key] = {}
+    for node in graph.nodes:
+        if "leaf" in node.meta and node.args[0] in keys:
+            name, time, _ = keys[node.args[0]]
+            keys[node] = (name, time, node.meta["leaf"])
+        elif node.op in {"call_function", "call_module"}:
+            name = node.target if node.op == "call_module" else operation(node.target)
+            keys[node] = (name, counts[name], ())
+            counts[name] += 1
+    return keys
