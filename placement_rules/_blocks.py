@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cached_property
 from typing import ClassVar
 from weakref import WeakKeyDictionary
@@ -139,12 +140,13 @@ class BlockSearch:
     def _siblings(self) -> set[str]:
         classes = {type(self._first_call[path].module) for path in self._outermost}
         positions = {_position(path) for path in self._outermost}
+        around = {above for path in self._outermost for above in _ancestors(path)}
         found = {
             path
             for path, scope in self._first_call.items()
             if path not in self._outermost
+            and path not in around
             and _ancestor(path, self._outermost) is None
-            and not any(other.startswith(f"{path}.") for other in self._outermost)
             and (
                 type(scope.module) in classes
                 or (_position(path) in positions and _is_whole_block(scope.module))
@@ -154,12 +156,17 @@ class BlockSearch:
 
     def _contains_run(self, path: str) -> bool:
         """Whether two or more numbered siblings of one class merge branches inside the module."""
-        inside = Counter(
-            (other.rpartition(".")[0], type(self._first_call[other].module))
-            for other in self._merging
-            if other.startswith(f"{path}.") and other.rpartition(".")[2].isdigit()
+        return path in self._around_runs
+
+    @cached_property
+    def _around_runs(self) -> set[str]:
+        siblings = Counter(
+            (path.rpartition(".")[0], type(self._first_call[path].module))
+            for path in self._merging
+            if path.rpartition(".")[2].isdigit()
         )
-        return any(count > 1 for count in inside.values())
+        runs = {parent for (parent, _), count in siblings.items() if count > 1}
+        return runs | {above for parent in runs for above in _ancestors(parent)}
 
 
 def _is_whole_block(module: nn.Module) -> bool:
@@ -176,6 +183,10 @@ def _position(path: str) -> str:
 
 
 def _ancestor(path: str, others: set[str]) -> str | None:
+    return next((other for other in _ancestors(path) if other in others), None)
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """Yield the paths of the modules around a module, below the root, the outermost first."""
     parts = path.split(".")
-    above = (".".join(parts[:length]) for length in range(1, len(parts)))
-    return next((other for other in above if other in others), None)
+    return (".".join(parts[:length]) for length in range(1, len(parts)))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ._copy import copy_model
 from ._errors import ExampleInputsError, RecordingError
 from ._inputs import Inputs, candidate_inputs
 from ._pass import Pass
@@ -127,7 +128,7 @@ def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
     # What is in the memo is not copied: a copy of each would cost five operations on fake tensors.
     memo = {id(t): fake.from_tensor(t) for t in tensors if type(t) in _PLAIN}
     with FakeCopyMode(fake):
-        duplicate = copy.deepcopy(model, memo)
+        duplicate = copy_model(model, memo)
     prepare(duplicate)
 
     def to_fake(value: Any) -> Any:
@@ -155,7 +156,7 @@ def _train_without_data(
     try:
         tensors = (*model.parameters(), *model.buffers())
         memo: dict[int, Any] = {id(t): _on_meta_device(t) for t in tensors if type(t) in _PLAIN}
-        duplicate = copy.deepcopy(model, memo)
+        duplicate = copy_model(model, memo)
         prepare(duplicate)
         args, kwargs = tree_map(_on_meta_device, (inputs.args, inputs.kwargs))
         with torch.random.fork_rng(devices=[]):
@@ -172,7 +173,7 @@ def _on_meta_device(value: Any) -> Any:
 
 
 def _record_real(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
-    duplicate = copy.deepcopy(model)
+    duplicate = copy_model(model, {})
     prepare(duplicate)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):

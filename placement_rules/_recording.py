@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,6 +132,18 @@ class Recording:
         """Return the calls of the module at ``path``, in order; empty if it was never called."""
         return self._by_path.get(path, [])
 
+    def takers(self, flat: fx.Node) -> list[tuple[Scope, Path, fx.Node]]:
+        """Return the module calls that a tensor was given to, in order, and where they have it."""
+        return self._takers.get(flat, [])
+
+    @cached_property
+    def _takers(self) -> dict[fx.Node, list[tuple[Scope, Path, fx.Node]]]:
+        takers: dict[fx.Node, list[tuple[Scope, Path, fx.Node]]] = {}
+        for scope in self.scopes:
+            for path, given in scope.inputs:
+                takers.setdefault(given.meta["flat"], []).append((scope, path, given))
+        return takers
+
     @cached_property
     def weights(self) -> set[fx.Node]:
         """The nodes of `flat` that are parameters or buffers, or computed from these alone."""
@@ -154,18 +169,12 @@ class Recording:
         return self.axes.layout(node.meta["flat"])
 
     @cached_property
-    def _of_storage(self) -> dict[int, list[fx.Node]]:
-        """The nodes of `flat` by the memory of their tensors."""
-        together: dict[int, list[fx.Node]] = {}
-        for node in self.flat.nodes:
-            if "storage" in node.meta:  # noted then, since a real pass leaves no data behind
-                together.setdefault(node.meta["storage"], []).append(node)
-        return together
-
-    @cached_property
     def _leading_on(self) -> set[fx.Node]:
         """The nodes of `flat` on which the model's outputs depend, views and their bases alike."""
-        together = self._of_storage
+        together: dict[int, list[fx.Node]] = {}
+        for node in self.flat.nodes:
+            if "storage" in node.meta:
+                together.setdefault(node.meta["storage"], []).append(node)
         found: set[fx.Node] = set()
         waiting = [output.meta["flat"] for _, output in self.root.outputs]
         while waiting:
@@ -174,8 +183,18 @@ class Recording:
                 continue
             found.add(node)
             waiting.extend(node.all_input_nodes)
-            waiting.extend(together.get(node.meta.get("storage", 0), ()))
+            waiting.extend(together.pop(node.meta.get("storage", -1), ()))
         return found
+
+    @cached_property
+    def _last_read(self) -> dict[int, int]:
+        """When each storage is last read by what the model's outputs depend on."""
+        last: dict[int, int] = {}
+        for reader in self._leading_on:
+            for source in reader.all_input_nodes:
+                if (storage := source.meta.get("storage")) is not None:
+                    last[storage] = max(last.get(storage, 0), reader.meta.get("time", 0))
+        return last
 
     def leads_on(self, node: fx.Node) -> bool:
         """Whether the model's output depends on a node's tensor."""
@@ -186,11 +205,7 @@ class Recording:
         flat = node.meta["flat"]
         if scope.parent is None or any(n.meta["flat"] is flat for _, n in self.root.outputs):
             return True
-        return any(
-            reader.meta.get("time", 0) > scope.end and reader in self._leading_on
-            for source in self._of_storage[node.meta["storage"]]
-            for reader in source.users
-        )
+        return self._last_read.get(node.meta["storage"], 0) > scope.end
 
     def changes_for_caller(self, scope: Scope, node: fx.Node) -> bool:
         """Whether a call writes to an argument of its own that its caller reads on later."""
@@ -199,12 +214,36 @@ class Recording:
         storage = node.meta["storage"]
         if not self.writes.within(storage, scope.start, scope.end):
             return False
-        return any(
-            user.op == "output" or user.meta["time"] > scope.end
-            for source in scope.parent.graph.nodes
-            if source.meta.get("storage") == storage and source.meta["time"] < scope.start
-            for user in source.users
-        )
+        times, reads = self._reads_in(scope.parent).get(storage, ([], []))
+        earlier = bisect_left(times, scope.start)  # what the caller had before it made this call
+        return earlier > 0 and reads[earlier - 1] > scope.end
+
+    def _reads_in(self, scope: Scope) -> dict[int, tuple[list[int], list[float]]]:
+        """Return, for each storage, when a scope's own nodes get it, and its last read up to each.
+
+        What a scope returns is read later than anything that it does.
+        """
+        if scope not in self._reads:
+            found: dict[int, tuple[list[int], list[float]]] = {}
+            for node in scope.graph.nodes:
+                if "storage" in node.meta:
+                    times, reads = found.setdefault(node.meta["storage"], ([], []))
+                    users = (
+                        inf if user.op == "output" else float(user.meta["time"])
+                        for user in node.users
+                    )
+                    times.append(node.meta["time"])
+                    reads.append(max(users, default=0.0))
+            for times, reads in found.values():
+                order = sorted(range(len(times)), key=times.__getitem__)
+                reads[:] = accumulate((reads[place] for place in order), max)
+                times.sort()
+            self._reads[scope] = found
+        return self._reads[scope]
+
+    @cached_property
+    def _reads(self) -> dict[Scope, dict[int, tuple[list[int], list[float]]]]:
+        return {}
 
     def is_read(self, scope: Scope, path: Path) -> bool:
         """Whether the caller of a module reads what that call returned at ``path``."""

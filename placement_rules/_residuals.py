@@ -24,6 +24,7 @@ _LOGIT_STEPS = {
     "to",
     "sub",
 }
+_SOFTMAXES = {"softmax", "log_softmax"}
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention"}
 
 
@@ -70,15 +71,15 @@ def residual_adds(scope: Scope) -> list[fx.Node]:
     another of its inputs (the output layers of BERT and VideoMAE) is such an add of its caller.
     """
     ancestry = Ancestry(scope)
+    logits: set[fx.Node] | None = None
     found = []
     for node in scope.graph.nodes:
         if (pair := add_operands(node)) is not None:
             one, other = pair
-            if (
-                ancestry.share_input(one, other)
-                and _has_branch(ancestry, one, other)
-                and not _feeds_softmax(node)
-            ):
+            if ancestry.share_input(one, other) and _has_branch(ancestry, one, other):
+                logits = _feeding_softmax(scope) if logits is None else logits
+                if node in logits:
+                    continue
                 found.append(node)
         elif node.op == "call_module" and helper_add(node.meta["scope"]) is not None:
             branch, skip = _helper_operands(node)
@@ -131,20 +132,20 @@ def add_operands(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return (one, other) if value(one).shape == value(other).shape else None
 
 
-def _feeds_softmax(node: fx.Node) -> bool:
-    """Whether a sum is attention logits (plus a position or mask term) and no representation."""
-    waiting, seen = list(node.users), set()
+def _feeding_softmax(scope: Scope) -> set[fx.Node]:
+    """Return the sums that are attention logits (plus a position or mask term), and what they pass.
+
+    They are no representations.
+    """
+    found: set[fx.Node] = set()
+    waiting = [node for node in scope.graph.nodes if _operation(node) in _SOFTMAXES]
     while waiting:
-        user = waiting.pop()
-        if user in seen:
-            continue
-        seen.add(user)
-        name = _operation(user)
-        if name in {"softmax", "log_softmax"}:
-            return True
-        if name in _LOGIT_STEPS:
-            waiting.extend(user.users)
-    return False
+        for source in waiting.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                if _operation(source) in _LOGIT_STEPS:
+                    waiting.append(source)
+    return found
 
 
 def _operation(node: fx.Node) -> str:

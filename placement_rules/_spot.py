@@ -112,10 +112,8 @@ def _maker(scope: Scope, node: fx.Node) -> Spot | None:
 
 def _taker(recording: Recording, node: fx.Node, maker: Spot) -> Spot | None:
     """Return the tensor as the input of the first module that takes it."""
-    for scope in recording.scopes:
-        if scope.start <= maker.scope.start or keeps_container_forward(scope.module):
-            continue
-        for path, given in scope.inputs:
-            if given.meta["flat"] is node.meta["flat"] and not is_batch_norm(scope.module):
-                return Spot(scope, given, "input", path)
+    for scope, path, given in recording.takers(node.meta["flat"]):
+        taken = scope.start > maker.scope.start and not keeps_container_forward(scope.module)
+        if taken and not is_batch_norm(scope.module):
+            return Spot(scope, given, "input", path)
     return None

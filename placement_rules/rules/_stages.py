@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from weakref import WeakKeyDictionary
 
 from .._blocks import BlockSearch
 from .._errors import PlacementError
@@ -80,7 +81,12 @@ stage = Stage
 
 def stage_runs(recording: Recording) -> list[list[Spot]]:
     """Return the blocks' outputs in runs of equal resolution."""
-    paths = set(BlockSearch.of(recording).paths)
-    spots = [spot for spot in blocks.select(recording) if spot.scope.path in paths]
-    runs = groupby(spots, key=lambda spot: recording.locations(spot.node))
-    return [list(run) for _, run in runs]
+    if recording not in _runs:
+        paths = set(BlockSearch.of(recording).paths)
+        spots = [spot for spot in blocks.select(recording) if spot.scope.path in paths]
+        runs = groupby(spots, key=lambda spot: recording.locations(spot.node))
+        _runs[recording] = [list(run) for _, run in runs]
+    return _runs[recording]
+
+
+_runs: WeakKeyDictionary[Recording, list[list[Spot]]] = WeakKeyDictionary()
