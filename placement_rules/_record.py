@@ -111,7 +111,9 @@ def _recorded(run: Run, model: nn.Module, inputs: Inputs, prepare: Prepare) -> R
     def run_again() -> Iterator[Recording]:
         for other in other_sizes(inputs):
             with contextlib.suppress(Exception):  # the model does not take them
-                yield run(model, other, prepare)
+                again = run(model, other, prepare)
+                again.run_training = lambda: None  # which would keep the copied model
+                yield again
 
     recording = run(model, inputs, prepare)
     recording.run_again = run_again

@@ -57,6 +57,11 @@ class Scope:
             if node.op == "call_module":
                 yield node.meta["scope"]
 
+    @cached_property
+    def named(self) -> dict[str, fx.Node]:
+        """The nodes of the graph by name, once the call has ended."""
+        return {node.name: node for node in self.graph.nodes}
+
     def contains(self, other: Scope) -> bool:
         """Whether ``other`` ran inside this call (a scope does not contain itself)."""
         while other.parent is not None:

@@ -113,5 +113,5 @@ def _twin(other: Recording, spot: Spot) -> fx.Node | None:
     if spot.position in {"output", "input"}:
         found = dict(scope.outputs if spot.position == "output" else scope.inputs).get(spot.leaf)
     else:
-        found = next((node for node in scope.graph.nodes if node.name == spot.position), None)
+        found = scope.named.get(spot.position)
     return found if found is not None and isinstance(found.meta.get("val"), Tensor) else None
