@@ -38,7 +38,8 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
             made[key if type(key) in _ATOMS else copy.deepcopy(key, memo)] = _copied(item, memo)
         return made
     if isinstance(value, nn.Module) and _is_reduced_as_objects_are(kind):
-        make, given, state, *_ = value.__reduce_ex__(4)
+        reduced: Any = value.__reduce_ex__(4)
+        make, given, state, *_ = reduced
         if make is copyreg.__newobj__ and given == (kind,) and type(state) is dict:  # type: ignore[attr-defined]
             module = memo[id(value)] = make(kind)
             module.__setstate__({name: _copied(item, memo) for name, item in state.items()})
@@ -46,10 +47,11 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
-def _is_reduced_as_objects_are(kind: type) -> bool:
+def _is_reduced_as_objects_are(kind: Any) -> bool:
+    plain: Any = object
     return (
-        kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__reduce__ is object.__reduce__
+        kind.__reduce_ex__ is plain.__reduce_ex__
+        and kind.__reduce__ is plain.__reduce__
         and kind not in copyreg.dispatch_table
         and not hasattr(kind, "__deepcopy__")
     )
