@@ -151,9 +151,7 @@ def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
     return recording
 
 
-def _train_without_data(
-    model: nn.Module, inputs: Inputs, prepare: Prepare
-) -> TrainingPass | None:
+def _train_without_data(model: nn.Module, inputs: Inputs, prepare: Prepare) -> TrainingPass | None:
     """Run a pass in train mode where only the model and its inputs are without data."""
     try:
         tensors = (*model.parameters(), *model.buffers())
