@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from placement_rules import Recording, Site
-from placement_rules._torch import buffers_of, unsaved_buffers_of
+from placement_rules._torch import buffers_of, children_of, unsaved_buffers_of
 
 from .._config import VCRegConfig
 from .._errors import InsertionError
@@ -221,7 +221,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel)):
             model = model.module
-        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+        elif isinstance(inner := children_of(model).get("_orig_mod"), nn.Module):
             model = inner
         else:
             return model
