@@ -304,12 +304,14 @@ def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     file = tmp_path / "rows.json"
     result = run("coverage", "--json", str(file))
     assert result.exit_code == 0
-    assert "2 of 3 models planned (66.7 %), 1 refused with a reason, 0 failed." in result.output
+    assert (
+        "2 of 3 models planned (66.7 %), 1 without such a site, 0 refused with a reason, 0 failed."
+    ) in result.output
     assert "8 boundary" in result.output and "plain stack" in file.read_text()
     rows = json.loads(file.read_text())["rows"]
     assert [(row["model"], row["outcome"], row["sites"]) for row in rows] == [
         (names[0], "planned", 8),
-        (names[1], "refused", 0),
+        (names[1], "none", 0),
         (names[2], "planned", 12),
     ]
 
@@ -334,6 +336,57 @@ def test_coverage_tells_a_failure_from_a_refusal(monkeypatch):
     result = run("coverage")
     assert result.exit_code == 1
     assert "failed" in result.output and "ZeroDivisionError" in result.output
+
+
+def test_coverage_tells_models_without_a_site_from_refusals(monkeypatch):
+    from vcreg_fx.cli import _coverage_rows
+
+    assert _coverage_rows.measure("timm/vgg11", "residual").outcome == "none"
+
+    def refuses(*_, **__):
+        raise vcreg_fx.InsertionError("it is a lambda")
+
+    monkeypatch.setattr(_coverage_rows, "plan", refuses)
+    row = _coverage_rows.measure("timm/resnet18", "residual")
+    assert (row.outcome, row.reason) == ("refused", "it is a lambda")
+
+
+def test_coverage_checks_a_training_step(tmp_path, monkeypatch):
+    from vcreg_fx.cli import _coverage_check, _zoo
+
+    names = ["timm/resnet18", "timm/vgg11"]
+    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: names)
+    file = tmp_path / "rows.json"
+    options = ("coverage", "--rule", "residual", "--json", str(file))
+    assert "bit for bit" not in run(*options).output
+    result = run(*options, "--check")  # rows without a check are measured again
+    assert result.exit_code == 0 and "1 of 1 models checked" in result.output
+    rows = {row["model"]: row for row in json.loads(file.read_text())["rows"]}
+    assert [rows[name]["outcome"] for name in names] == ["planned", "none"]
+    assert float(rows[names[0]]["check"].split()[0]) < 1e-5
+
+    naive = _coverage_check.vcreg_loss
+    monkeypatch.setattr(_coverage_check, "vcreg_loss", lambda *a, **k: 1.01 * naive(*a, **k))
+    names[:] = ["timm/resnet18"]
+    result = run("coverage", "--rule", "residual", "--check")
+    assert result.exit_code == 1 and "the gradient is off by" in result.output
+    monkeypatch.setattr(_coverage_check, "vcreg_loss", naive)
+
+    class Tells(torch.nn.Module):
+        """Gives another output where VCReg has been inserted."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = x + self.linear(x)
+            return x.tanh() * (2 if hasattr(type(self), "vcreg_original") else 1)
+
+    example = (torch.randn(6, 4),), {}
+    model = torch.nn.Sequential(Tells(), torch.nn.Linear(4, 2))
+    monkeypatch.setattr(_coverage_check, "small", lambda name: (model, example))
+    assert _coverage_check.check("own", "residual") == (False, "outputs differ in eval mode")
 
 
 def test_the_zoo_holds_what_is_covered():

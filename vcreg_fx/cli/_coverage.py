@@ -23,37 +23,45 @@ def coverage(
     every: Annotated[
         bool, typer.Option("--all", help="Every model, not only one of each module file.")
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Also insert, run a training step on a small input, and compare outputs and "
+            "gradients with the plain model and the naive losses.",
+        ),
+    ] = False,
     json: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write rows there; a second run goes on."),
     ] = None,
 ) -> None:
-    """Plan a rule on a library's models, a row a model. Nothing is downloaded or trained."""
+    """Try a rule on a library's models, a row a model. Nothing is downloaded or trained."""
     with clear_errors():
         from rich.console import Console
         from rich.progress import track
 
         from placement_rules import parse
 
-        from ._coverage_rows import measure, read_rows, summary, write_rows
+        from ._coverage_rows import enough, measure, read_rows, summary, write_rows
         from ._zoo import zoo
 
         parse(rule)
         names = zoo(source, every)
         torch.set_num_threads(1)  # small work on fake tensors; and so that times compare
         earlier = read_rows(json) if json is not None else []
-        done = {row.model: row for row in earlier if row.rule == rule}
+        done = {row.model: row for row in earlier if row.rule == rule and enough(row, check)}
         console = Console()
         for name in track(names, "models", console=console, disable=not console.is_terminal):
             if name not in done:
-                done[name] = measure(name, rule)
+                done[name] = measure(name, rule, checks=check)
                 if json is not None:
-                    others = [row for row in earlier if row.rule != rule]
+                    others = [row for row in earlier if row.rule != rule or row.model not in done]
                     write_rows(json, [*others, *done.values()])
         rows = [done[name] for name in names]
         _print(console, rows)
-        console.print(summary(rows), highlight=False, markup=False)
-        if any(row.outcome == "failed" for row in rows):
+        console.print(summary(rows), highlight=False, markup=False, soft_wrap=True)
+        if any(row.outcome in {"failed", "wrong"} for row in rows):
             raise typer.Exit(1)
 
 
@@ -63,12 +71,14 @@ def _print(console: Console, rows: list[Row]) -> None:
     from ._console import plain_table, print_table
 
     table = plain_table()
-    for name in ("model", "sites", "form", "layout", "seconds"):
+    checked = any(row.check for row in rows)
+    for name in ("model", "sites", "form", "layout", "seconds", *(["check"] if checked else [])):
         table.add_column(name, justify="right" if name in {"sites", "seconds"} else "left")
     for row in rows:
         if row.outcome == "planned":
             cells = (str(row.sites), row.forms, row.layouts)
         else:
             cells = ("", row.outcome, escape(shorten(row.reason, 100, placeholder=" …")))
-        table.add_row(escape(row.model), *cells, f"{row.seconds:.2f}")
+        found = [escape(shorten(row.check, 40, placeholder=" …"))] if checked else []
+        table.add_row(escape(row.model), *cells, f"{row.seconds:.2f}", *found)
     print_table(console, table)

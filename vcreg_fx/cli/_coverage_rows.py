@@ -7,13 +7,14 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
 
-from placement_rules import PlacementError, RecordingError
+from placement_rules import NoSiteError, PlacementError, RecordingError
 
 from ..surgery import Plan, plan
+from ._coverage_check import check
 from ._model import load_model
 from ._zoo import build
 
@@ -27,7 +28,10 @@ class Row:
     - `sites`: how many sites; 0 if there are none.
     - `forms`, `layouts`: which forms and layouts occur, with their counts.
     - `seconds`: from the built model to the plan.
-    - `outcome`: ``"planned"``, ``"refused"`` (with the reason) or ``"failed"`` (an internal error).
+    - `outcome`: ``"planned"``; ``"none"``, if the model has no place that the rule selects;
+      ``"refused"``, if it has one that cannot be used; ``"failed"`` (an internal error), or
+      ``"wrong"``, if a check found it so. All but the first with a reason.
+    - `check`: what a training step gave, if one was run: the gradient's relative error.
     """
 
     model: str
@@ -38,10 +42,27 @@ class Row:
     layouts: str = ""
     seconds: float = 0.0
     reason: str = ""
+    check: str = ""
 
 
-def measure(name: str, rule: str) -> Row:
-    """Plan a rule on one model of the zoo."""
+def measure(name: str, rule: str, *, checks: bool = False) -> Row:
+    """Plan a rule on one model of the zoo; with `checks`, also insert and run a training step."""
+    row = _plan(name, rule)
+    if not checks or row.outcome != "planned":
+        return row
+    try:
+        right, found = check(name, rule)
+    except PlacementError as error:
+        return replace(row, check=f"not checked: {error}")
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        return replace(row, outcome="failed", reason=reason)
+    if not right:
+        return replace(row, outcome="wrong", reason=found, check=found)
+    return replace(row, check=found)
+
+
+def _plan(name: str, rule: str) -> Row:
     start = time.perf_counter()
     try:
         model, inputs = build(name)
@@ -53,6 +74,8 @@ def measure(name: str, rule: str) -> Row:
                 raise
             start = time.perf_counter()
             planned = plan(load_model(name), rule, example_inputs=inputs)
+    except NoSiteError as error:
+        return Row(name, rule, "none", seconds=_since(start), reason=str(error))
     except PlacementError as error:
         return Row(name, rule, "refused", seconds=_since(start), reason=str(error))
     except Exception as error:
@@ -67,9 +90,15 @@ def summary(rows: list[Row]) -> str:
     planned, total = outcomes["planned"], len(rows)
     share = 100 * planned / max(total, 1)
     counts = (
-        f"{planned} of {total} models planned ({share:.1f} %), {outcomes['refused']} refused with "
-        f"a reason, {outcomes['failed']} failed."
+        f"{planned} of {total} models planned ({share:.1f} %), {outcomes['none']} without such a "
+        f"site, {outcomes['refused']} refused with a reason, {outcomes['failed']} failed."
     )
+    if checked := [row for row in rows if row.check]:
+        right = sum(row.outcome == "planned" and row.check[0].isdigit() for row in checked)
+        counts += (
+            f"\n{right} of {len(checked)} models checked: outputs equal bit for bit, gradients of "
+            f"the naive losses; {outcomes['wrong']} wrong."
+        )
     seconds = [row.seconds for row in rows]
     if len(seconds) < 2:
         return counts
@@ -77,6 +106,11 @@ def summary(rows: list[Row]) -> str:
         f"{counts}\nSeconds a model: median {median(seconds):.2f}, 95th percentile "
         f"{quantiles(seconds, n=20)[-1]:.2f}, most {max(seconds):.2f}."
     )
+
+
+def enough(row: Row, checks: bool) -> bool:
+    """Whether an earlier row tells what is asked: planned ones may lack the check."""
+    return not checks or bool(row.check) or row.outcome != "planned"
 
 
 def read_rows(path: Path) -> list[Row]:

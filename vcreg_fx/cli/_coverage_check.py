@@ -1,0 +1,207 @@
+"""Insert into one model of the zoo, run a training step, and compare with the naive losses."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from placement_rules import PlacementError, Site, get_leaf, leaves, operation
+
+from .._config import VCRegConfig
+from ..functional import vcreg_loss
+from ..surgery import Plan, plan
+from ._zoo import Example, small
+
+_SCALE = VCRegConfig(alpha=2.0, beta=1.0)
+_CLOSE = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative errors of a right gradient
+
+_OTHERWISE = PlacementError("in training it calls other functions than in eval mode")
+
+
+def check(name: str, rule: str) -> tuple[bool, str]:
+    """Insert into a model and run it, in eval mode and through a training step.
+
+    The outputs have to equal the plain model's bit for bit, and the gradient that of the naive
+    losses, differentiated by autograd, of the tensors that hooks and a function mode see at the
+    sites. Over two examples, batch norms magnify rounding, so that what misses 1e-5 in float32 has
+    to be right in float64.
+
+    **Arguments:**
+
+    - `name`, `rule`: the model, which is built with weights, on small images where it takes them.
+
+    **Returns:** whether all is right, and what was found: the gradient's relative error.
+
+    **Raises:** `PlacementError` if the rule does not apply.
+    """
+    plain, example = small(name)
+    planned = plan(plain, rule, example_inputs=example[0], example_kwargs=example[1])
+    inserted = plan(
+        copy.deepcopy(plain), rule, example_inputs=example[0], example_kwargs=example[1]
+    ).apply(_SCALE)
+    buffers = copy.deepcopy(plain.state_dict())
+    for training in (False, True):
+        outputs = []
+        for model in (plain, inserted):
+            model.load_state_dict(buffers)
+            outputs.append(_run(model.train(training), example, torch.no_grad()))
+        if not all(torch.equal(one, other) for one, other in zip(*outputs, strict=True)):
+            return False, f"outputs differ in {'training' if training else 'eval mode'}"
+    found = ""
+    for dtype, close in _CLOSE.items():
+        example = _of_type(example, dtype)
+        error = _error(planned, plain.to(dtype), inserted.to(dtype), example)
+        found = f"{error:.0e}" + (" in float64" if dtype == torch.float64 else "")
+        if error <= close:
+            return True, found
+    return False, f"the gradient is off by {found}"
+
+
+def _error(planned: Plan, plain: nn.Module, inserted: nn.Module, example: Example) -> float:
+    """Return the relative error of the inserted model's gradient."""
+    gradients = []
+    for model in (plain, inserted):
+        model.train().zero_grad()
+        with _penalties(planned) if model is plain else _nothing() as penalties:
+            outputs = _run(model, example)
+        loss = torch.stack([output.square().mean() for output in outputs]).sum()
+        (loss + sum(penalties)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    difference, size = 0.0, 0.0
+    for expected, found in zip(*gradients, strict=True):
+        if expected is not None:
+            missing = torch.zeros_like(expected) if found is None else found
+            difference += float((missing - expected).double().square().sum())
+            size += float(expected.double().square().sum())
+    return math.sqrt(difference / size)
+
+
+@contextmanager
+def _nothing() -> Iterator[list[Tensor]]:
+    yield []
+
+
+@contextmanager
+def _penalties(planned: Plan) -> Iterator[list[Tensor]]:
+    """Collect the naive losses of what passes at the sites while the planned model runs."""
+    found: list[Tensor] = []
+
+    def note(site: Site, h: Tensor) -> None:
+        if h.ndim != site.layout.ndim:
+            raise _OTHERWISE
+        with torch.autocast(h.device.type, enabled=False):
+            copied = h.clone()  # the model may write to it further down
+            found.append(vcreg_loss(copied, _SCALE.alpha, _SCALE.beta, layout=site.layout))
+
+    # Where nothing leads on to the output, no gradient comes back.
+    alive = [site for site in planned.sites if site.leads_on]
+    counter = _Counter(planned, [site for site in alive if site.form == "inside"], note)
+    handles = [
+        _hook(planned.model, site, counter.aside) for site in alive if site.form == "boundary"
+    ]
+    try:
+        with counter:
+            yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+    if counter.seen != counter.expected:
+        raise _OTHERWISE
+
+
+def _hook(model: nn.Module, site: Site, note: Callable[[Site, Tensor], None]) -> Any:
+    module = model.get_submodule(site.path)
+    if site.position == "output":
+        return module.register_forward_hook(
+            lambda _module, _args, output: note(site, get_leaf(output, site.leaf))
+        )
+    return module.register_forward_pre_hook(
+        lambda _module, args, kwargs: note(
+            site, get_leaf(args if isinstance(site.leaf[0], int) else kwargs, site.leaf)
+        ),
+        with_kwargs=True,
+    )
+
+
+class _Counter(TorchFunctionMode):
+    """Counts calls of torch's functions, by which the sites in the middle of forwards are told."""
+
+    def __init__(
+        self, planned: Plan, sites: list[Site], note: Callable[[Site, Tensor], None]
+    ) -> None:
+        super().__init__()
+        by_name = {site.name: site for site in sites}
+        spots = [spot for spot in planned.rule.select(planned.recording) if spot.name in by_name]
+        self._kinds = {_kind(spot.flat) for spot in spots}
+        calls = [
+            node
+            for node in planned.recording.flat.nodes
+            if node.op == "call_function"
+            and _is_float(node.meta["val"])
+            and _kind(node) in self._kinds
+        ]
+        self._sites = {calls.index(spot.flat): by_name[spot.name] for spot in spots}
+        self._note, self._rests = note, False
+        self.seen, self.expected = 0, len(calls)
+
+    def aside(self, site: Site, h: Tensor) -> None:
+        """Note a tensor without counting what that takes."""
+        self._rests = True
+        self._note(site, h)
+        self._rests = False
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run a function, and note its tensor if it is a site's."""
+        output = func(*args, **(kwargs or {}))
+        if self._rests or not _is_float(output):
+            return output
+        tensors = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor)]
+        if (operation(func), len(tensors)) in self._kinds:
+            if (site := self._sites.get(self.seen)) is not None:
+                self._note(site, output)
+            self.seen += 1
+        return output
+
+
+def _kind(node: torch.fx.Node) -> tuple[str, int]:
+    """Return what tells one kind of calls: the operation, and how many tensors it is given.
+
+    Drop path, which runs in training only, adds a tensor and a number.
+    """
+    given = [
+        item for item in (*node.args, *node.kwargs.values()) if isinstance(item, torch.fx.Node)
+    ]
+    return operation(node.target), len(given)
+
+
+def _is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _run(model: nn.Module, example: Example, context: Any = None) -> list[Tensor]:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    with context or torch.enable_grad():
+        output = model(*example[0], **example[1])
+    return [tensor for _, tensor in leaves(output) if tensor.is_floating_point()]
+
+
+def _of_type(example: Example, dtype: torch.dtype) -> Example:
+    def convert(item: Any) -> Any:
+        return item.to(dtype) if _is_float(item) else item
+
+    changed: Example = tree_map(convert, example)
+    return changed
