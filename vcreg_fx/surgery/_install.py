@@ -207,13 +207,16 @@ def named_sites(model: nn.Module) -> list[tuple[str, LiveSite]]:
     """Return the live sites with their names as seen from the model, in order.
 
     A site keeps the name that it was inserted with, which was another one where it was inserted
-    through a module of the model.
+    through a module of the model. In an exported form the sites are modules of their own.
     """
     model = unwrapped(model)
-    paths = {
-        id(s): path for path, module in model.named_modules() for s in table_of(module).values()
+    names = {
+        id(s): f"{path}:{s.name.partition(':')[2]}"
+        for path, module in model.named_modules()
+        for s in table_of(module).values()
+        if is_rewritten(module)
     }
-    return [(f"{paths[id(s)]}:{s.name.partition(':')[2]}", s) for s in live_sites(model)]
+    return [(names.get(id(s), s.name), s) for s in live_sites(model)]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
