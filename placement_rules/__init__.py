@@ -30,6 +30,7 @@ from ._site import resolve as resolve
 from ._spot import Spot as Spot
 from ._tree import format_path as format_path
 from ._tree import get_leaf as get_leaf
+from ._tree import is_same as is_same
 from ._tree import leaves as leaves
 from ._tree import replace_leaf as replace_leaf
 from ._unrecorded import unrecorded as unrecorded

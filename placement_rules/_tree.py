@@ -37,17 +37,19 @@ def get_leaf(value: Any, path: Path) -> Any:
     return value
 
 
-def replace_leaf(value: Any, path: Path, tensor: Tensor) -> Any:
-    """Return ``value`` with ``tensor`` at ``path``.
+def replace_leaf(value: Any, path: Path, tensor: Tensor, *, in_place: bool = False) -> Any:
+    """Return ``value`` with ``tensor`` at ``path``; what lies around it is copied, not changed.
 
-    What can be changed is changed in place: a dict that a module received, changed and returned is
-    read by its caller as the object it passed. What cannot is made anew, of the same type.
+    **Arguments:**
+
+    - `in_place`: change what can be changed. What a module returns may be an object that its caller
+      has and reads on. A caller's own arguments are never written to.
     """
     if not path:
         return tensor
     key, rest = path[0], path[1:]
     before = get_leaf(value, (key,))
-    child = replace_leaf(before, rest, tensor)
+    child = replace_leaf(before, rest, tensor, in_place=in_place)
     if child is before:
         return value
     if isinstance(value, tuple):
@@ -57,15 +59,37 @@ def replace_leaf(value: Any, path: Path, tensor: Tensor) -> Any:
         if type(value) is not tuple:  # torch.return_types: a sequence of its fields
             return type(value)([child if i == key else item for i, item in enumerate(value)])
         return (*value[: int(key)], child, *value[int(key) + 1 :])
-    if _is_dataclass(value):
-        if value.__dataclass_params__.frozen:
-            value = copy.copy(value)
-            object.__setattr__(value, str(key), child)
-        else:
-            setattr(value, str(key), child)
+    frozen = _is_dataclass(value) and value.__dataclass_params__.frozen
+    if frozen or not in_place:
+        value = _copied(value)
+    if frozen:
+        object.__setattr__(value, str(key), child)
+    elif _is_dataclass(value):
+        setattr(value, str(key), child)
     else:
         value[key] = child
     return value
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two structures of the same kind hold the same objects at the same places."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Mapping) and list(one) != list(other):
+        return False
+    pairs = _children(one), _children(other)
+    return len(pairs[0]) == len(pairs[1]) > 0 and all(
+        is_same(a, b) for (_, a), (_, b) in zip(*pairs, strict=True)
+    )
+
+
+def _copied(value: Any) -> Any:
+    """Return a shallow copy; those of Python's own types in a way that compilers can follow."""
+    if type(value) is dict:
+        return dict(value)
+    return list(value) if type(value) is list else copy.copy(value)
 
 
 def format_path(path: Path) -> str:

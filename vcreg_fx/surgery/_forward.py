@@ -15,6 +15,7 @@ from .._config import VCRegConfig
 from ._graph_data import Shown
 from ._inside import Mark, Place
 from ._nodes import (
+    check_arguments,
     demean,
     demean_activation,
     get_argument,
@@ -152,6 +153,7 @@ def _outer(forward: Any, edits: Sequence[Edit]) -> fx.Graph:
     graph = fx.Graph()
     args: Any = graph.create_node("placeholder", "*args", name="args")
     kwargs: Any = graph.create_node("placeholder", "**kwargs", name="kwargs")
+    given, nested = (args, kwargs), []
     for edit in edits:
         if edit.position == "input":
             path = edit.leaf
@@ -160,9 +162,13 @@ def _outer(forward: Any, edits: Sequence[Edit]) -> fx.Graph:
             call = graph.call_function(put_argument, (args, kwargs, names, path, marked))
             args = graph.call_function(_item, (call, 0))
             kwargs = graph.call_function(_item, (call, 1))
+            nested += [(edit.name, path, marked)] if len(path) > 1 else []
     output = graph.create_node(
         "call_module", "vcreg_original_forward", (args, kwargs), name="original_forward"
     )
+    if nested:
+        how = (given, (args, kwargs), names, tuple(nested), output)
+        output = graph.call_function(check_arguments, how)
     for edit in edits:
         if edit.position == "output":
             if edit.leaf:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from placement_rules import LayoutError, get_leaf, is_recording, leaves, replace_leaf
+from placement_rules import LayoutError, get_leaf, is_recording, is_same, leaves, replace_leaf
 from placement_rules._torch import in_backward
 
+from .._errors import InsertionError
 from .._live import LiveSite
 from ._symbolic import site_and_mode, tracer_of
 
@@ -79,7 +81,11 @@ def get_tensor(value: Any, path: tuple[int | str, ...]) -> Any:
 
 
 def put_tensor(value: Any, path: tuple[int | str, ...], tensor: Any) -> Any:
-    """Return the structured output with the tensor at ``path`` replaced, wherever it occurs."""
+    """Return the structured output with the tensor at ``path`` replaced, wherever it occurs.
+
+    It is changed in place where it can be: a dict that a module received, changed and returned is
+    read by its caller as the object it passed.
+    """
     if tensor is None:
         return value
     if isinstance(value, torch.fx.Proxy) and path:
@@ -87,7 +93,7 @@ def put_tensor(value: Any, path: tuple[int | str, ...], tensor: Any) -> Any:
     original = get_tensor(value, path)
     places = [place for place, leaf in leaves(value) if leaf is original]
     for place in places or [path]:
-        value = replace_leaf(value, place, tensor)
+        value = replace_leaf(value, place, tensor, in_place=True)
     return value
 
 
@@ -104,6 +110,36 @@ def put_argument(args: Any, kwargs: Any, names: tuple[str, ...], path: Any, tens
     if isinstance(place[0], int):
         return replace_leaf(tuple(args), place, tensor), kwargs
     return args, replace_leaf(dict(kwargs), place, tensor)
+
+
+def check_arguments(
+    given: Any, passed: Any, names: tuple[str, ...], marked: Sequence[Any], output: Any
+) -> Any:
+    """Return a call's output, if the call left the arguments that were copied for it as they were.
+
+    **Arguments:**
+
+    - `given`, `passed`: its ``(args, kwargs)`` without the sites in them, and with them.
+    - `marked`: of each site, its name, its path, and the tensor that was put there.
+
+    **Raises:** `InsertionError` if it wrote to a copy, which its caller would not see.
+    """
+    if torch.compiler.is_compiling() or isinstance(output, torch.fx.Proxy):
+        return output
+    if is_same((*given,), (*passed,)):  # nothing was copied
+        return output
+    expected = given
+    for _, path, tensor in marked:
+        args, kwargs = expected
+        expected = put_argument(args, kwargs, names, path, tensor)
+    if not is_same((*expected,), (*passed,)):
+        sites = ", ".join(name for name, _, _ in marked)
+        raise InsertionError(
+            f"{sites}: the module writes to an argument that VCReg replaced by a copy, as a "
+            "caller's own objects are not written to, so that its caller would not see the change. "
+            "Use a rule that leaves this module's input out."
+        )
+    return output
 
 
 def _place(args: Any, kwargs: Any, names: tuple[str, ...], path: Any) -> tuple[Any, Any]:
