@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+import torch
 
 from ._distributed import as_data, check_sync
 
@@ -61,6 +63,8 @@ class VCRegConfig:
     sample: int | None = None
     ratio: float | None = None
 
+    _texts: ClassVar[dict[str, str]]  # of each configuration: its numbers, written
+
     def __post_init__(self) -> None:
         """Check every field."""
         for name in ("alpha", "beta", "gamma"):
@@ -84,6 +88,7 @@ class VCRegConfig:
             )
         self._check_estimates()
         self._check_ratio()
+        self._write_texts()
 
     def _check_estimates(self) -> None:
         if not isinstance(self.interval, int) or self.interval < 1:
@@ -118,6 +123,25 @@ class VCRegConfig:
                 "vcreg_fx.calibrate."
             )
 
+    def number(self, name: str) -> Any:
+        """Return a field that is a number or None; compiled code takes it as a constant.
+
+        The compiler makes an input of its graph of every float that it reads from an object, with
+        ``dynamic=True`` at once, and cannot pass one into an autograd node. A text is a constant.
+        """
+        if not torch.compiler.is_compiling():
+            return getattr(self, name)
+        text = self._texts[name]
+        return None if text == "None" else float(text)
+
+    def _write_texts(self) -> None:
+        names = ("alpha", "beta", "delta", "gamma", "eps", "ratio")
+        texts = {
+            name: str(value if (value := getattr(self, name)) is None else float(value))
+            for name in names
+        }
+        object.__setattr__(self, "_texts", texts)
+
     @property
     def estimates(self) -> bool:
         """Whether the gradient is an estimate."""
@@ -144,6 +168,7 @@ class VCRegConfig:
         """Restore a stored config."""
         for name, value in state.items():
             object.__setattr__(self, name, value)
+        self._write_texts()
 
 
 def check_coefficient(name: str, value: float) -> float:

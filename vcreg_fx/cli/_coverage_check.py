@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from placement_rules import PlacementError, Site, get_leaf, leaves, operation
+from placement_rules._torch import tree_map
 
 from .._config import VCRegConfig
 from ..functional import vcreg_loss

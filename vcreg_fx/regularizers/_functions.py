@@ -118,7 +118,7 @@ class Penalty(torch.autograd.Function):
             settings.record(found.statistics)
             statistics, centre = found.statistics, found.centre
             assert centre is not None  # algorithm1 has no mode="loss"
-            variance_loss = torch.relu(config.gamma - statistics.variances.sqrt()).mean()
+            variance_loss = torch.relu(config.number("gamma") - statistics.variances.sqrt()).mean()
             penalty = alpha * variance_loss + beta * statistics.covariance_loss
         return penalty.to(found.g.dtype), found.g, centre, found.rest
 
@@ -158,10 +158,11 @@ def naive_penalty(
         loss = other_penalty(z, settings.penalize)
         penalty = alpha * loss
     else:
-        loss = covariance_loss(z, config.delta)
-        penalty = alpha * variance_loss(z, config.gamma, config.eps) + beta * loss
+        loss = covariance_loss(z, config.number("delta"))
+        spread = variance_loss(z, config.number("gamma"), config.number("eps"))
+        penalty = alpha * spread + beta * loss
     with torch.no_grad():
-        variances = z.detach().var(dim=0) + config.eps
+        variances = z.detach().var(dim=0) + config.number("eps")
         samples = variances.new_ones(()) * z.shape[0]
     return penalty, Statistics(variances, loss.detach(), samples)
 
@@ -188,15 +189,24 @@ def _naive_gradient(
 ) -> tuple[Tensor, Statistics]:
     gradient: Tensor
     if torch.compiler.is_compiling():  # which knows this form only
-        gradient, statistics = torch.func.grad(naive_penalty, has_aux=True)(
+        gradient, seen = torch.func.grad(_naive_numbers, has_aux=True)(
             h.detach(), alpha, beta, settings
         )
+        statistics = Statistics(*seen)
     else:
         with torch.enable_grad():
             leaf = h.detach().requires_grad_()
             penalty, statistics = naive_penalty(leaf, alpha, beta, settings)
             (gradient,) = torch.autograd.grad(penalty, leaf)
     return gradient, statistics
+
+
+def _naive_numbers(
+    h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Return the penalty and what was seen, in tensors alone: the compiler takes nothing else."""
+    penalty, seen = naive_penalty(h, alpha, beta, settings)
+    return penalty, (seen.variances, seen.covariance_loss, seen.samples)
 
 
 def _naive_strength(

@@ -85,13 +85,13 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
     - `config`: γ, ε, δ and the convention.
     """
     printed = config.convention == "algorithm1"
-    delta = None if printed else config.delta
+    delta = None if printed else config.number("delta")
     c, n = found.covariance, found.samples
     d = len(c)
-    variances = c.diagonal() + config.eps
+    variances = c.diagonal() + config.number("eps")
     poison = variances.sum() * 0  # NaN where one is infinite: a clamp would hide that
     whole = None if config.ratio is None else c.clone()
-    slope = variances.rsqrt().mul_(variances < config.gamma**2)
+    slope = variances.rsqrt().mul_(variances < config.number("gamma") ** 2)
     c.diagonal().zero_()  # Eq. 4 and Eq. 10 leave it out
     clamped = c if delta is None else c.clamp(-delta, delta)
     covariance_loss = _huber_sum(c, clamped) / max(d * (d - 1), 1)

@@ -46,13 +46,14 @@ def strength(
     - `samples`, `ranks`, `channels`: n and how many processes it is from, and d.
     - `config`: the ratio, `sync` and the convention.
     """
-    assert config.ratio is not None
     of_task = arriving_norm(arriving, config)
     # Algorithm 1 leaves 1/(n−1) out of the covariance term.
     coefficients = alpha + beta * (samples - 1 if config.convention == "algorithm1" else 1)
     reference = _SATISFIED * ranks * coefficients / (channels * (samples - 1)) ** 0.5
     of_penalty = squared_norm.clamp_min(0).sqrt().clamp_min(reference)
-    return (of_task * config.ratio / of_penalty).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return (of_task * config.number("ratio") / of_penalty).nan_to_num(
+        nan=0.0, posinf=0.0, neginf=0.0
+    )
 
 
 def arriving_norm(arriving: Tensor, config: VCRegConfig) -> Tensor:
