@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -16,3 +18,10 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    """Clear the compiler, which gives a function up at its ninth form, counted over all tests."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

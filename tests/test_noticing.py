@@ -190,6 +190,15 @@ def test_penalties_that_nobody_reads_are_told_at_the_step() -> None:
     assert len(told) == 1 and "loss + vcreg_fx.penalty(model)" in str(told[0].message)
 
 
+def test_steps_of_other_models_tell_nothing_of_this_one(silent: None) -> None:
+    forgetful = network(mode="loss")
+    task(forgetful(X)).backward()
+    other = network()
+    accumulate(other, sgd(other), 1)
+    with pytest.warns(UserWarning, match="nobody has read"):
+        sgd(forgetful).step()
+
+
 # Loops that are right ------------------------------------------------------------------------
 
 LOOPS: dict[str, Callable[[], None]] = {}

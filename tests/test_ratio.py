@@ -178,6 +178,36 @@ def test_compiled_models(options: dict[str, int]) -> None:
         assert factors[0] == pytest.approx(factors[1], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ratio": 0.3},
+        {"ratio": 0.3, "delta": None},
+        {"ratio": 0.3, "backend": "naive"},
+        {"backend": "naive"},
+        {"mode": "loss"},
+        {"interval": 2},
+    ],
+)
+def test_compiled_for_every_batch_size(options: dict[str, object]) -> None:
+    """The compiler, which reads floats as symbols then, has one graph for all sizes."""
+    torch.manual_seed(3)
+    eager = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    example = torch.randn(4, 6)
+    vcreg_fx.insert(eager, "modules('1') | modules('3')", example_inputs=(example,), **options)
+    compiled = copy.deepcopy(eager)
+    torch._dynamo.utils.counters.clear()
+    run = torch.compile(compiled, backend="aot_eager", fullgraph=True, dynamic=True)
+    for n in (8, 5, 16):
+        x = torch.randn(n, 6)
+        for model, call in ((eager, eager), (compiled, run)):
+            loss = task_loss(call(x))
+            (loss + (vcreg_fx.penalty(model) if "mode" in options else 0)).backward()
+    found = [p.grad for p in compiled.parameters()]
+    assert relative_error(found, [p.grad for p in eager.parameters()]) <= 1e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 def three_steps(loss_scale: float, accumulation: int) -> list[Tensor]:
     """Return how the weights change in three steps of a loop that scales its loss."""
     torch.manual_seed(0)

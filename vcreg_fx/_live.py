@@ -293,9 +293,8 @@ class LiveSite(SiteValues):
                 f"{self.name} is trained in float16, where the loss is usually scaled, and the "
                 "gradient that VCReg adds must be scaled with it. Call "
                 "vcreg_fx.set_loss_scale(model, scaler) with your GradScaler (or with 1.0 if the "
-                "loss is not scaled); vcreg_fx.integrations does it in Lightning, transformers and "
-                'Accelerate. With ratio= no scale is needed; with mode="loss" neither, but each '
-                "step has to add vcreg_fx.penalty(model) to its loss."
+                'loss is not scaled). With ratio= no scale is needed; with mode="loss" neither, '
+                "but each step has to add vcreg_fx.penalty(model) to its loss."
             )
 
     def _check_recomputation(self) -> None:

@@ -53,12 +53,13 @@ class StepWatch:
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Note a step, and warn once if the passes before it call for a scale."""
-        self.look_for_unread()
-        if self._told:
-            return
         count = self._counts.get(optimizer)
         if count is None:
             count = self._counts[optimizer] = self._meet(optimizer)
+        if count.holds:
+            self.look_for_unread()
+        if self._told:
+            return
         k = self._passes - count.base - count.summed
         count.base, count.summed = self._passes, 0
         scaler = None
@@ -181,14 +182,12 @@ def _message(optimizer: Optimizer, k: int, scaler: Any | None) -> str:
             f"The model went backward {k} times for one step of {name}, and VCReg was not told how "
             f"the loop scales its loss. If each loss is divided by {k}, VCReg is {k} times too "
             f"strong: call vcreg_fx.set_loss_scale(model, {steps}) before training. If the losses "
-            "are added as they are, vcreg_fx.set_loss_scale(model, 1.0) says so. "
-            "vcreg_fx.integrations does it for Lightning, transformers and Accelerate."
+            "are added as they are, vcreg_fx.set_loss_scale(model, 1.0) says so."
         )
     call = f"vcreg_fx.set_loss_scale(model, scaler{', ' + steps if k > 1 else ''})"
     also = f" {name} steps once for {k} backward passes, too." if k > 1 else ""
     return (
         f"The loss is multiplied by a GradScaler (by {scaler.get_scale():g} now), and VCReg was "
         f"not told of it: the gradient that it adds is that much too small.{also} Call "
-        f"{call} before training. vcreg_fx.integrations does it for Lightning, transformers and "
-        "Accelerate."
+        f"{call} before training."
     )

@@ -41,7 +41,8 @@ def estimate(
             "ranks meet. Insert with sync=False or without interval, or do not compile."
         )
     what = (grad, h, alpha, beta, scale, axis)
-    how = (config.delta, config.gamma, config.eps, config.convention, config.demean, config.ratio)
+    delta, gamma, eps = (config.number(name) for name in ("delta", "gamma", "eps"))
+    how = (delta, gamma, eps, config.convention, config.demean, config.number("ratio"))
     when = (config.interval, config.sample, draw.key, draw.step, dtype)
     result: Tensor = torch.ops.vcreg_fx.estimate(*what, *how, *when)
     return result, None

@@ -21,8 +21,6 @@ from .._config import VCRegConfig
 from .._distributed import group_of, group_sum
 from ._precision import working_dtype
 
-_SATISFIED = 0.1  # of the norm of a penalty that nothing satisfies
-
 
 def strength(
     arriving: Tensor,
@@ -49,11 +47,11 @@ def strength(
     of_task = arriving_norm(arriving, config)
     # Algorithm 1 leaves 1/(n−1) out of the covariance term.
     coefficients = alpha + beta * (samples - 1 if config.convention == "algorithm1" else 1)
-    reference = _SATISFIED * ranks * coefficients / (channels * (samples - 1)) ** 0.5
-    of_penalty = squared_norm.clamp_min(0).sqrt().clamp_min(reference)
-    return (of_task * config.number("ratio") / of_penalty).nan_to_num(
-        nan=0.0, posinf=0.0, neginf=0.0
-    )
+    # Squares, since the compiler has no root of an n that it does not know.
+    reference = coefficients * coefficients * ranks**2 / 100 / (channels * (samples - 1))
+    of_penalty = squared_norm.clamp_min(reference).sqrt()
+    factor: Tensor = of_task * config.number("ratio") / of_penalty
+    return factor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def arriving_norm(arriving: Tensor, config: VCRegConfig) -> Tensor:
