@@ -64,25 +64,6 @@ class Mark:
     buffer: str | None
 
 
-def place_of(recording: Recording, site: Site) -> Place:
-    """Return where in the source a site's tensor is computed.
-
-    **Raises:** `InsideError` if that is no one place, or one that cannot be rewritten.
-    """
-    found: set[Place] = set()
-    for scope in recording.calls(site.path):
-        for node in scope.graph.nodes:
-            if node.name == site.position:
-                try:
-                    found.add(_place(scope, _called(node)))
-                except SourceError as error:
-                    raise refusal(scope, site.position, str(error)) from error
-    if len(found) != 1:
-        reason = "different calls of the module compute it at different places"
-        raise refusal(site.scope, site.position, reason)
-    return found.pop()
-
-
 def refusal(scope: Scope, position: str, reason: str) -> InsideError:
     """Return the error for a forward that cannot be rewritten in its middle."""
     return InsideError(
@@ -99,28 +80,6 @@ def _called(node: fx.Node) -> fx.Node:
     if not isinstance(source, fx.Node) or "origin" not in source.meta:
         raise SourceError("no call in its forward computes it")
     return source
-
-
-def _place(scope: Scope, node: fx.Node) -> Place:
-    call = _own_call(node)
-    (cls, method), *_ = call.frame.methods
-    source = _source(cls, method)
-    span = call.span(source)
-    calls = {node: call, **_elsewhere(scope, call, source)}
-    alike = [other for other in scope.graph.nodes if other in calls]
-    runs = {calls[other].run for other in alike}
-    within = [run for other in alike for run in calls[other].indirect]
-    if len(set(within)) < len(within):
-        raise SourceError(
-            f"one call in {method} computes several tensors like it, of which it returns one at "
-            "most, as sum does"
-        )
-    if len(alike) > 1 and (None in runs or len(runs) > 1):
-        raise SourceError(
-            f"its place in {method} is passed {len(alike)} times in one call of the module, which "
-            "cannot be told apart there"
-        )
-    return Place(cls, method, span, alike.index(node), len(alike), source.digest)
 
 
 class OwnCall(NamedTuple):
@@ -145,82 +104,173 @@ class OwnCall(NamedTuple):
         return source.span_of(self.frame.code, self.frame.instruction, self.name)
 
 
-def _elsewhere(scope: Scope, call: OwnCall, source: Source) -> dict[fx.Node, OwnCall]:
-    """Return the nodes of a scope whose tensors are values of the same expression."""
-    span, found = call.span(source), {}
-    for node in scope.graph.nodes:
-        if any(frame.code is call.frame.code for frame in node.meta.get("origin", ())):
-            try:
-                other = _own_call(node)
-                if other.frame.code is call.frame.code and other.span(source) == span:
-                    found[node] = other
-            except SourceError:  # no value of an expression there, so not of this one
-                continue
-    return found
+class Alike:
+    """The nodes of a scope whose tensors are values of one expression.
 
+    **Attributes:**
 
-def _own_call(node: fx.Node) -> OwnCall:
-    """Return the call in the innermost method of the module that makes a node's tensor.
-
-    **Raises:** `SourceError` if what is called there returns something else, or the method could
-    not be exchanged.
+    - `order`: the nodes, with their places in the order in which they ran.
+    - `runs`: the runs of the method that computed them.
+    - `joined`: whether one run of a function in between computed several of them.
     """
-    frames = without_dispatch(node.meta["origin"])
-    own = [frame for frame in frames if frame.methods]
-    if not own:
-        where = f"{frames[0].code.co_name}, " if frames else ""
-        raise SourceError(
-            f"it is computed in {where}outside of the methods of its class, or where a method's "
-            "first parameter no longer names the module"
-        )
-    if all(name != "forward" for _, name in own[-1].methods):
-        raise SourceError(
-            f"it is computed in {own[-1].methods[0][1]}, which is called from outside of forward, "
-            "as a hook is"
-        )
-    name, indirect = _name(node), []
-    for frame in frames[: frames.index(own[0]) + 1]:
-        source, place = _source_of(frame), (frame.code, frame.instruction, name)
-        if frame is not own[0] and not source.returns(*place):
+
+    def __init__(self) -> None:
+        self.order: dict[fx.Node, int] = {}
+        self.runs: set[int | None] = set()
+        self.joined = False
+        self._within: set[int] = set()
+
+    def add(self, node: fx.Node, call: OwnCall) -> None:
+        """Take up the next node."""
+        self.order[node] = len(self.order)
+        self.runs.add(call.run)
+        for run in call.indirect:
+            self.joined |= run in self._within
+            self._within.add(run)
+
+
+class PlaceFinder:
+    """Finds where in the source the sites of a recording are computed.
+
+    Every function is read once, and every recorded call is looked at once, however many sites a
+    forward has.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._methods: dict[tuple[type, str], Source] = {}
+        self._functions: dict[int, Source] = {}  # by the id of the code
+        self._calls: dict[fx.Node, OwnCall | SourceError] = {}
+        self._alike: dict[tuple[Scope, int], dict[Span, Alike]] = {}
+
+    def find(self, site: Site) -> Place:
+        """Return where in the source a site's tensor is computed.
+
+        **Raises:** `InsideError` if that is no one place, or one that cannot be rewritten.
+        """
+        found: set[Place] = set()
+        for scope in self._recording.calls(site.path):
+            if (node := scope.named.get(site.position)) is not None:
+                try:
+                    found.add(self._place(scope, _called(node)))
+                except SourceError as error:
+                    raise refusal(scope, site.position, str(error)) from error
+        if len(found) != 1:
+            reason = "different calls of the module compute it at different places"
+            raise refusal(site.scope, site.position, reason)
+        return found.pop()
+
+    def _place(self, scope: Scope, node: fx.Node) -> Place:
+        call = self._own_call(node)
+        (cls, method), *_ = call.frame.methods
+        source = self._method(cls, method)
+        span = call.span(source)
+        alike = self._alike_in(scope, call.frame.code)[span]
+        if alike.joined:
             raise SourceError(
-                f"it is computed in {frame.code.co_name}, a function that is not the module's and "
-                "that returns something else"
+                f"one call in {method} computes several tensors like it, of which it returns one "
+                "at most, as sum does"
             )
-        if node.op == "call_function" and not source.names(*place):
-            indirect.append(frame.run)
-        if frame is not own[0]:
-            name = frame.code.co_name
-    for inner, outer in itertools.pairwise(own):
-        names = {name for _, name in inner.methods}
-        if outer.methods == inner.methods:
-            continue
-        if not any(_source(*outer.methods[0]).looks_up(name) for name in names):
-            (cls, method), *_ = outer.methods
+        if len(alike.order) > 1 and (None in alike.runs or len(alike.runs) > 1):
             raise SourceError(
-                f"{cls.__name__}.{method} calls {' or '.join(sorted(names))} in a way that cannot "
-                "be redirected"
+                f"its place in {method} is passed {len(alike.order)} times in one call of the "
+                "module, which cannot be told apart there"
             )
-    function = function_of(*own[0].methods[0])
-    runs = [frame.run for frame in own if function is not None and frame.code is function.__code__]
-    return OwnCall(own[0], name, runs[0] if runs else None, tuple(indirect))
+        return Place(cls, method, span, alike.order[node], len(alike.order), source.digest)
+
+    def _alike_in(self, scope: Scope, code: types.CodeType) -> dict[Span, Alike]:
+        """Return, for each expression of a function, the nodes whose tensors are its values."""
+        if (scope, id(code)) not in self._alike:
+            found = self._alike[scope, id(code)] = {}
+            for node in scope.graph.nodes:
+                if any(frame.code is code for frame in node.meta.get("origin", ())):
+                    try:
+                        call = self._own_call(node)
+                        if call.frame.code is code:
+                            span = call.span(self._method(*call.frame.methods[0]))
+                            found.setdefault(span, Alike()).add(node, call)
+                    except SourceError:  # no value of an expression there
+                        continue
+        return self._alike[scope, id(code)]
+
+    def _own_call(self, node: fx.Node) -> OwnCall:
+        """Return the call in the innermost method of the module that makes a node's tensor.
+
+        **Raises:** `SourceError` if what is called there returns something else, or the method
+        could not be exchanged.
+        """
+        if node not in self._calls:
+            try:
+                self._calls[node] = self._look_for_own_call(node)
+            except SourceError as error:
+                self._calls[node] = error
+        found = self._calls[node]
+        if isinstance(found, SourceError):
+            raise found
+        return found
+
+    def _look_for_own_call(self, node: fx.Node) -> OwnCall:
+        frames = without_dispatch(node.meta["origin"])
+        own = [frame for frame in frames if frame.methods]
+        if not own:
+            where = f"{frames[0].code.co_name}, " if frames else ""
+            raise SourceError(
+                f"it is computed in {where}outside of the methods of its class, or where a "
+                "method's first parameter no longer names the module"
+            )
+        if all(name != "forward" for _, name in own[-1].methods):
+            raise SourceError(
+                f"it is computed in {own[-1].methods[0][1]}, which is called from outside of "
+                "forward, as a hook is"
+            )
+        name, indirect = _name(node), []
+        for frame in frames[: frames.index(own[0]) + 1]:
+            source, place = self._source_of(frame), (frame.code, frame.instruction, name)
+            if frame is not own[0] and not source.returns(*place):
+                raise SourceError(
+                    f"it is computed in {frame.code.co_name}, a function that is not the module's "
+                    "and that returns something else"
+                )
+            if node.op == "call_function" and not source.names(*place):
+                indirect.append(frame.run)
+            if frame is not own[0]:
+                name = frame.code.co_name
+        for inner, outer in itertools.pairwise(own):
+            names = {name for _, name in inner.methods}
+            if outer.methods == inner.methods:
+                continue
+            if not any(self._method(*outer.methods[0]).looks_up(name) for name in names):
+                (cls, method), *_ = outer.methods
+                raise SourceError(
+                    f"{cls.__name__}.{method} calls {' or '.join(sorted(names))} in a way that "
+                    "cannot be redirected"
+                )
+        function = function_of(*own[0].methods[0])
+        code = None if function is None else function.__code__
+        runs = [frame.run for frame in own if frame.code is code]
+        return OwnCall(own[0], name, runs[0] if runs else None, tuple(indirect))
+
+    def _method(self, cls: type, method: str) -> Source:
+        if (cls, method) not in self._methods:
+            self._methods[cls, method] = _source(cls, method)
+        return self._methods[cls, method]
+
+    def _source_of(self, frame: Frame) -> Source:
+        """Return the source of what a frame runs: the module's method, or another function."""
+        if frame.methods:
+            return self._method(*frame.methods[0])
+        code = frame.code
+        if id(code) not in self._functions:
+            cells = tuple(types.CellType() for _ in code.co_freevars)
+            function = types.FunctionType(code, {}, code.co_name, None, cells)
+            self._functions[id(code)] = Source(function)
+        return self._functions[id(code)]
 
 
 def _name(node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target).rpartition(".")[2]
     return operation(node.target)
-
-
-def _source_of(frame: Frame) -> Source:
-    """Return the source of what a frame runs: the module's method, or a function of its own."""
-    if frame.methods:
-        return _source(*frame.methods[0])
-    code = frame.code
-    return Source(types.FunctionType(code, {}, code.co_name, None, _empty_cells(code)))
-
-
-def _empty_cells(code: types.CodeType) -> tuple[types.CellType, ...]:
-    return tuple(types.CellType() for _ in code.co_freevars)
 
 
 def _source(cls: type, method: str) -> Source:

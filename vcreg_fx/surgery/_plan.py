@@ -33,7 +33,7 @@ from .._errors import InsertionError
 from ..regularizers import Penalize, choose
 from ._class import set_aside, table_of
 from ._forward import key_of
-from ._inside import Mark, Place, new_methods, place_of
+from ._inside import Mark, Place, PlaceFinder, new_methods
 from ._install import install
 from ._table import table
 from ._watch import Insertion
@@ -180,10 +180,15 @@ def plan(
 
 def _places(recording: Recording, sites: list[Site]) -> dict[str, Place]:
     """Find the sites in the middle of forwards in the source, and try to rewrite it there."""
-    found = {site.name: place_of(recording, site) for site in sites if site.form == "inside"}
-    for path in dict.fromkeys(site.path for site in sites if site.name in found):
-        here = [site for site in sites if site.path == path and site.name in found]
-        new_methods([Mark(found[site.name], site.name, site.leaf, None) for site in here])
+    finder = PlaceFinder(recording)
+    found = {site.name: finder.find(site) for site in sites if site.form == "inside"}
+    marks: dict[str, list[Mark]] = {}
+    for site in sites:
+        if site.name in found:
+            mark = Mark(found[site.name], key_of(site.position, site.leaf), site.leaf, None)
+            marks.setdefault(site.path, []).append(mark)
+    for together in dict.fromkeys(map(tuple, marks.values())):  # once where modules are alike
+        new_methods(together)
     return found
 
 

@@ -89,8 +89,9 @@ class Source:
         *self._around, self._definition = found[code.co_name, self._first]
         if not _same_code(code, _compiled(self._around, self._definition, code, None)):
             raise SourceError(changed)
+        self._looked_up: dict[str, bool] = {}
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A number that changes with the function's text."""
         return hashlib.sha256(self._text(self._lines).encode()).hexdigest()
@@ -130,18 +131,13 @@ class Source:
                 f"line {line} changes {ast.unparse(node.target)!r} in place, which cannot be named "
                 "twice"
             )
-        for statement in ast.walk(self._definition):
-            if isinstance(statement, ast.Expr) and statement.value is node:
-                raise SourceError(
-                    f"the value of {ast.unparse(node)!r} in line {line} is thrown away, so that "
-                    "nothing can be put in its place"
-                )
-            if not isinstance(statement, (ast.FunctionDef, ast.Lambda)):
-                continue
-            if statement is not self._definition and node in ast.walk(statement):
-                names = {argument.arg for argument in _parameters(statement.args)}
-                if self.owner in names:
-                    raise SourceError(f"line {line} is in a function that hides {self.owner}")
+        if node in self._thrown_away:
+            raise SourceError(
+                f"the value of {ast.unparse(node)!r} in line {line} is thrown away, so that "
+                "nothing can be put in its place"
+            )
+        if node in self._hidden:
+            raise SourceError(f"line {line} is in a function that hides {self.owner}")
         return self._span(node)
 
     def names(self, code: types.CodeType, instruction: int, name: str) -> bool:
@@ -152,15 +148,15 @@ class Source:
     def returns(self, code: types.CodeType, instruction: int, name: str) -> bool:
         """Whether what an instruction computes is what the function returns, as it is."""
         _, nodes = self._at(code, instruction, name)
-        bodies = [
-            node.value if isinstance(node, ast.Return) else node.body
-            for node in ast.walk(self._definition)
-            if isinstance(node, (ast.Return, ast.Lambda))
-        ]
-        return len(nodes) == 1 and any(nodes[0] is body for body in bodies)
+        return len(nodes) == 1 and nodes[0] in self._returned
 
     def looks_up(self, method: str) -> bool:
         """Whether the function finds a method by the module, or by ``super()``, and only so."""
+        if method not in self._looked_up:
+            self._looked_up[method] = self._looks_up(method)
+        return self._looked_up[method]
+
+    def _looks_up(self, method: str) -> bool:
         ways = set()
         of_module = {self.owner, f"type({self.owner})", f"{self.owner}.__class__"}
         for node in ast.walk(self._definition):
@@ -222,25 +218,53 @@ class Source:
     def _at(
         self, code: types.CodeType, instruction: int, name: str
     ) -> tuple[int, list[ast.expr | ast.AugAssign]]:
-        nodes = [
-            node
-            for node in ast.walk(self._definition)
-            if isinstance(node, ast.AugAssign)
-            or (isinstance(node, ast.expr) and isinstance(getattr(node, "ctx", _LOAD), ast.Load))
-        ]
         if not HAS_POSITIONS:
             line = _line_of(code, instruction)
+            nodes = (node for here in self._expressions.values() for node in here)
             return line, [n for n in nodes if n.lineno == line and _computes(n, name)]
         line, end_line, column, end_column = _positions(code)[instruction // 2]
         if line is None or column is None:
             return line or self._first, []
         found = [
             node
-            for node in nodes
-            if (node.end_lineno, node.end_col_offset) == (end_line, end_column)
-            and ((node.lineno, node.col_offset) == (line, column) or _begins(node, line, column))
+            for node in self._expressions.get((end_line, end_column), ())
+            if (node.lineno, node.col_offset) == (line, column) or _begins(node, line, column)
         ]
         return line, found
+
+    @functools.cached_property
+    def _expressions(self) -> dict[Any, list[ast.expr | ast.AugAssign]]:
+        """What computes a value in the function, by the place where it ends."""
+        found: dict[Any, list[ast.expr | ast.AugAssign]] = {}
+        for node in ast.walk(self._definition):
+            if isinstance(node, ast.AugAssign) or (
+                isinstance(node, ast.expr) and isinstance(getattr(node, "ctx", _LOAD), ast.Load)
+            ):
+                found.setdefault((node.end_lineno, node.end_col_offset), []).append(node)
+        return found
+
+    @functools.cached_property
+    def _thrown_away(self) -> set[ast.AST]:
+        return {node.value for node in ast.walk(self._definition) if isinstance(node, ast.Expr)}
+
+    @functools.cached_property
+    def _returned(self) -> set[ast.AST | None]:
+        return {
+            node.value if isinstance(node, ast.Return) else node.body
+            for node in ast.walk(self._definition)
+            if isinstance(node, (ast.Return, ast.Lambda))
+        }
+
+    @functools.cached_property
+    def _hidden(self) -> set[ast.AST]:
+        """What stands in a function whose parameter has the name of the module's."""
+        return {
+            part
+            for node in ast.walk(self._definition)
+            if isinstance(node, (ast.FunctionDef, ast.Lambda)) and node is not self._definition
+            if self.owner in {argument.arg for argument in _parameters(node.args)}
+            for part in ast.walk(node)
+        }
 
     def _span(self, node: ast.expr | ast.AugAssign) -> Span:
         first = self._first

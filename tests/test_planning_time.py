@@ -1,0 +1,118 @@
+"""What planning and inserting take, counted in calls: nothing is done twice, all is linear."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType, FunctionType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import vcreg_fx
+from placement_rules import _record
+from vcreg_fx.surgery import _source
+
+
+class Block(nn.Module):
+    """A block that adds to what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(torch.relu(self.linear(self.norm(x))))
+        return x * 2
+
+
+class Blocks(nn.Sequential):
+    """A plain network of small blocks."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(nn.Linear(8, 8), *(Block() for _ in range(count)), nn.Linear(8, 3))
+
+
+class Loop(nn.Module):
+    """A network whose own forward makes all of its adds, at one place."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x)
+
+
+def insert(model: nn.Module, rule: str) -> nn.Module:
+    return vcreg_fx.plan(model, rule, example_inputs=(torch.zeros(4, 8),)).apply()
+
+
+def calls_of(run: Callable[[], object]) -> int:
+    """Return how many functions are called, Python's own and others."""
+    counts: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        counts[event] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(before)
+    return counts["call"] + counts["c_call"]
+
+
+@pytest.mark.parametrize(
+    ("build", "rule"), [(Blocks, "blocks"), (Blocks, "residual"), (Loop, "residual")]
+)
+def test_calls_grow_as_the_network(build: type[nn.Module], rule: str) -> None:
+    insert(build(2), rule)  # whatever is done once in a process
+    few, some, many = (calls_of(lambda n=n: insert(build(n), rule)) for n in (8, 16, 32))
+    assert many - some < 2.1 * (some - few)
+
+
+def test_a_plan_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass in eval mode, one in train mode, and none by apply."""
+    runs: Counter[str] = Counter()
+
+    class Counted(Blocks):
+        def forward(self, x: Tensor) -> Tensor:
+            runs["train" if self.training else "eval"] += 1
+            return super().forward(x)
+
+    model = Counted(3)
+    plan = vcreg_fx.plan(model, "residual", example_inputs=(torch.zeros(4, 8),))
+    assert runs == {"eval": 1, "train": 1}
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("recorded again")
+
+    monkeypatch.setattr(_record, "_call", refuse)
+    plan.apply()
+    assert len(vcreg_fx.sites(model)) == 3
+    assert runs == {"eval": 1, "train": 1}
+
+
+@pytest.mark.parametrize("build", [Blocks, Loop])
+def test_sources_are_read_once(build: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks there are: by the plan, by its trial, and when the class is made."""
+    read: Counter[str] = Counter()
+    init = _source.Source.__init__
+
+    def counting(self: _source.Source, function: FunctionType) -> None:
+        read[function.__qualname__] += 1
+        init(self, function)
+
+    monkeypatch.setattr(_source.Source, "__init__", counting)
+    insert(build(12), "residual")
+    (times,) = read.values()
+    assert times <= 3
