@@ -376,6 +376,20 @@ class FoundInManyWays(Block):
         return self.both(x, self.linear(x)).tanh()
 
 
+@compiled
+class __Private(Block):
+    """Private names, of which those of a class with underscores lose these."""
+
+    def __branch(self, __x: Tensor) -> Tensor:
+        return (__x + self.linear(__x)).sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        def again(y: Tensor) -> Tensor:
+            return self.__branch(y) + self.linear(y)
+
+        return again(x).tanh()
+
+
 @right
 class ByItsClass(Block):
     def one(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from .regularizers import (
     autocast_enabled,
     autocast_off,
     exported_vcreg,
+    inject_gradient_at,
     naive_penalty,
     product_dtype,
     reference_mean,
@@ -181,7 +183,8 @@ class LiveSite(SiteValues):
             dtype = product_dtype(h)
             step = self._step if self.config.estimates else None
             started = None if step is not None else self._start_exchange(h, reference, dtype)
-            result: Tensor = InjectGradient.apply(
+            inject = InjectGradient if torch.compiler.is_compiling() else self._inject
+            result: Tensor = inject.apply(
                 h, reference, self._alpha, self._beta, scale, step, self._settings, dtype, started
             )
             return result
@@ -197,6 +200,10 @@ class LiveSite(SiteValues):
             return h.clone() if self._clone else h  # its penalty was counted in forward
         self._keep(penalty)
         return h.clone() if self._clone else h
+
+    @cached_property
+    def _inject(self) -> type[InjectGradient]:
+        return inject_gradient_at(self.name)
 
     @property
     def needs_scale(self) -> bool:
@@ -325,6 +332,7 @@ class LiveSite(SiteValues):
         state = {**super().__getstate__(), "pending": [], "probe": None}
         state.update(_backward=False, _injected=False, _left=[False], steps=None)
         del state["_settings"]
+        state.pop("_inject", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from ._choice import Penalize as Penalize
 from ._choice import choose as choose
+from ._functions import SITE as SITE
 from ._functions import InjectGradient as InjectGradient
 from ._functions import Penalty as Penalty
 from ._functions import Settings as Settings
+from ._functions import inject_gradient_at as inject_gradient_at
 from ._functions import naive_penalty as naive_penalty
 from ._functions import refuse_batches as refuse_batches
 from ._gradient import Statistics as Statistics

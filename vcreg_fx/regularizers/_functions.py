@@ -25,6 +25,8 @@ from ._precision import autocast_off
 from ._products import add_product
 from ._ratio import strength
 
+SITE = "VCReg's site"  # how errors begin to name one
+
 
 @dataclass(frozen=True, eq=False)
 class Settings:
@@ -67,8 +69,8 @@ class InjectGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the arriving gradient plus the penalty's, in a new tensor."""
-        h, reference, alpha, beta, scale = ctx.saved_tensors
         settings: Settings = ctx.settings
+        h, reference, alpha, beta, scale = _saved(ctx)
         _refuse_second_order()
         refuse_batches(settings.name, grad)
         if settings.injected is not None and not torch.compiler.is_compiling():
@@ -96,6 +98,16 @@ class InjectGradient(torch.autograd.Function):
         if under_func_transform():
             result = grad + result.detach()  # what arrives keeps its own graph
         return result, *[None] * 8
+
+
+def inject_gradient_at(name: str) -> type[InjectGradient]:
+    """Return `InjectGradient` under a name of its own for a site.
+
+    Where what the site returned is written to in place, which no recording has shown, autograd
+    refuses at once, in an error that has this name in it.
+    """
+    title = f"{SITE} {name} (write to x.clone() there, not to x)"
+    return type(title, (InjectGradient,), {})
 
 
 class Penalty(torch.autograd.Function):
@@ -133,8 +145,8 @@ class Penalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         """Return the penalty's gradient, times what arrives."""
-        h, alpha, beta, g, centre, rest = ctx.saved_tensors
         settings: Settings = ctx.settings
+        h, alpha, beta, g, centre, rest = _saved(ctx)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with autocast_off(h):
                 penalty, _ = naive_penalty(h, alpha, beta, settings)
@@ -224,6 +236,30 @@ def _naive_strength(
     norm = group_sum(added.to(seen.variances.dtype).square().sum(), group)
     factor = strength(arriving, norm, alpha, beta, seen.samples, ranks, d, config)
     return factor, seen._replace(factor=factor)
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    """Return what was saved for backward.
+
+    **Raises:** `RuntimeError` that names the site, if its tensor was written to since then.
+    """
+    saved: tuple[Any, ...]
+    if torch.compiler.is_compiling():
+        saved = ctx.saved_tensors
+        return saved
+    try:
+        saved = ctx.saved_tensors
+    except RuntimeError as error:
+        if "inplace" not in str(error):
+            raise
+        raise RuntimeError(
+            f"The tensor of {SITE} {ctx.settings.name} was written to in place after the "
+            "site, which recording the model has not shown, so that the site returned no copy. "
+            "Write y = x * m instead of x.mul_(m), or to a clone of it; or insert with "
+            "example_inputs= with which it is written to, or use a rule that leaves this module "
+            "out."
+        ) from error
+    return saved
 
 
 def _refuse_second_order() -> None:

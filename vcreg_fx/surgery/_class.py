@@ -8,6 +8,7 @@ import types
 from typing import Any
 from weakref import WeakValueDictionary
 
+import torch
 from torch import fx, nn
 
 from placement_rules._torch import tables_of
@@ -18,6 +19,7 @@ from ._forward import Forward
 from ._graph_data import from_data, to_data, to_shown_data
 from ._inside import NewMethod, new_methods
 from ._symbolic import TABLE, tracer_of
+from ._unforeseen import named_error
 from ._watch import REGISTRY, watch_sites
 
 _made: WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = WeakValueDictionary()
@@ -93,7 +95,14 @@ def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -
             watch_sites(self)
         if (tracer := tracer_of(*args, *kwargs.values())) is not None and tracer.keeps(self):
             return tracer.original(self, args, kwargs)
-        return inside(self, *args, **kwargs)
+        if not watch or torch.compiler.is_compiling():
+            return inside(self, *args, **kwargs)
+        try:
+            return inside(self, *args, **kwargs)
+        except RuntimeError as error:
+            if (named := named_error(self, error)) is None:
+                raise
+            raise named from error
 
     @functools.wraps(original.forward)
     def new_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

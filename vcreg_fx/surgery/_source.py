@@ -160,7 +160,7 @@ class Source:
         ways = set()
         of_module = {self.owner, f"type({self.owner})", f"{self.owner}.__class__"}
         for node in ast.walk(self._definition):
-            if isinstance(node, ast.Attribute) and node.attr == method:
+            if isinstance(node, ast.Attribute) and self._mangled(node.attr) == method:
                 value = node.value
                 by_super = (
                     isinstance(value, ast.Call)
@@ -201,6 +201,13 @@ class Source:
         return made, self._shown(wrapper.texts)
 
     # ---------------------------------------------------------------------------------------
+
+    def _mangled(self, name: str) -> str:
+        """Return an attribute's name as the class around gives it, if it is a private one."""
+        classes = [node.name.lstrip("_") for node in self._around if isinstance(node, ast.ClassDef)]
+        if not name.startswith("__") or name.endswith("__") or not any(classes[-1:]):
+            return name
+        return f"_{classes[-1]}{name}"
 
     def _collects(self, node: ast.AST) -> bool:
         """Whether an expression only takes up what it computes, as ``list(…)`` and ``[*…]`` do."""
