@@ -14,7 +14,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ("functional", "regularizers", "surgery", "export")
 UPPER = tuple(
-    f"vcreg_fx.{name}" for name in ("ablation", "benchmark", "evaluation", "recipes", "cli")
+    f"vcreg_fx.{name}"
+    for name in (
+        "ablation",
+        "benchmark",
+        "evaluation",
+        "integrations",
+        "recipes",
+        "cli",
+    )
 )
 TOP_LEVEL = {
     "CHANGELOG.md",
@@ -38,6 +46,7 @@ def test_import_is_light(package):
     """Importing the library imports torch, and what torch imports, alone."""
     heavy = {"torchvision", "timm", "sklearn", "matplotlib", "typer", "rich", "transformers"}
     heavy |= {"onnx", "onnxruntime", "onnxscript", "safetensors"}
+    heavy |= {"accelerate", "lightning", "pytorch_lightning"}
     code = f"import sys, {package}; print(*sorted(set(sys.modules) & {heavy}))"
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

@@ -1,5 +1,6 @@
 """Train any vision model with variance-covariance regularization (VCReg, arXiv 2306.13292)."""
 
+import importlib as _importlib
 import typing as _typing
 
 import placement_rules
@@ -51,8 +52,10 @@ def __getattr__(name: str) -> _typing.Any:
         from .ablation import ablate
 
         return ablate
+    if name == "integrations":
+        return _importlib.import_module(".integrations", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "ablate"])
+    return sorted([*globals(), "ablate", "integrations"])

@@ -1,4 +1,4 @@
-"""What the calling frames tell of a training loop: the scaler that steps, the loss of a backward.
+"""What the calling frames tell of a training loop: its scaler, its loss, the library it is of.
 
 For warnings only. What cannot be seen from here (a backward pass on a device has threads of its
 own) is taken for a loop that scales its loss.
@@ -25,6 +25,13 @@ _SUMS = (
     "ToCopyBackward", "ViewBackward", "SqueezeBackward", "UnsqueezeBackward",
 )  # fmt: skip
 _SCALES = ("DivBackward", "MulBackward")
+# What follows the loss in a trainer's loop; transformers' stands on Accelerate.
+_INTEGRATIONS = {
+    "transformers": "Trainer(…, callbacks=[vcreg_fx.integrations.transformers.VCRegCallback()])",
+    "lightning": "Trainer(callbacks=[vcreg_fx.integrations.lightning.VCRegCallback()])",
+    "pytorch_lightning": "Trainer(callbacks=[vcreg_fx.integrations.lightning.VCRegCallback()])",
+    "accelerate": "vcreg_fx.integrations.accelerate.follow(model, accelerator)",
+}
 
 
 def calling_scaler() -> Any | None:
@@ -54,6 +61,16 @@ def loss_may_be_scaled() -> bool:
     if not roots:
         return True
     return all(_is_scaled(root.grad_fn) for root in roots)
+
+
+def what_follows() -> str:
+    """Return a sentence that names what tells VCReg of the running trainer's scale, if any."""
+    running = [str(frame.f_globals.get("__name__")).split(".")[:2] for frame in _frames(_DEPTH)]
+    packages = {name[0] for name in running if name != ["transformers", "models"]}
+    for package, call in _INTEGRATIONS.items():
+        if package in packages:
+            return f" Here this does it: {call}."
+    return ""
 
 
 def outside_torch() -> int:

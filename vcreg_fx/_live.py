@@ -19,6 +19,7 @@ from placement_rules._torch import (
     under_func_transform,
 )
 
+from ._calling import what_follows
 from ._config import VCRegConfig
 from ._distributed import GroupSum, group_of
 from ._loss_scale import LossScale
@@ -300,8 +301,8 @@ class LiveSite(SiteValues):
                 f"{self.name} is trained in float16, where the loss is usually scaled, and the "
                 "gradient that VCReg adds must be scaled with it. Call "
                 "vcreg_fx.set_loss_scale(model, scaler) with your GradScaler (or with 1.0 if the "
-                'loss is not scaled). With ratio= no scale is needed; with mode="loss" neither, '
-                "but each step has to add vcreg_fx.penalty(model) to its loss."
+                f"loss is not scaled).{what_follows()} With ratio= no scale is needed; with "
+                'mode="loss" neither, but each step has to add vcreg_fx.penalty(model) to its loss.'
             )
 
     def _check_recomputation(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ._calling import calling_scaler, loss_may_be_scaled, outside_torch
+from ._calling import calling_scaler, loss_may_be_scaled, outside_torch, what_follows
 
 if TYPE_CHECKING:
     from ._live import LiveSite
@@ -182,12 +182,12 @@ def _message(optimizer: Optimizer, k: int, scaler: Any | None) -> str:
             f"The model went backward {k} times for one step of {name}, and VCReg was not told how "
             f"the loop scales its loss. If each loss is divided by {k}, VCReg is {k} times too "
             f"strong: call vcreg_fx.set_loss_scale(model, {steps}) before training. If the losses "
-            "are added as they are, vcreg_fx.set_loss_scale(model, 1.0) says so."
+            f"are added as they are, vcreg_fx.set_loss_scale(model, 1.0) says so.{what_follows()}"
         )
     call = f"vcreg_fx.set_loss_scale(model, scaler{', ' + steps if k > 1 else ''})"
     also = f" {name} steps once for {k} backward passes, too." if k > 1 else ""
     return (
         f"The loss is multiplied by a GradScaler (by {scaler.get_scale():g} now), and VCReg was "
         f"not told of it: the gradient that it adds is that much too small.{also} Call "
-        f"{call} before training."
+        f"{call} before training.{what_follows()}"
     )

@@ -15,6 +15,7 @@ from ._install import live_sites as live_sites
 from ._install import named_sites as named_sites
 from ._install import replace_site as replace_site
 from ._install import uninstall as uninstall
+from ._install import unwrapped as unwrapped
 from ._plan import Plan as Plan
 from ._plan import check_model as check_model
 from ._plan import make_config as make_config
@@ -50,4 +51,5 @@ __all__ = [
     "suspended",
     "to_data",
     "uninstall",
+    "unwrapped",
 ]

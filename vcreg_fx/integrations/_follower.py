@@ -1,0 +1,187 @@
+"""VCReg of a model in a trainer's hands: inserted, scaled as its loss is, scheduled, kept."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from placement_rules import Rule, parse
+
+from .._errors import InsertionError
+from .._insert import insert, set_loss_scale, sites
+from .._live import LiveSite
+from .._loss_scale import LossScale
+from .._schedule import CoefficientSchedule, check_schedule
+from ..regularizers import choose
+from ..surgery import insertions, make_config
+from ._checkpoints import restore_state, state_of
+
+Schedule = CoefficientSchedule | Mapping[str, Any]
+
+
+class Follower:
+    """What a trainer's callback does for one model.
+
+    **Arguments:**
+
+    - `rule`: as for `vcreg_fx.insert`; None to follow what was inserted.
+    - `schedule`: a `CoefficientSchedule`, or its arguments but the model.
+    - `overrides`: further arguments of `vcreg_fx.insert`.
+
+    **Raises:** `TypeError` for arguments that `vcreg_fx.insert` has not, and without a rule for
+    any.
+    """
+
+    def __init__(
+        self, rule: str | Rule | None, schedule: Schedule | None, overrides: dict[str, Any]
+    ) -> None:
+        self.rule = None if rule is None else parse(rule)
+        self.overrides = overrides
+        self.model: nn.Module | None = None
+        self.schedule = schedule if isinstance(schedule, CoefficientSchedule) else None
+        self._lengths = dict(schedule) if isinstance(schedule, Mapping) else None
+        self._kept: dict[str, Any] | None = None  # the state of the schedule in a checkpoint
+        self._before: dict[LiveSite, LossScale | None] = {}
+        self._scale: tuple[Any, int] | None = None
+        if rule is None and overrides:
+            raise TypeError(
+                f"Without a rule nothing is inserted: {', '.join(overrides)} has no use."
+            )
+        self._config = make_config(overrides.get("config"), _fields(overrides))
+        if self._lengths is not None:
+            lengths = inspect.signature(CoefficientSchedule).bind(None, **self._lengths).arguments
+            check_schedule(*(lengths.get(name, 0) for name in ("warmup", "decay", "final")))
+
+    # Inserting --------------------------------------------------------------------------------
+
+    def take(self, model: nn.Module) -> bool:
+        """Follow a model, and insert by the rule if that was not done.
+
+        **Returns:** whether it was done now.
+        """
+        self.model = model
+        if self.rule is None or self._is_inserted(model):
+            return False
+        insert(model, self.rule, **self.overrides)
+        return True
+
+    def require(self, how: str) -> nn.Module:
+        """Return the model.
+
+        **Raises:** `InsertionError` if nothing was inserted into it.
+        """
+        if self.model is None or not sites(self.model):
+            raise InsertionError(
+                "VCRegCallback has no rule, and nothing was inserted into the model. Insert before "
+                f'training, vcreg_fx.insert(model, "blocks"), or give a rule: {how}.'
+            )
+        return self.model
+
+    def _is_inserted(self, model: nn.Module) -> bool:
+        config = choose(self.overrides.get("regularizer", "vcreg"), self._config)[1]
+        asked = (str(self.rule), config.to_dict())
+        return any((made.rule, made.config) == asked for made in insertions(model))
+
+    # The scale --------------------------------------------------------------------------------
+
+    def scale(self, scaler: Any | None, steps: int) -> None:
+        """Scale VCReg as the trainer does its loss: by a scaler, and divided by the steps."""
+        assert self.model is not None
+        if (scaler, steps) == self._scale:
+            return
+        if not self._before:
+            self._before = {site: site.loss_scale for site in sites(self.model)}
+            self._tell_of_others(scaler, steps)
+        set_loss_scale(self.model, 1.0 if scaler is None else scaler, steps)
+        self._scale = (scaler, steps)
+
+    def leave(self) -> None:
+        """Give the sites back the scale that they had: another loop may follow."""
+        for site, scale in self._before.items():
+            site.loss_scale = scale
+        self._before, self._scale = {}, None
+
+    def _tell_of_others(self, scaler: Any | None, steps: int) -> None:
+        mine = float(LossScale(1.0 if scaler is None else scaler, steps).read())
+        others = {float(scale.read()) for scale in self._before.values() if scale is not None}
+        if others - {mine}:
+            warnings.warn(
+                f"set_loss_scale was called with {min(others):g}, and the trainer scales its loss "
+                f"by {mine:g}: the trainer's scale is used. If the loss is scaled by more than the "
+                "trainer's part, leave VCRegCallback out and call set_loss_scale alone.",
+                stacklevel=2,
+            )
+
+    # The schedule -----------------------------------------------------------------------------
+
+    def schedule_to(self, step: int, total: Callable[[], int]) -> None:
+        """Set the coefficients of a step; `total` says how many there are, where it is needed."""
+        if self._lengths is not None and self.schedule is None:
+            lengths = dict(self._lengths)
+            if lengths.get("decay") and lengths.get("total") is None:
+                lengths["total"] = total()
+            self.schedule = CoefficientSchedule(self.require(""), **lengths)
+        if self.schedule is not None:
+            if self._kept is not None:
+                self.schedule.load_state_dict(self._kept)
+                self._kept = None
+            if step != self.schedule.last_step:
+                self.schedule.step(to=step)
+
+    # Checkpoints ------------------------------------------------------------------------------
+
+    def state(self, *, buffers: bool = False) -> dict[str, Any]:
+        """Return what a checkpoint keeps, as plain data; see `state_of`."""
+        assert self.model is not None
+        return state_of(self.model, self.schedule, buffers=buffers)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint; where this run inserts something else, say so and leave it."""
+        assert self.model is not None
+        difference = restore_state(self.model, state)
+        if difference is not None:
+            warnings.warn(
+                f"{difference} This run's is used, from its beginning; the checkpoint's "
+                "coefficients and steps are not.",
+                stacklevel=2,
+            )
+            return
+        self._kept = state.get("schedule")
+        if self._kept is not None and self._lengths is None and self.schedule is None:
+            warnings.warn(
+                "The checkpoint was trained with a schedule of α and β, and this run has none: "
+                "they stay what they were there. Give VCRegCallback schedule= to go on.",
+                stacklevel=2,
+            )
+
+
+def _fields(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return those arguments of `insert` that are fields of the configuration."""
+    named = inspect.signature(insert).parameters
+    return {name: value for name, value in overrides.items() if name not in named}
+
+
+def refuse_engine(model: nn.Module, engine: str) -> None:
+    """Refuse an engine that scales the loss where nobody can follow it.
+
+    **Raises:** `InsertionError`, if a site needs to know the scale.
+    """
+    if any(site.needs_scale for site in sites(model)):
+        raise InsertionError(
+            f"{engine} scales the loss inside of its engine, which VCReg cannot follow. Insert "
+            'with ratio=, which needs no scale, or with mode="loss" and add '
+            "vcreg_fx.penalty(model) to the loss of each step; or leave the integration out and "
+            "call vcreg_fx.set_loss_scale(model, …) with what the engine does."
+        )
+
+
+def missing(library: str, extra: str) -> ImportError:
+    """Return the error for a library that is not installed."""
+    return ImportError(
+        f"vcreg_fx.integrations.{extra} needs {library}, which is not installed: "
+        f'pip install "vcreg-fx[{extra}]".'
+    )
