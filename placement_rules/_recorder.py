@@ -165,6 +165,8 @@ class Recorder(Pass):
             return output
         if isinstance(output, Tensor):
             flat = self._flat_of(output)
+            if id(output) not in self._known[-1] and _holds((scope.args, scope.kwargs), output):
+                self._capture(output)  # the caller finds it in an object that it passed, too
             if id(output) in self._known[-1] and not isinstance(output, nn.Parameter):
                 output = output.view_as(output)
                 self._kept.append(output)
@@ -215,18 +217,24 @@ class Recorder(Pass):
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
         """Return the tensor's node in the current scope, made on first sight."""
-        known = self._known[-1]
-        if id(tensor) not in known:
-            graph = self._stack[-1].graph
-            name = self._names.get(id(tensor))
-            node = graph.create_node("get_attr", name or "captured", (), {}, _as_name(name))
-            node.meta["parameter"] = name is not None
-            if name is None and tensor.is_floating_point() and id(tensor) not in self._constants:
+        known: fx.Node | None = self._known[-1].get(id(tensor))
+        if known is None:
+            known = self._capture(tensor)
+            unnamed = not known.meta["parameter"] and id(tensor) not in self._constants
+            if unnamed and tensor.is_floating_point():
                 self.recording.unseen.append(self._stack[-1].path)
-            self._kept.append(tensor)
-            self._note(node, tensor, self._flat_of(tensor))
-            known[id(tensor)] = node
-        return known[id(tensor)]
+        return known
+
+    def _capture(self, tensor: Tensor) -> fx.Node:
+        """Make a node for a tensor that comes from elsewhere than the current scope."""
+        name = self._names.get(id(tensor))
+        graph = self._stack[-1].graph
+        node: fx.Node = graph.create_node("get_attr", name or "captured", (), {}, _as_name(name))
+        node.meta["parameter"] = name is not None
+        self._kept.append(tensor)
+        self._note(node, tensor, self._flat_of(tensor))
+        self._known[-1][id(tensor)] = node
+        return node
 
     def _flat_of(self, tensor: Tensor) -> fx.Node:
         if id(tensor) not in self._flat:
@@ -243,6 +251,13 @@ class Recorder(Pass):
 
     def _note(self, node: fx.Node, tensor: Tensor, flat: fx.Node) -> None:
         node.meta.update(val=tensor, flat=flat, time=self._tick(), storage=storage_of(tensor))
+
+
+def _holds(arguments: Any, tensor: Tensor) -> bool:
+    """Whether a tensor lies in one of the structures among a call's arguments."""
+    args, kwargs = arguments
+    structures = [item for item in (*args, *kwargs.values()) if not isinstance(item, Tensor)]
+    return any(found is tensor for _, found in leaves(structures))
 
 
 def _as_name(path: str | None) -> str | None:

@@ -17,6 +17,7 @@ from ._errors import LayoutError, PlacementError
 from ._layout import Layout
 from ._torch import BASES_OF_BATCH_NORMS
 from ._training import Key, TrainingPass, keys_of
+from ._tree import get_leaf
 from ._writes import Write, Writes
 
 if TYPE_CHECKING:
@@ -259,6 +260,23 @@ class Recording:
         passed_on = [place for place, output in scope.parent.outputs if output is node]
         return any(user.op != "output" for user in node.users) or any(
             self.is_read(scope.parent, place) for place in passed_on
+        )
+
+    def is_by_value(self, scope: Scope, path: Path) -> bool:
+        """Whether a tensor that is put at a path of what a call returned is seen there alone.
+
+        A dict that a module changes and returns may be its caller's own, who sees it as well.
+        """
+        around = None if scope.node is None else scope.node.meta["val"]
+        for key in path[:-1]:
+            around = get_leaf(around, (key,))
+        return not path or isinstance(around, tuple)
+
+    def is_read_after(self, scope: Scope, node: fx.Node) -> bool:
+        """Whether the model's output depends on what reads this very tensor after a call."""
+        flat = node.meta["flat"]
+        return any(n.meta["flat"] is flat for _, n in self.root.outputs) or any(
+            user.meta.get("time", 0) > scope.end and user in self._leading_on for user in flat.users
         )
 
     def locations(self, node: fx.Node) -> int | None:

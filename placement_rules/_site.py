@@ -164,6 +164,14 @@ def _check_objects(recording: Recording, spot: Spot) -> None:
                 f"is done to {spot.name} would ever be read. Write x = block(x) where it says "
                 "block(x), or use a rule that leaves this module out."
             )
+        if recording.is_by_value(scope, spot.leaf) and recording.is_read_after(scope, node):
+            raise PlacementError(
+                f"The caller of {scope.path} ({type(scope.module).__name__}) does not read what "
+                "the call returns, but the same tensor in another place (an object that the module "
+                f"changed, or an attribute): nothing that is done to {spot.name} would ever be "
+                "read. Read what the call returns, or use a rule that selects the input of the "
+                "module that reads it."
+            )
     if spot.position == "input" and recording.changes_for_caller(scope, node):
         raise PlacementError(
             f"{scope.path} ({type(scope.module).__name__}) changes its argument in place, and its "

@@ -94,6 +94,9 @@ class LiveSite(SiteValues):
         self._left = [False]  # whether one came in the backward pass of the latest forward pass
         self._backward = False  # whether a gradient came to the site since its last forward
         self._injected = False  # and whether it came through what the site returned
+        self._passed = False  # whether a training forward has come since the last step
+        self._reached = False  # whether a gradient has ever come
+        self._missed = 0  # the steps without one, from the first on
         self._settings = self._make_settings()
 
     @property
@@ -248,14 +251,21 @@ class LiveSite(SiteValues):
                 "that selects the input of the module that reads it."
             )
         self._backward = self._injected = False
+        self._passed = True
         self._left = left = [False]
 
         def note_backward(grad: Tensor) -> None:  # noqa: ARG001 (a hook's argument)
-            self._backward = left[0] = True
+            self._backward = self._reached = left[0] = True
 
         h.register_hook(note_backward)
         if self.steps is not None:
             self.steps.forwarded = True
+
+    def missed_steps(self) -> int | None:
+        """Note a step; return in how many no gradient came to the site, None if one ever did."""
+        self._missed += self._passed
+        self._passed = False
+        return None if self._reached else self._missed
 
     def forget_unread(self) -> bool:
         """Drop the penalties of forward passes whose own backward pass has left them behind.
@@ -332,6 +342,7 @@ class LiveSite(SiteValues):
         """Leave out what belongs to a step in flight."""
         state = {**super().__getstate__(), "pending": [], "probe": None}
         state.update(_backward=False, _injected=False, _left=[False], steps=None)
+        state.update(_passed=False, _reached=False, _missed=0)
         del state["_settings"]
         state.pop("_inject", None)
         return state

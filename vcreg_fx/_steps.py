@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from placement_rules._torch import in_backward
+
 from ._calling import calling_scaler, loss_may_be_scaled, outside_torch, what_follows
 
 if TYPE_CHECKING:
     from ._live import LiveSite
 
 _LOOKED = 10  # the first steps of an optimizer, in which a GradScaler is looked for
+_MISSED = 10  # steps without a gradient, after which a site is reported
 _watches: weakref.WeakKeyDictionary[nn.Module, StepWatch] = weakref.WeakKeyDictionary()
 _hooks: list[Any] = []
 
@@ -33,6 +36,7 @@ class StepWatch:
     def __init__(self, model: nn.Module) -> None:
         self.forwarded = False  # whether a forward pass has come since the last backward pass
         self.sites: weakref.WeakSet[LiveSite] = weakref.WeakSet()
+        self.unreached: weakref.WeakSet[LiveSite] = weakref.WeakSet()  # to which none came yet
         self._model = weakref.ref(model)
         self._passes = 0
         self._told = self._told_unread = False
@@ -58,6 +62,7 @@ class StepWatch:
             count = self._counts[optimizer] = self._meet(optimizer)
         if count.holds:
             self.look_for_unread()
+            self._look_for_unreached()
         if self._told:
             return
         k = self._passes - count.base - count.summed
@@ -83,6 +88,26 @@ class StepWatch:
             self._told_unread = True
             message = f"At {len(forgotten)} sites, {FORGOTTEN}"
             warnings.warn(message, stacklevel=outside_torch())
+
+    def _look_for_unreached(self) -> None:
+        """Warn once of sites that were passed in each step and never got a gradient."""
+        if in_backward():  # where optimizers step as their parameters' gradients come
+            return
+        late = []
+        for site in list(self.unreached):
+            missed = site.missed_steps()
+            if missed is None or missed >= _MISSED:
+                self.unreached.discard(site)
+            late += [site.name] if missed is not None and missed >= _MISSED else []
+        model = self._model()
+        if late and model is not None and any(p.grad is not None for p in model.parameters()):
+            warnings.warn(
+                f"In {_MISSED} steps no gradient has come back to {', '.join(sorted(late))}, while "
+                "other parts of the model were trained: the loss does not depend on what follows "
+                "there (it is detached, or not used yet), and VCReg has done nothing at that "
+                "place. Use a rule that leaves it out, or a loss that depends on it.",
+                stacklevel=outside_torch(),
+            )
 
     def _meet(self, optimizer: Optimizer) -> _Count:
         """Start to count for an optimizer; what was counted before its first step is its own."""
@@ -139,6 +164,7 @@ def watch_steps(model: nn.Module, sites: list[LiveSite]) -> StepWatch:
     for site in sites:
         site.steps = watch
         watch.sites.add(site)
+        watch.unreached.add(site)
     return watch
 
 
