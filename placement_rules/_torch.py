@@ -71,6 +71,16 @@ def in_backward() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+@uses("torch.compiler._is_exporting_flag", since="2.7")
+def is_exporting() -> bool:
+    """Whether torch.export runs this.
+
+    `torch.compiler.is_exporting` returns this value, but code that torch.compile compiles always
+    found it true in 2.8 and 2.9.
+    """
+    return bool(torch.compiler._is_exporting_flag)
+
+
 @uses("torch._C._get_tracing_state", since="1.13")
 def in_jit_trace() -> bool:
     """Whether torch.jit.trace runs this, which loses gradients of VCReg."""

@@ -61,7 +61,8 @@ class Autocast(Block):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=x.dtype == torch.float32):
             y = self.linear(x)
             with torch.autocast("cpu", enabled=False):
-                x = x + (x @ self.linear.weight) + y
+                x = x + (x @ self.linear.weight)
+                x = x + y
         return x.tanh()
 
 
@@ -254,11 +255,17 @@ def with_closure() -> type[Block]:
     return Enclosed
 
 
+class TwoInALine(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x + self.linear(x)).sin() + self.linear(x)
+        return x.tanh()
+
+
 FORWARDS = [
     WritesAttributes, Autocast, PythonsRandomness, ForkedRandomness, Globals, Questions, Arithmetic,
     Structures, Inherited, InheritedTwice, Augmented, AugmentedItem, Chained, InMethods,
     Checkpointed, WithHelper, Decorated, Loop, Comprehension, Shapes, WithoutGradients, Mangled,
-    WithAssert, with_closure(),
+    WithAssert, with_closure(), *[TwoInALine][: _source.HAS_POSITIONS],
 ]  # fmt: skip
 X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -613,7 +620,7 @@ def test_classes_of_a_notebook() -> None:
     exact(model, plain)
 
 
-@pytest.mark.parametrize("cls", [Block, Loop, Augmented, InheritedTwice, Decorated])
+@pytest.mark.parametrize("cls", [Block, Loop, Augmented, InheritedTwice, Decorated, Chained])
 def test_without_columns(cls: type[nn.Module], monkeypatch) -> None:
     """As in Python 3.10, which notes no columns: a line that holds one such call is enough."""
     monkeypatch.setattr(_source, "HAS_POSITIONS", False)
@@ -623,14 +630,8 @@ def test_without_columns(cls: type[nn.Module], monkeypatch) -> None:
 
 
 def test_without_columns_two_calls_in_a_line_are_ambiguous(monkeypatch) -> None:
-    class TwoInALine(Block):
-        def forward(self, x: Tensor) -> Tensor:
-            x = (x + self.linear(x)).sin() + self.linear(x)
-            return x.tanh()
-
-    model = nn.Sequential(TwoInALine(), nn.Linear(4, 2)).double()
-    vcreg_fx.plan(model, "residual", example_inputs=(X,))
     monkeypatch.setattr(_source, "HAS_POSITIONS", False)
+    model = network(TwoInALine)
     with pytest.raises(InsertionError, match="line .* is ambiguous: 2 could be meant"):
         vcreg_fx.insert(model, "residual", example_inputs=(X,))
 

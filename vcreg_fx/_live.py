@@ -15,6 +15,7 @@ from placement_rules._torch import (
     has_saved_tensor_hooks,
     in_backward,
     in_jit_trace,
+    is_exporting,
     mark_constant,
     under_func_transform,
 )
@@ -112,7 +113,7 @@ class LiveSite(SiteValues):
 
     def active(self, h: Tensor, training: bool) -> bool:
         """Whether anything is to be done: in training, where a gradient will be computed."""
-        exporting = torch.compiler.is_exporting()
+        exporting = is_exporting()
         if training and torch.is_grad_enabled():
             refuse_batches(self.name)
         if not training or not (exporting or (torch.is_grad_enabled() and h.requires_grad)):
@@ -174,7 +175,7 @@ class LiveSite(SiteValues):
         if self.config.mode == "gradient":
             self._check_half(h)
         scale = self._scale()
-        if torch.compiler.is_exporting():
+        if is_exporting():
             if self.penalize is not None:
                 raise RuntimeError(
                     f"{self.name} has a regularizer other than VCReg, for which exported programs "

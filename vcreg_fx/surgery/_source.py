@@ -227,8 +227,13 @@ class Source:
     ) -> tuple[int, list[ast.expr | ast.AugAssign]]:
         if not HAS_POSITIONS:
             line = _line_of(code, instruction)
-            nodes = (node for here in self._expressions.values() for node in here)
-            return line, [n for n in nodes if n.lineno == line and _computes(n, name)]
+            nodes = [node for here in self._expressions.values() for node in here]
+            called = [node.func for node in nodes if isinstance(node, ast.Call)]
+            return line, [
+                node
+                for node in nodes
+                if line in _lines(node) and _computes(node, name) and node not in called
+            ]
         line, end_line, column, end_column = _positions(code)[instruction // 2]
         if line is None or column is None:
             return line or self._first, []
@@ -580,6 +585,13 @@ def _line_of(code: types.CodeType, instruction: int) -> int:
         for start, end, line in code.co_lines()
         if start <= instruction < end and line is not None
     )
+
+
+def _lines(node: ast.expr | ast.AugAssign) -> set[int | None]:
+    """Return the lines that Python may note for a node: a method's call has that of its name."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return {node.lineno, node.func.end_lineno}
+    return {node.lineno}
 
 
 def _begins(node: ast.AST, line: int, column: int) -> bool:
