@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
+from ._results import Results
 from ._torch import forward_hooks_of, function_modes, version_of, without_functions
 from ._tree import leaves
 from ._writes import Writes
@@ -31,11 +32,15 @@ class Running(Protocol):
 
 
 class Pass(TorchFunctionMode):
-    """Watches a forward pass of ``copy``, a disposable copy of ``model``, while it is entered."""
+    """Watches a forward pass of ``copy``, a disposable copy of ``model``, while it is entered.
 
-    def __init__(self, model: nn.Module, copy: nn.Module) -> None:
+    ``results`` are those of earlier passes of it, if there were any.
+    """
+
+    def __init__(self, model: nn.Module, copy: nn.Module, results: Results) -> None:
         super().__init__()
         self.writes = Writes()
+        self._results = results
         self._time = 0
         self._stack: list[Any] = []  # the calls that run, each a `Running`
         self._kept: list[Any] = []  # keeps every tensor alive, so that no id is used twice
@@ -90,7 +95,7 @@ class Pass(TorchFunctionMode):
         arguments = _tensors((args, kwargs))
         where = self._stack[-1].path if self._stack else ""
         versions = self.writes.look(arguments, where, self._tick)
-        output = func(*args, **kwargs)
+        output = self._results.call(func, args, kwargs)
         if not self._stack:
             return output
         written = [

@@ -21,6 +21,7 @@ from ._inputs import Inputs, candidate_inputs
 from ._pass import Pass
 from ._recorder import Recorder
 from ._recording import Recording, forget_data
+from ._results import Results
 from ._sizes import other_sizes
 from ._torch import COMPILER, FAKE_LOGGER, FakeCopyMode, FakeTensorMode, tree_map
 from ._training import TrainingPass
@@ -136,14 +137,16 @@ def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
     def to_fake(value: Any) -> Any:
         return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
 
+    results = Results()
     with _LOCK, fake, _quiet():
-        recording = _run(model, duplicate, *tree_map(to_fake, (inputs.args, inputs.kwargs)))
+        args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
+        recording = _run(model, duplicate, args, kwargs, results)
 
     def run_training() -> TrainingPass | None:
         try:
             with _LOCK, fake, _quiet():
-                given = tree_map(to_fake, (inputs.args, inputs.kwargs))
-                return _run_training(model, duplicate, *given)
+                args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
+                return _run_training(model, duplicate, args, kwargs, results)
         except Exception:  # it reads random numbers, say, which exist without fake tensors only
             return _train_without_data(model, inputs, prepare)
 
@@ -160,7 +163,7 @@ def _train_without_data(model: nn.Module, inputs: Inputs, prepare: Prepare) -> T
         prepare(duplicate)
         args, kwargs = tree_map(_on_meta_device, (inputs.args, inputs.kwargs))
         with torch.random.fork_rng(devices=[]):
-            return _run_training(model, duplicate, args, kwargs)
+            return _run_training(model, duplicate, args, kwargs, Results())
     except Exception:  # whatever a forward may raise: what runs then says so at the first step
         return None
 
@@ -178,7 +181,7 @@ def _record_real(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices=devices):
         args, kwargs = copy.deepcopy((inputs.args, inputs.kwargs))
-        recording = _run(model, duplicate, args, kwargs)
+        recording = _run(model, duplicate, args, kwargs, Results())
     for scope in recording.scopes:
         scope.args, scope.kwargs = tree_map(_without_data, (scope.args, scope.kwargs))
     for graph in [recording.flat, *(scope.graph for scope in recording.scopes)]:
@@ -191,9 +194,11 @@ def _without_data(item: Any) -> Any:
     return forget_data(item) if isinstance(item, torch.Tensor) else item
 
 
-def _run(model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any) -> Recording:
+def _run(
+    model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any, results: Results
+) -> Recording:
     duplicate.eval()
-    recorder = Recorder(model, duplicate)
+    recorder = Recorder(model, duplicate, results)
     try:
         _call(duplicate, args, kwargs, recorder)
     finally:
@@ -201,9 +206,11 @@ def _run(model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any) -> Reco
     return recorder.recording
 
 
-def _run_training(model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any) -> TrainingPass:
+def _run_training(
+    model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any, results: Results
+) -> TrainingPass:
     duplicate.train()
-    training = TrainingPass(model, duplicate)
+    training = TrainingPass(model, duplicate, results)
     _call(duplicate, args, kwargs, training)
     training.forget()
     return training

@@ -13,6 +13,7 @@ from ._operation import operation
 from ._origin import Origin, OriginFinder
 from ._pass import Pass
 from ._recording import Recording, Scope
+from ._results import Results, another
 from ._torch import storage_of, tree_map
 from ._tree import get_leaf, leaves
 from ._writes import Write
@@ -23,8 +24,8 @@ _MAPPED_FAST = (Tensor, int, float, str, type(None))
 class Recorder(Pass):
     """Collects the scopes of one forward pass of ``copy``, a disposable copy of ``model``."""
 
-    def __init__(self, model: nn.Module, copy: nn.Module) -> None:
-        super().__init__(model, copy)
+    def __init__(self, model: nn.Module, copy: nn.Module, results: Results) -> None:
+        super().__init__(model, copy, results)
         self.recording = Recording(model, [], fx.Graph(), self.writes)
         self._running: list[nn.Module] = []  # the copied modules of the scopes on the stack
         self.origins = OriginFinder()
@@ -168,7 +169,7 @@ class Recorder(Pass):
             if id(output) not in self._known[-1] and _holds((scope.args, scope.kwargs), output):
                 self._capture(output)  # the caller finds it in an object that it passed, too
             if id(output) in self._known[-1] and not isinstance(output, nn.Parameter):
-                output = output.view_as(output)
+                output = another(output)
                 self._kept.append(output)
                 self._flat[id(output)] = flat
             self._note(scope.node, output, flat)

@@ -136,6 +136,12 @@ tree_leaves = find(
 FakeTensorMode = find(
     "torch._subclasses.fake_tensor.FakeTensorMode", "1.13", "Runs a forward pass without data."
 )
+FakeTensor = find(
+    "torch._subclasses.fake_tensor.FakeTensor", "1.13", "Makes results that are known already."
+)
+without_dispatch_to_modes = find(
+    "torch._C._DisableTorchDispatch", "1.13", "Makes such results on the meta device (a context)."
+)
 FakeCopyMode = find(
     "torch._subclasses.fake_tensor.FakeCopyMode", "1.13", "Copies a model without its data."
 )

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from ._operation import operation
 from ._pass import Pass
+from ._results import Results
 from ._torch import storage_of
 from ._tree import Path, leaves
 from ._writes import Write
@@ -37,8 +38,8 @@ class _Call:
 class TrainingPass(Pass):
     """Notes the memory of every tensor of a pass, and what is written to it."""
 
-    def __init__(self, model: nn.Module, copy: nn.Module) -> None:
-        super().__init__(model, copy)
+    def __init__(self, model: nn.Module, copy: nn.Module, results: Results) -> None:
+        super().__init__(model, copy, results)
         self._calls: dict[tuple[str, int], _Call] = {}
         self._times: Counter[str] = Counter()
 
