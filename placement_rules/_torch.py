@@ -280,7 +280,10 @@ def room_to_compile(count: int) -> Iterator[None]:
 def scale_of(scaler: object) -> Tensor | None:
     """Return the scale of a GradScaler as a tensor, which compiled code can read.
 
-    None for other scalers, and before the first use. The attribute exists since 1.13.
+    None for other scalers. The attributes exist since 1.13.
     """
     scale: Tensor | None = getattr(scaler, "_scale", None)
+    if scale is None and isinstance(scaler, torch.amp.GradScaler):  # off, or not used yet
+        first = scaler._init_scale if scaler._enabled else 1.0
+        scale = torch.tensor(first, dtype=torch.float64)
     return scale

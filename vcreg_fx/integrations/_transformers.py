@@ -160,8 +160,8 @@ def _trainer() -> tuple[Any | None, dict[str, Any]]:
 def _batches_of_step(args: Any) -> int:
     """Return by how many batches the Trainer divides in this step: the last may have fewer.
 
-    Before 4.53 it divided by `gradient_accumulation_steps` then, too, except where the model is
-    told the number of labels in the batches that there are.
+    Older versions (4.52 among them) divide by `gradient_accumulation_steps` then, too, except where
+    the model is told the number of labels in the batches that there are.
     """
     trainer, local = _trainer()
     steps = getattr(trainer, "current_gradient_accumulation_steps", None)
