@@ -29,6 +29,7 @@ class BlockSearch:
     _cache: ClassVar[WeakKeyDictionary[Recording, BlockSearch]] = WeakKeyDictionary()
 
     def __init__(self, recording: Recording) -> None:
+        recording.tell_unseen()
         self._first_call = {scope.path: scope for scope in reversed(recording.scopes) if scope.path}
         self._after_heads = last_layers(recording)[1]
         self._kind, self._merges = self._first_kind()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +15,11 @@ from ._origin import Origin, OriginFinder
 from ._pass import Pass
 from ._recording import Recording, Scope
 from ._results import Results, another
-from ._torch import storage_of, tree_map
+from ._torch import FakeTensorMode, storage_of, tree_map
 from ._tree import get_leaf, leaves
 from ._writes import Write
 
+_DISPATCH = inspect.unwrap(FakeTensorMode.__torch_dispatch__).__code__
 _MAPPED_FAST = (Tensor, int, float, str, type(None))
 
 
@@ -57,6 +59,8 @@ class Recorder(Pass):
     ) -> None:
         """Record a function that made or changed a tensor."""
         origin = self.origins.of_call(self._running[-1], 2)
+        if not written and any(frame.code is _DISPATCH for frame in origin):
+            return  # a step of compiled code, as of torch.jit, seen by chance
         self._record_function(func, args, kwargs, output, made, written, origin)
 
     def _record_function(

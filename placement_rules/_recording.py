@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -99,6 +100,7 @@ class Recording:
     unseen: list[str] = field(default_factory=list)
     run_training: Callable[[], TrainingPass | None] = field(default=lambda: None, repr=False)
     run_again: Callable[[], Iterator[Recording]] = field(default=lambda: iter(()), repr=False)
+    _told: bool = field(default=False, repr=False)
 
     @cached_property
     def in_training(self) -> TrainingPass | None:
@@ -106,6 +108,23 @@ class Recording:
         found = self.run_training()
         self.run_training = lambda: found  # and lets go of the copied model
         return found
+
+    @property
+    def what_is_unseen(self) -> str | None:
+        """A sentence on tensors whose making was not recorded, if there are any."""
+        if not self.unseen:
+            return None
+        paths = ", ".join(path or "the model itself" for path in dict.fromkeys(self.unseen))
+        return (
+            f"In {paths}, tensors come from calls that cannot be recorded, as those of scripted "
+            "functions and compiled extensions: sums in them are not seen."
+        )
+
+    def tell_unseen(self) -> None:
+        """Warn once of tensors whose making was not recorded, where a rule looks for sums."""
+        if (told := self.what_is_unseen) is not None and not self._told:
+            self._told = True
+            warnings.warn(f"{told} Their blocks can be named: modules(…).", stacklevel=2)
 
     def on_other_sizes(self) -> Iterator[Recording]:
         """Yield recordings of the model on inputs of other sizes; each is made once."""

@@ -51,7 +51,7 @@ class Rule(ABC):
             return spots
         raise NoSiteError(
             f"The rule {str(self)!r} selects nothing in {type(recording.model).__name__}: "
-            f"{self.why_none(recording)}"
+            f"{self.why_none(recording)} {recording.what_is_unseen or ''}".rstrip()
         )
 
     def __or__(self, other: Rule) -> Rule:

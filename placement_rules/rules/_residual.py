@@ -17,6 +17,7 @@ class Residual(Rule):
 
     def find(self, recording: Recording) -> list[Found]:
         """Return the adds; that of a helper module is found in the helper."""
+        recording.tell_unseen()
         found: list[Found] = []
         for scope in recording.scopes:
             for node in residual_adds(scope):

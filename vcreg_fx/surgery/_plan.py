@@ -140,7 +140,8 @@ class Plan:
     def __str__(self) -> str:
         """Return a table of the sites."""
         head = f"{type(self.model).__name__}: {len(self.sites)} sites for the rule {self.rule}\n"
-        return head + table(self.sites)
+        unseen = self.recording.what_is_unseen
+        return head + table(self.sites) + (f"\n{unseen}" if unseen else "")
 
 
 def plan(
