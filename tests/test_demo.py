@@ -13,10 +13,10 @@ import torch
 
 import vcreg_fx
 from vcreg_fx import evaluation
-from vcreg_fx.recipes import DemoSettings, Observer, _demo, conclusions, run_demo
-from vcreg_fx.recipes._digits import GROUPS, load_digits
-from vcreg_fx.recipes._gradient_check import check_gradients
-from vcreg_fx.recipes._train import train
+from vcreg_fx.experiments import DemoSettings, Observer, _demo, conclusions, run_demo
+from vcreg_fx.experiments._digits import GROUPS, load_digits
+from vcreg_fx.experiments._gradient_check import check_gradients
+from vcreg_fx.experiments._train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["model.png", "report.json", "report.md", "spectra.png"]
@@ -243,7 +243,7 @@ def small_model():
 
 
 def test_the_gradient_check_notices_a_wrong_gradient(monkeypatch):
-    from vcreg_fx.recipes import _gradient_check
+    from vcreg_fx.experiments import _gradient_check
 
     model, x = small_model(), torch.randn(16, 4)
     plan = vcreg_fx.plan(model, "blocks | head", example_inputs=(x,))

@@ -20,7 +20,7 @@ UPPER = tuple(
         "benchmark",
         "evaluation",
         "integrations",
-        "recipes",
+        "experiments",
         "cli",
     )
 )

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import vcreg_fx
 from vcreg_fx.ablation import AblationError, AblationOptions, Trial
 from vcreg_fx.cli._app import app
-from vcreg_fx.recipes.images import (
+from vcreg_fx.experiments.images import (
     CIFAR100_SUPERCLASSES,
     DataError,
     ImageData,
@@ -37,9 +37,9 @@ from vcreg_fx.recipes.images import (
     shot_groups,
     split_indices,
 )
-from vcreg_fx.recipes.images._groups import by_label
-from vcreg_fx.recipes.images._torchvision import downstream
-from vcreg_fx.recipes.reproduction import (
+from vcreg_fx.experiments.images._groups import by_label
+from vcreg_fx.experiments.images._torchvision import downstream
+from vcreg_fx.experiments.papers import (
     EXPERIMENTS,
     Arm,
     CifarResNet,
@@ -49,15 +49,15 @@ from vcreg_fx.recipes.reproduction import (
     reproduce,
     write_evidence,
 )
-from vcreg_fx.recipes.reproduction._boundary import field_of, margin_of
-from vcreg_fx.recipes.reproduction._evidence import SUMMARY, generated, section, summary
-from vcreg_fx.recipes.reproduction._hierarchy import HierarchyTask
-from vcreg_fx.recipes.reproduction._long_tail import LongTailTask
-from vcreg_fx.recipes.reproduction._moons import ThreeLayers, largest_margin, moons
-from vcreg_fx.recipes.reproduction._networks import find_network
-from vcreg_fx.recipes.reproduction._placement import PlacementTask
-from vcreg_fx.recipes.reproduction._study import Study
-from vcreg_fx.recipes.training import Stopped, TrainSettings
+from vcreg_fx.experiments.papers._boundary import field_of, margin_of
+from vcreg_fx.experiments.papers._evidence import SUMMARY, generated, section, summary
+from vcreg_fx.experiments.papers._hierarchy import HierarchyTask
+from vcreg_fx.experiments.papers._long_tail import LongTailTask
+from vcreg_fx.experiments.papers._moons import ThreeLayers, largest_margin, moons
+from vcreg_fx.experiments.papers._networks import find_network
+from vcreg_fx.experiments.papers._placement import PlacementTask
+from vcreg_fx.experiments.papers._study import Study
+from vcreg_fx.experiments.training import Stopped, TrainSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("placement", "hierarchy", "long-tail", "two-moons", "collapse")
@@ -633,7 +633,7 @@ def test_three_layers_are_regularized_as_asked():
 
 def test_timing_is_the_benchmark(tmp_path, monkeypatch):
     from vcreg_fx.benchmark import bench
-    from vcreg_fx.recipes.reproduction import _timing
+    from vcreg_fx.experiments.papers import _timing
 
     called = []
 
@@ -729,7 +729,7 @@ def test_under_torchrun(tmp_path):
     """Two processes train along, and only the first writes."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from vcreg_fx.recipes.reproduction import reproduce, EXPERIMENTS\n"
+        "from vcreg_fx.experiments.papers import reproduce, EXPERIMENTS\n"
         "preset = EXPERIMENTS['hierarchy'].presets('quick', None).but(\n"
         "    grid={'alpha': (0.64,), 'beta': (0.08,)}, train_images=200)\n"
         f"outcome = reproduce('hierarchy', {str(tmp_path / 'out')!r}, preset=preset, seeds=2)\n"

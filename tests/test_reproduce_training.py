@@ -13,9 +13,9 @@ from torch.multiprocessing import spawn
 from torch.utils.data import Dataset, TensorDataset
 
 import vcreg_fx
-from vcreg_fx.recipes.training import Stopped, TrainSettings, accuracy, fit, predict
-from vcreg_fx.recipes.training._batches import epoch_order
-from vcreg_fx.recipes.training._optimizer import make_optimizer, rate_factor
+from vcreg_fx.experiments.training import Stopped, TrainSettings, accuracy, fit, predict
+from vcreg_fx.experiments.training._batches import epoch_order
+from vcreg_fx.experiments.training._optimizer import make_optimizer, rate_factor
 
 
 def data(count=64):

@@ -68,7 +68,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
         if rule:
             arguments["rules"] = rule
         if task is None and "steps" not in arguments:
-            from ..recipes import digits_ablation
+            from ..experiments import digits_ablation
 
             arguments["steps"] = [steps or digits_ablation.STEPS]
         elif steps is not None:
@@ -110,7 +110,7 @@ def report(
 def _functions(task: str | None) -> tuple[list[Any], dict[str, Any]]:
     names = ("build", "train", "evaluate")
     if task is None:
-        from ..recipes import digits_ablation as module
+        from ..experiments import digits_ablation as module
 
         options = {
             "title": module.TITLE,

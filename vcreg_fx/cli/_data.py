@@ -54,7 +54,7 @@ def load_data(name: str, model: nn.Module, size: int | None, seed: int) -> tuple
 
 
 def _digits(seed: int, size: int | None) -> tuple[Batches, Batches]:
-    from ..recipes import load_digits
+    from ..experiments import load_digits
 
     def batches(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
         if size is not None:

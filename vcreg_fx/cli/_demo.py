@@ -41,7 +41,7 @@ def demo(
     Nothing is downloaded. Takes a few minutes on a CPU, and under one with --quick.
     """
     with clear_errors():
-        from ..recipes import DemoSettings, run_demo
+        from ..experiments import DemoSettings, run_demo
         from ._demo_console import ConsoleObserver
 
         given = {

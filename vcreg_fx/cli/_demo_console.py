@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from ..recipes import COLUMNS, DemoResult, Observer, SiteCheck, conclusions, rows
+from ..experiments import COLUMNS, DemoResult, Observer, SiteCheck, conclusions, rows
 from ..surgery import Plan
 from ._console import plain_table, print_sites, print_table
 

@@ -11,9 +11,9 @@ from placement_rules import ExampleInputsError, PlacementError
 
 from ..ablation import AblationError
 from ..benchmark import BenchError
+from ..experiments.images import DataError
+from ..experiments.papers import ReproductionError
 from ..export import ExportError
-from ..recipes.images import DataError
-from ..recipes.reproduction import ReproductionError
 
 
 class ModelError(Exception):

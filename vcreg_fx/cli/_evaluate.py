@@ -52,7 +52,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
         import torch
 
         from ..evaluation import PROBES, covariance_spectrum, extract_features, measure_features
-        from ..recipes import draw_spectra
+        from ..experiments import draw_spectra
         from ._checkpoint import load_checkpoint
         from ._data import load_data
         from ._model import load_model

@@ -60,14 +60,14 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     that was stopped goes on where it was when it is started again.
     """
     with clear_errors():
-        from ..recipes import reproduction, training
+        from ..experiments import papers, training
 
         scale = _scale(quick, preset)
         where = output or Path("runs") / "-".join(
             part for part in (name, data, scale if scale != "default" else None) if part
         )
         try:
-            outcome = reproduction.reproduce(
+            outcome = papers.reproduce(
                 name,
                 where,
                 scale=scale,
@@ -87,7 +87,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         for path in sorted(outcome.folder.glob(f"{name}.*")):
             typer.echo(f"Written: {path}")
         if evidence is not None:
-            for path in reproduction.write_evidence(outcome, evidence):
+            for path in papers.write_evidence(outcome, evidence):
                 typer.echo(f"Written: {path}")
 
 

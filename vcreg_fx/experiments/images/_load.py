@@ -11,7 +11,7 @@ from ._fashion_mnist import fashion_mnist
 from ._image_set import ImageData
 
 DATA = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet")
-"""The data sets that recipes train on."""
+"""The data sets that experiments train on."""
 
 
 def load_images(

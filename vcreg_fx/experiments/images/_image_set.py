@@ -71,7 +71,7 @@ class ImageData:
     **Attributes:**
 
     - `name`: as it is shown.
-    - `train`, `test`: its two splits. A recipe takes validation images from `train`.
+    - `train`, `test`: its two splits. An experiment takes validation images from `train`.
     - `classes`: their names, by label.
     - `groups`: superclass → labels of its classes, where there are any.
     - `root`: the folder it was read from, in which other data sets may be.

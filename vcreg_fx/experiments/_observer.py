@@ -1,4 +1,4 @@
-"""What a recipe tells while it runs."""
+"""What the demo tells while it runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Is told what a recipe does; this one says nothing. Override what is of interest."""
+    """Is told what the demo does; this one says nothing. Override what is of interest."""
 
     def planned(self, plan: Plan) -> None:
         """The sites are known."""

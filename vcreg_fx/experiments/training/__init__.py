@@ -1,4 +1,4 @@
-"""One short trainer, shared by all recipes."""
+"""One short trainer, shared by all experiments."""
 
 from ._distributed import Processes as Processes
 from ._distributed import processes as processes
