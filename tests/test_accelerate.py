@@ -24,6 +24,7 @@ from tests.trainers import (
     agree,
     batches_of,
     by_hand,
+    forget_accelerators,
     loader,
     task,
     weights,
@@ -33,16 +34,10 @@ from vcreg_fx.integrations.accelerate import follow
 accelerate = pytest.importorskip("accelerate")
 
 
-def forget() -> None:
-    """Forget what an Accelerator set, which is the process's."""
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    accelerate.state.GradientState._reset_state()
-
-
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    forget()
+    forget_accelerators()
 
 
 def made(k: int = 1, scaler: Any = None, **options: Any) -> tuple[Any, Any, Any]:

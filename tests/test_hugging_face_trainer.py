@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.trainers import (
     agree,
     batches_of,
     by_hand,
+    forget_accelerators,
     loader,
     weights,
 )
@@ -33,14 +35,25 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Older versions leave the precision that was asked for in the environment, too."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    yield
+    forget_accelerators()
+
+
 class ByLabels(Net):
     """Divides the sum of its losses by the number of labels, as language models do."""
+
+    told = False
 
     def forward(self, x: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
         logits = super().forward(x)
         if labels is None:
             return logits
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        ByLabels.told |= "num_items_in_batch" in kwargs
         return {"loss": loss / kwargs.get("num_items_in_batch", len(labels)), "logits": logits}
 
 
@@ -92,13 +105,21 @@ def change(folder: Path, batches: int, k: int, build: type[Net] = Net, **options
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_accumulation(k: int, complete: bool, tmp_path: Path) -> None:
     batches = batches_of(k, complete)
-    agree(change(tmp_path, batches, k), by_hand(batches, k))
+    model = Net()
+    before = weights(model)
+    made = trainer(model, tmp_path, batches, callback(), k=k, max_steps=3)
+    made.train()
+    older = not hasattr(made, "current_gradient_accumulation_steps")
+    expected = by_hand(batches, k, divide=(lambda count: k) if older else None)
+    agree(weights(model) - before, expected)
 
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_a_loss_that_is_divided_by_the_number_of_labels(k: int, tmp_path: Path) -> None:
     batches = batches_of(k, complete=False)
     found = change(tmp_path, batches, k, ByLabels, ignored=5)
+    if not ByLabels.told:
+        pytest.skip("this version of transformers does not tell the number of labels")
     agree(found, by_hand(batches, k, by_labels=True, ignored=5))
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests import test_accelerate, test_hugging_face_trainer, test_lightning
-from tests.trainers import BATCH, Net, agree, by_hand, loader, weights
+from tests.trainers import BATCH, Net, agree, by_hand, forget_accelerators, loader, weights
 
 CHECKS: dict[str, Callable[[int, Path], None]] = {}
 
@@ -77,7 +77,7 @@ def _rank(rank: int, folder: Path) -> None:
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
-        test_accelerate.forget()
+        forget_accelerators()
 
 
 @pytest.fixture(scope="module")

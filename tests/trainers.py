@@ -119,6 +119,14 @@ def agree(found: Tensor, expected: Tensor, tolerance: float = EXACT) -> None:
     assert error <= tolerance, f"relative error {error}"
 
 
+def forget_accelerators() -> None:
+    """Forget what an Accelerator set, which is the process's."""
+    from accelerate import state
+
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    state.GradientState._reset_state()
+
+
 def batches_of(k: int, complete: bool) -> int:
     """Batches for three steps of the optimizer."""
     return 3 * k if complete else 3 * k - k // 2
