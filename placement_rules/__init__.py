@@ -20,6 +20,9 @@ from ._origin import without_dispatch as without_dispatch
 from ._origin import wrapped_by as wrapped_by
 from ._parse import parse as parse
 from ._pass import is_recording as is_recording
+from ._places import Places as Places
+from ._places import arguments_of as arguments_of
+from ._places import places_of as places_of
 from ._record import record as record
 from ._recording import Recording as Recording
 from ._recording import Scope as Scope

@@ -20,18 +20,38 @@ from ._recording import value
 Axis = tuple[fx.Node, int]
 
 
-class ChannelAxes:
-    """Union-find over the axes of a flat graph's tensors."""
+class UnionFind:
+    """Classes of axes that are the same."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Axis, Axis] = {}
+
+    def find(self, axis: Axis) -> Axis:
+        """Return the axis that stands for the class."""
+        root = axis
+        while (parent := self._parent.get(root, root)) != root:
+            root = parent
+        while axis != root:
+            self._parent[axis], axis = root, self._parent.get(axis, root)
+        return root
+
+    def join(self, one: Axis, other: Axis) -> None:
+        """Make one class of the two axes' classes."""
+        self._parent[self.find(one)] = self.find(other)
+
+
+class ChannelAxes(UnionFind):
+    """The classes of the axes of a flat graph's tensors, and the evidence of channels on them."""
 
     def __init__(self, flat: fx.Graph, weights: set[fx.Node]) -> None:
-        self._parent: dict[Axis, Axis] = {}
+        super().__init__()
         self._evidence: dict[Axis, set[str]] = {}
         for node in flat.nodes:
             for here, there in axis_links(node):
-                self._join(here, there)
+                self.join(here, there)
         for node in flat.nodes:
             for axis, kind in channel_evidence(node, weights):
-                self._evidence.setdefault(self._find(axis), set()).add(kind)
+                self._evidence.setdefault(self.find(axis), set()).add(kind)
 
     def layout(self, flat: fx.Node) -> Layout:
         """Return the layout of a flat node's tensor.
@@ -42,7 +62,7 @@ class ChannelAxes:
         found = {
             axis: self._evidence[root]
             for axis in range(len(shape))
-            if (root := self._find((flat, axis))) in self._evidence
+            if (root := self.find((flat, axis))) in self._evidence
         }
         if not found:
             raise LayoutError(
@@ -56,14 +76,3 @@ class ChannelAxes:
                 f"({listed})"
             )
         return Layout(len(shape), best)
-
-    def _find(self, axis: Axis) -> Axis:
-        root = axis
-        while (parent := self._parent.get(root, root)) != root:
-            root = parent
-        while axis != root:
-            self._parent[axis], axis = root, self._parent.get(axis, root)
-        return root
-
-    def _join(self, one: Axis, other: Axis) -> None:
-        self._parent[self._find(one)] = self._find(other)

@@ -49,6 +49,7 @@ class Site:
     clone: str | None
     scope: Scope = field(repr=False, compare=False)
     node: fx.Node = field(repr=False, compare=False)
+    nodes: tuple[fx.Node, ...] = field(default=(), repr=False, compare=False)  # in every call
 
     @property
     def channels(self) -> int:
@@ -143,6 +144,7 @@ def _site(recording: Recording, name: str, calls: list[Spot], given: Layout | No
         clone=writes[0].name if writes else None,
         scope=first.scope,
         node=first.node,
+        nodes=tuple(spot.node for spot in calls),
     )
 
 

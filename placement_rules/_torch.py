@@ -81,6 +81,12 @@ def is_exporting() -> bool:
     return bool(torch.compiler._is_exporting_flag)
 
 
+@uses("torch._C._current_graph_task_id", since="2.1")
+def graph_task() -> int:
+    """Tell the backward pass that runs in this thread from others; -1 outside of one."""
+    return int(torch._C._current_graph_task_id())
+
+
 @uses("torch._C._get_tracing_state", since="1.13")
 def in_jit_trace() -> bool:
     """Whether torch.jit.trace runs this, which loses gradients of VCReg."""

@@ -26,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import vcreg_fx
+from placement_rules import modules
 from tests.models import relative_error
 
 RANKS = 2
@@ -162,6 +163,46 @@ def synced_under_checkpointing(rank: int) -> None:
     finally:
         dist.all_reduce = original
     assert len(exchanges) == len(vcreg_fx.sites(model))
+
+
+class Alone(nn.Module):
+    """A block with a residual add, on sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, src: Tensor, src_key_padding_mask: Tensor) -> Tensor:
+        return self.layer(src, src_key_padding_mask=src_key_padding_mask)
+
+
+def _synced_masks(**config: Any) -> Callable[[int], None]:
+    def function(rank: int) -> None:
+        model, x = Alone().double(), torch.randn(4, 5, 6, dtype=torch.float64)
+        padding = torch.arange(5) >= torch.tensor([5, 3, 1, 1])[:, None]  # 8 samples and 2
+
+        def loss(model: nn.Module, rows: slice) -> Tensor:
+            value = model(x[rows], padding[rows])[:, 0].square().mean()
+            return value + vcreg_fx.penalty(model) if config.get("mode") == "loss" else value
+
+        def fresh(**config: Any) -> nn.Module:
+            made, example = copy.deepcopy(model), (x[:2, :3], padding[:2, :3])
+            return vcreg_fx.insert(made, modules("layer"), example_inputs=example, **config)
+
+        whole = fresh(**config)
+        loss(whole, slice(0, 4)).backward()
+        synced = fresh(sync=True, **config)
+        wrapped = DistributedDataParallel(synced)
+        loss(wrapped, slice(2 * rank, 2 * rank + 2)).backward()
+        agree([p.grad for p in synced.parameters()], [p.grad for p in whole.parameters()])
+        assert {site.samples for site in vcreg_fx.sites(synced)} == {10}
+
+    return function
+
+
+for _mode in ("gradient", "loss"):
+    for _backend in ("fast", "naive"):
+        CHECKS[f"synced_masks_{_mode}_{_backend}"] = _synced_masks(mode=_mode, backend=_backend)
 
 
 @check

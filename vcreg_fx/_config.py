@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 
 from ._distributed import as_data, check_sync
+from ._names import name_of, named_function
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,13 @@ class VCRegConfig:
       (‖·‖ over the batch), at every step; shorter where the penalty is nearly satisfied. α and β
       then say how the two terms relate, and nothing has to know how the loss is scaled. None adds
       the penalty's own gradient. What arrives holds the VCReg of the sites behind this one.
+    - `mask`: which positions are samples. ``"auto"``: where the model is called with a mask of
+      padding, those it does not mask, at the sites at which that is certain; elsewhere all, with
+      one warning. A name: that argument of the model, a mask of (batch, length) that is not zero
+      at samples; ``"~name"``, one that is zero there. A function, or its name
+      ``"module:function"``: takes the arguments of a call, a dictionary, and returns such a mask
+      (not zero at samples) or None. None: every position.
+    - `skip_tokens`: how many leading positions are no samples, as class and register tokens.
 
     **Raises:** `ValueError` for values outside their range and combinations that do not exist.
     """
@@ -62,6 +71,8 @@ class VCRegConfig:
     interval: int = 1
     sample: int | None = None
     ratio: float | None = None
+    mask: str | Callable[[Any], Any] | None = "auto"
+    skip_tokens: int = 0
 
     _texts: ClassVar[dict[str, str]]  # of each configuration: its numbers, written
 
@@ -88,6 +99,7 @@ class VCRegConfig:
             )
         self._check_estimates()
         self._check_ratio()
+        self._check_samples()
         self._write_texts()
 
     def _check_estimates(self) -> None:
@@ -142,6 +154,34 @@ class VCRegConfig:
         }
         object.__setattr__(self, "_texts", texts)
 
+    def _check_samples(self) -> None:
+        if not (self.mask is None or isinstance(self.mask, str) or callable(self.mask)):
+            raise ValueError(
+                f'mask={self.mask!r} must be "auto", the name of an argument of the model, a '
+                "function, or None."
+            )
+        if (
+            isinstance(self.mask, str)
+            and self.mask.endswith("padding_mask")
+            and self.mask[0] != "~"
+        ):
+            raise ValueError(
+                f"mask={self.mask!r} would take padding for samples, if the mask is true at "
+                f'padding, as those of torch.nn are. Write mask="~{self.mask}" then; if it is true '
+                f"at samples, a function: mask=lambda arguments: arguments[{self.mask!r}]."
+            )
+        if not isinstance(self.skip_tokens, int) or self.skip_tokens < 0:
+            raise ValueError(f"skip_tokens={self.skip_tokens!r} must be a number of tokens, ≥ 0.")
+        if self.mask_function is None and ":" in str(self.mask):
+            raise ValueError(f'mask={self.mask!r} names no function, as "module:function" does.')
+
+    @property
+    def mask_function(self) -> Callable[[Any], Any] | None:
+        """The function that `mask` is, or names."""
+        if not isinstance(self.mask, str):
+            return self.mask
+        return named_function(self.mask)
+
     @property
     def estimates(self) -> bool:
         """Whether the gradient is an estimate."""
@@ -154,7 +194,8 @@ class VCRegConfig:
         configuration is made of them, or at the first training step of a model that was loaded.
         """
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**values, "sync": as_data(self.sync)}
+        mask = name_of(self.mask) if callable(self.mask) else self.mask
+        return {**values, "sync": as_data(self.sync), "mask": mask}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> VCRegConfig:
         """Return the config itself: it cannot change, and a process group cannot be copied."""

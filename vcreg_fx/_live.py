@@ -24,6 +24,7 @@ from ._calling import what_follows
 from ._config import VCRegConfig
 from ._distributed import GroupSum, group_of
 from ._loss_scale import LossScale
+from ._positions import Positions
 from ._site_values import SiteValues
 from ._steps import StepWatch
 from .regularizers import (
@@ -37,6 +38,7 @@ from .regularizers import (
     exported_vcreg,
     inject_gradient_at,
     naive_penalty,
+    present_sum,
     product_dtype,
     reference_mean,
     refuse_batches,
@@ -87,7 +89,8 @@ class LiveSite(SiteValues):
         self.loss_scale: LossScale | None = None
         self.steps: StepWatch | None = None  # where the passes of an untold loop are counted
         self.pending: list[Tensor] = []
-        self.probe: Callable[[Tensor], None] | None = None  # notes activations in place of all else
+        self.probe: Callable[[Tensor, Tensor | None], None] | None = None  # notes, and does no more
+        self.positions: Positions | None = None  # says which are no samples, where not all are
         self._clone = clone
         seed = torch.initial_seed() if config.sync is False else 0  # ranks act in the same steps
         self._key = f"{name}:{seed}"
@@ -125,45 +128,79 @@ class LiveSite(SiteValues):
             )
         if exporting:  # the program will be called with any number of samples
             return True
-        if h.numel() >= 2 * h.shape[self.layout.axis] or self.group is not None:
-            return True  # every rank joins a collective, also with one sample
+        if h.numel() < 2 * h.shape[self.layout.axis] and self.group is None:
+            self._warn_of_few(f"one sample (shape {tuple(h.shape)})")
+            return False
+        absent = None if torch.compiler.is_compiling() or self.group else self.absent(h)
+        if absent is not None and not absent.is_cuda and int((~absent).sum()) < 2:
+            self._warn_of_few(f"{absent.numel()} positions with less than two samples")
+        return True  # every rank joins a collective, also with one sample
+
+    def absent(self, h: Tensor) -> Tensor | None:
+        """Return true where a position is no sample, of the shape of `h` without its channels.
+
+        None where every position is one.
+        """
+        return None if self.positions is None else self.positions.absent(h)
+
+    def _warn_of_few(self, what: str) -> None:
         self._warn_once(
-            f"{self.name} got one sample (shape {tuple(h.shape)}): its features have no variance, "
-            "so there is no penalty. Use batches of at least two."
+            f"{self.name} got {what}: its features have no variance, so there is no penalty. Use "
+            "batches of at least two."
         )
-        return False
 
     def reference_mean(self, h: Tensor) -> Tensor | None:
         """Return a vector near the batch mean, shape (d,), in float32 or float64.
 
         None where it may not be needed: estimates find it in the steps that are due.
         """
-        return None if self.config.estimates else reference_mean(h, self.layout.axis)
+        if self.config.estimates:
+            return None
+        return reference_mean(h, self.layout.axis, self.absent(h))
 
-    def demeaned(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the activation less its mean, and the mean, shape (d,); differentiable."""
-        group = self.group
-        mean = h.mean(self.layout.sample_axes) if group is None else self._group_mean(h)
+    def demeaned(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the activation less its mean, and the mean, shape (d,); differentiable.
+
+        Positions that are no samples stay as they are. The third is how many there are, where they
+        were counted; without any the mean is zero.
+        """
+        absent, count = self.absent(h), None
+        if absent is None and self.group is None:
+            mean = h.mean(self.layout.sample_axes)
+        else:
+            mean, count = self._counted_mean(h, absent)
+        return self.less(h, mean, absent), mean.detach(), count
+
+    def less(self, h: Tensor, mean: Tensor, absent: Tensor | None) -> Tensor:
+        """Return the activation less a vector, shape (d,), where its positions are samples."""
         shape = [1] * h.ndim
         shape[self.layout.axis] = -1
-        return h - mean.view(shape), mean.detach()
+        z = h - mean.view(shape)
+        return z if absent is None else torch.where(absent.unsqueeze(self.layout.axis), h, z)
 
     @property
     def group(self) -> Any:
         """The process group over which statistics are taken, if any."""
         return None if self.probe is not None else group_of(self.config.sync)
 
-    def _group_mean(self, h: Tensor) -> Tensor:
-        total = h.sum(self.layout.sample_axes, dtype=working_dtype(h))
-        count = total.new_full((1,), h.numel() // total.numel())
-        summed: Tensor = GroupSum.apply(torch.cat([total, count]), self.group)
-        return (summed[:-1] / summed[-1]).to(h.dtype)
+    def _counted_mean(self, h: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+        if absent is None:
+            total = h.sum(self.layout.sample_axes, dtype=working_dtype(h))
+            count = total.new_full((1,), h.numel() // total.numel())
+        else:
+            total = present_sum(h, self.layout.axis, absent)
+            count = (~absent).sum().view(1).to(total.dtype)
+        summed = torch.cat([total, count])
+        if self.group is not None:
+            summed = GroupSum.apply(summed, self.group)
+        count = summed[-1].detach()
+        return (summed[:-1] / count.clamp_min(1)).to(h.dtype), count
 
     def regularize(self, h: Tensor, reference: Tensor | None) -> Tensor:
         """Return the activation, with the penalty attached in the way `mode` says."""
         if self.probe is not None:
             if not in_backward():  # where checkpointing runs forward again
-                self.probe(h)
+                self.probe(h, self.absent(h))
             return h.clone() if self._clone else h
         if not torch.compiler.is_compiling():
             self._look_back(h)
@@ -175,6 +212,9 @@ class LiveSite(SiteValues):
         if self.config.mode == "gradient":
             self._check_half(h)
         scale = self._scale()
+        absent = self.absent(h)
+        if absent is not None:
+            self._check_absent()
         if is_exporting():
             if self.penalize is not None:
                 raise RuntimeError(
@@ -187,19 +227,19 @@ class LiveSite(SiteValues):
         if self.config.mode == "gradient":
             dtype = product_dtype(h)
             step = self._step if self.config.estimates else None
-            started = None if step is not None else self._start_exchange(h, reference, dtype)
-            inject = InjectGradient if torch.compiler.is_compiling() else self._inject
-            result: Tensor = inject.apply(
-                h, reference, self._alpha, self._beta, scale, step, self._settings, dtype, started
+            started = (
+                None if step is not None else self._start_exchange(h, reference, dtype, absent)
             )
+            how = (self._alpha, self._beta, scale, step, self._settings, dtype, started)
+            inject = InjectGradient if torch.compiler.is_compiling() else self._inject
+            result: Tensor = inject.apply(h, reference, absent, *how)
             return result
         if self.config.backend == "naive":
-            penalty, statistics = naive_penalty(h, self._alpha, self._beta, self._settings)
+            penalty, statistics = naive_penalty(h, self._alpha, self._beta, self._settings, absent)
             self._record(statistics)
         else:
-            penalty = Penalty.apply(
-                h, reference, self._alpha, self._beta, self._settings, product_dtype(h)
-            )[0]
+            given = (self._alpha, self._beta, self._settings, product_dtype(h))
+            penalty = Penalty.apply(h, reference, absent, *given)[0]
         if in_backward():
             self._check_recomputation()
             return h.clone() if self._clone else h  # its penalty was counted in forward
@@ -229,6 +269,8 @@ class LiveSite(SiteValues):
                 _tell_of_compilations(self)
         else:
             penalty.vcreg_left = self._left  # type: ignore[attr-defined]
+            if self.positions is not None:
+                self.positions.look_back(penalty)
         self.pending.append(penalty)
         if len(self.pending) > _UNREAD:
             del self.pending[0]
@@ -281,7 +323,7 @@ class LiveSite(SiteValues):
         return forgotten
 
     def _start_exchange(
-        self, h: Tensor, reference: Tensor | None, dtype: torch.dtype
+        self, h: Tensor, reference: Tensor | None, dtype: torch.dtype, absent: Tensor | None
     ) -> Callable[[], Moments] | None:
         """Start, in forward, the ranks' exchange, which backward then need not wait for.
 
@@ -292,7 +334,7 @@ class LiveSite(SiteValues):
         if torch.compiler.is_compiling() or in_backward():
             return None
         with torch.no_grad(), autocast_off(h):
-            return start_moments(h, self.layout.axis, reference, self.config, dtype)
+            return start_moments(h, self.layout.axis, reference, self.config, dtype, absent)
 
     def take_pending(self) -> list[Tensor]:
         """Return the penalties that were not read yet, and forget them."""
@@ -300,6 +342,21 @@ class LiveSite(SiteValues):
         return pending
 
     # ---------------------------------------------------------------------------------------
+
+    def _check_absent(self) -> None:
+        """Refuse what cannot be done where some positions are no samples."""
+        if is_exporting():
+            raise RuntimeError(
+                f"{self.name} leaves positions out (mask= or skip_tokens=), which an exported "
+                "training program cannot. Export in eval mode: model.eval(); or insert with "
+                "mask=None and skip_tokens=0, where every position is to count."
+            )
+        if torch.compiler.is_compiling() and self.config.backend == "naive":
+            raise RuntimeError(
+                f"{self.name} leaves positions out (mask= or skip_tokens=), whose number the "
+                'compiler does not know, and backend="naive" (and regularizers other than VCReg) '
+                'take only those that are left. Insert with backend="fast", or do not compile.'
+            )
 
     def _check_half(self, h: Tensor) -> None:
         if self.loss_scale is not None or self.config.ratio is not None:

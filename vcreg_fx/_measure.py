@@ -19,6 +19,8 @@ from .surgery import align, live_sites
 if TYPE_CHECKING:
     import pandas
 
+Seen = tuple[Tensor, Tensor | None]  # an activation, and which of its positions are no samples
+
 
 @dataclass(frozen=True)
 class SiteMeasurement:
@@ -108,31 +110,34 @@ def measure(
             model.train()
         with torch.enable_grad():
             value = loss(_call(model, inputs))
-        pairs = [(site, h) for site in sites for h in seen[site.name]]
+        pairs = [(site, *noted) for site in sites for noted in seen[site.name]]
         if not pairs:
             raise InsertionError(
                 "No site saw an activation with a gradient: the layers before the sites are "
                 "frozen, or under reentrant checkpointing, which hides them."
             )
-        grads = torch.autograd.grad(value, [h for _, h in pairs], allow_unused=True)
+        grads = torch.autograd.grad(value, [h for _, h, _ in pairs], allow_unused=True)
         calls: dict[str, list[SiteMeasurement]] = {}
-        for (site, h), grad in zip(pairs, grads, strict=True):
-            calls.setdefault(site.name, []).append(_measured(site, h, grad))
+        for (site, h, absent), grad in zip(pairs, grads, strict=True):
+            calls.setdefault(site.name, []).append(_measured(site, h, absent, grad))
     return Measurement(row for rows in calls.values() for row in rows)
 
 
-def _measured(site: LiveSite, h: Tensor, grad: Tensor | None) -> SiteMeasurement:
+def _measured(
+    site: LiveSite, h: Tensor, absent: Tensor | None, grad: Tensor | None
+) -> SiteMeasurement:
     h = h.detach()
-    z = flatten_samples(h, site.layout).to(torch.promote_types(h.dtype, torch.float32))
+    z = flatten_samples(h, site.layout, None if absent is None else ~absent)
+    z = z.to(torch.promote_types(h.dtype, torch.float32))
     config = replace(site.config, alpha=site.alpha, beta=site.beta, sync=False, ratio=None)
     if site.penalize is not None:
         raise InsertionError(
             f"{site.name} has a regularizer other than VCReg; measure compares VCReg's two terms."
         )
     of_variance, variances, covariance_loss = penalty_gradient(
-        h, site.layout, replace(config, beta=0.0)
+        h, site.layout, replace(config, beta=0.0), absent
     )
-    of_covariance, _, _ = penalty_gradient(h, site.layout, replace(config, alpha=0.0))
+    of_covariance, _, _ = penalty_gradient(h, site.layout, replace(config, alpha=0.0), absent)
     task = 0.0 if grad is None else float(grad.norm(dtype=z.dtype))
     factor = 1.0
     if site.config.ratio is not None:
@@ -178,12 +183,16 @@ def _call(model: nn.Module, inputs: Any) -> Any:
 
 
 @contextmanager
-def _probes(sites: list[LiveSite]) -> Iterator[dict[str, list[Tensor]]]:
+def _probes(sites: list[LiveSite]) -> Iterator[dict[str, list[Seen]]]:
     """Let the sites note their activations instead of regularizing them."""
-    seen: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    seen: dict[str, list[Seen]] = {site.name: [] for site in sites}
+
+    def noting(site: LiveSite) -> Callable[[Tensor, Tensor | None], None]:
+        return lambda h, absent: seen[site.name].append((h, absent))
+
     try:
         for site in sites:
-            site.probe = seen[site.name].append
+            site.probe = noting(site)
         yield seen
     finally:
         for site in sites:

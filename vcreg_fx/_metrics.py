@@ -31,10 +31,10 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
     names: list[str] = []
     found: list[torch.Tensor] = []
     for name, site in named_sites(model):
-        std, covariance = site.std, site.value
-        if site.numbers is None or std is None or covariance is None:
+        std, covariance, enough = site.std, site.value, site.enough
+        if site.numbers is None or std is None or covariance is None or enough is None:
             continue
-        variance = torch.relu(site.config.gamma - std).mean()
+        variance = torch.relu(site.config.gamma - std).mean() * enough
         if site.penalize is None:
             losses = {
                 "penalty": site.alpha * variance + site.beta * covariance,

@@ -105,7 +105,9 @@ class SiteValues:
 
     @property
     def variance_loss(self) -> float | None:
-        """ℓ_var of the last step (Eq. 3)."""
+        """ℓ_var of the last step (Eq. 3); zero for less than two samples."""
+        if self.samples is not None and self.samples < 2:
+            return 0.0
         std = self.std
         return None if std is None else float(torch.relu(self.config.gamma - std).mean())
 
@@ -120,6 +122,11 @@ class SiteValues:
     def samples(self) -> int | None:
         """How many samples the last step had (n)."""
         return None if self._numbers is None else int(self._numbers[self._first_other + 1])
+
+    @property
+    def enough(self) -> Tensor | None:
+        """Whether the last step had two samples or more, as a 0-d tensor on the device."""
+        return None if self._numbers is None else self._numbers[self._first_other + 1] > 1
 
     @property
     def factor(self) -> float | None:

@@ -18,20 +18,23 @@ from placement_rules import Layout
 _WLD_BLOCK = 8_388_608  # elements of the differences of one block of samples
 
 
-def flatten_samples(h: Tensor, layout: str | Layout) -> Tensor:
+def flatten_samples(h: Tensor, layout: str | Layout, mask: Tensor | None = None) -> Tensor:
     """Return the activation as rows: every location is a sample (VCReg, section 3.2).
 
     **Arguments:**
 
     - `h`: an activation of any shape, such as ``(batch, channels, height, width)``.
     - `layout`: which axis holds the channels, such as ``"NCHW"``.
+    - `mask`: true, or not zero, where a location is a sample; of the shape of `h` without its
+      channel axis. None where every location is one.
 
     **Returns:** z of shape (n, d), in float32 if `h` is in float16 or bfloat16.
     """
     axis = Layout.parse(layout).axis
     if h.dtype in {torch.float16, torch.bfloat16}:
         h = h.float()
-    return h.movedim(axis, -1).reshape(-1, h.shape[axis])
+    z = h.movedim(axis, -1).reshape(-1, h.shape[axis])
+    return z if mask is None else z[mask.reshape(-1) != 0]
 
 
 def covariance(z: Tensor) -> Tensor:
@@ -106,6 +109,7 @@ def vcreg_loss(
     *,
     gamma: float = 1.0,
     eps: float = 1e-4,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return the penalty α ℓ_var + β ℓ_cov of one activation (VCReg's Eq. 5, a term of Eq. 8).
 
@@ -116,6 +120,7 @@ def vcreg_loss(
     - `delta`: where the covariance loss turns linear (Eq. 10); None for squares (Eq. 4).
     - `layout`: which axis holds the channels; needed where `h` has more than two axes.
     - `gamma`, `eps`: see `variance_loss`.
+    - `mask`: which locations are samples, see `flatten_samples`; by default all of them.
 
     **Raises:** `ValueError` if the layout is missing or does not have as many axes as `h`.
     """
@@ -126,7 +131,12 @@ def vcreg_loss(
             f"layout={layout!r} does not say which axis of a tensor of shape {tuple(h.shape)} "
             'holds the channels. Give one letter an axis, such as layout="NCHW".'
         )
-    z = flatten_samples(h, layout)
+    if mask is not None and mask.shape != h.movedim(Layout.parse(layout).axis, -1).shape[:-1]:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}; it takes one entry a location, the shape of h, "
+            f"{tuple(h.shape)}, without the channel axis of {layout}."
+        )
+    z = flatten_samples(h, layout, mask)
     return alpha * variance_loss(z, gamma, eps) + beta * covariance_loss(z, delta)
 
 

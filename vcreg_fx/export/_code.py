@@ -125,7 +125,12 @@ def _site_call(page: _Page, site: LiveSite) -> str:
             f"{site.name} has a regularizer other than VCReg, which the written code cannot name. "
             "Export with to_graph_module, or insert VCReg."
         )
-    now = {"alpha": site.alpha, "beta": site.beta}
+    if site.config.skip_tokens or site.config.mask not in {"auto", None}:
+        raise ExportError(
+            f"{site.name} leaves positions out (mask= or skip_tokens=), which the written code "
+            "cannot. Export with to_graph_module, or insert VCReg without them."
+        )
+    now = {"alpha": site.alpha, "beta": site.beta, "mask": None}  # its graph has no masks to note
     values = {item.name: getattr(site.config, item.name) for item in fields(VCRegConfig)} | now
     listed = "".join(f"    {key}={source_of(value)},\n" for key, value in values.items())
     call = f"VCRegConfig(\n{listed})"

@@ -12,6 +12,7 @@ from ._functions import refuse_batches as refuse_batches
 from ._gradient import Statistics as Statistics
 from ._gradient import penalty_gradient as penalty_gradient
 from ._moments import Moments as Moments
+from ._moments import present_sum as present_sum
 from ._moments import reference_mean as reference_mean
 from ._moments import start_moments as start_moments
 from ._operator import exported_vcreg as exported_vcreg

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from .._config import VCRegConfig
 from .._errors import InsertionError
+from .._names import name_of, named_function
 from ..functional import decov_loss, wld_loss
 
 Penalize = Callable[[Tensor], Tensor]
@@ -51,31 +51,17 @@ def choose(
         )
     by_autograd = replace(config, backend="naive")
     if callable(regularizer):
-        return regularizer, by_autograd, _name_of(regularizer)
+        return regularizer, by_autograd, name_of(regularizer)
     if regularizer in COMPETITORS:
         return COMPETITORS[regularizer], by_autograd, regularizer
     return _find(regularizer), by_autograd, regularizer
 
 
 def _find(name: str) -> Penalize:
-    module, colon, attribute = str(name).partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute) if colon else None
-    except (ImportError, AttributeError):
-        found = None
-    if not callable(found):
+    found = named_function(name)
+    if found is None:
         raise InsertionError(
             f"There is no regularizer {name!r}. There are {', '.join(_NAMES)}; or give a function "
             'of z (n, d) that returns a scalar, or its name as "module:function".'
         )
-    function: Penalize = found
-    return function
-
-
-def _name_of(function: Penalize) -> str | Penalize:
-    """Return the name by which a function can be found again; itself, where there is none."""
-    name = f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
-    try:
-        return name if _find(name) is function else function
-    except InsertionError:
-        return function
+    return found

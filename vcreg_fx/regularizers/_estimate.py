@@ -41,7 +41,7 @@ class Draw(NamedTuple):
     step: Tensor
 
 
-def add_estimate(
+def add_estimate(  # noqa: PLR0913, PLR0917 (what a step is made of)
     grad: Tensor,
     h: Tensor,
     axis: int,
@@ -52,29 +52,37 @@ def add_estimate(
     draw: Draw,
     dtype: torch.dtype,
     arriving: Tensor | None = None,
+    absent: Tensor | None = None,
 ) -> tuple[Tensor, Statistics | None]:
     """Return ``grad`` plus an estimate of ``scale · d penalty / dh``, and what the step saw.
 
     Statistics are None, and the gradient is ``grad`` itself, where the step is not due. `arriving`
-    is as for `add_gradient`.
+    is as for `add_gradient`, and `absent` as for `_products.moments`.
     """
     step = int(draw.step)
     draw.step.data.add_(1)
     if not is_due(step, config.interval, draw.key):
         return grad, None
     weight = config.interval if scale is None else scale * config.interval
-    if config.sample is not None and h.numel() // h.shape[axis] > config.sample:
+    n = _count(h, axis, absent) if config.sample is not None else 0
+    if config.sample is not None and n > config.sample:
         key = f"{draw.key}:{step}"
-        return _add_sampled(grad, h, axis, alpha, beta, weight, config, key, dtype, arriving)
-    reference = reference_mean(h, axis) if config.demean == "statistics" else None
-    found = moments_of(h, axis, reference, config, dtype)
-    return add_gradient(grad, h, axis, found, alpha, beta, weight, config, dtype, arriving)
+        how = (config, key, dtype, arriving, absent)
+        return _add_sampled(grad, h, axis, n, alpha, beta, weight, *how)
+    reference = reference_mean(h, axis, absent) if config.demean == "statistics" else None
+    found = moments_of(h, axis, reference, config, dtype, absent)
+    return add_gradient(grad, h, axis, found, alpha, beta, weight, config, dtype, arriving, absent)
 
 
-def _add_sampled(
+def _count(h: Tensor, axis: int, absent: Tensor | None) -> int:
+    return h.numel() // h.shape[axis] if absent is None else int((~absent).sum())
+
+
+def _add_sampled(  # noqa: PLR0913, PLR0917 (what a step is made of)
     grad: Tensor,
     h: Tensor,
     axis: int,
+    n: int,
     alpha: Tensor,
     beta: Tensor,
     weight: Tensor | float,
@@ -82,6 +90,7 @@ def _add_sampled(
     key: str,
     dtype: torch.dtype,
     arriving: Tensor | None,
+    absent: Tensor | None,
 ) -> tuple[Tensor, Statistics]:
     """Return ``grad`` plus an estimate of the penalty's gradient from ``config.sample`` samples.
 
@@ -92,9 +101,11 @@ def _add_sampled(
     """
     assert config.sample is not None
     last = h.movedim(axis, -1)
-    n, half = last[..., 0].numel(), config.sample // 2
+    half = config.sample // 2
     generator = torch.Generator(h.device).manual_seed(zlib.crc32(key.encode()))
     drawn = torch.randperm(n, generator=generator, device=h.device)[: 2 * half]
+    if absent is not None:
+        drawn = (~absent).reshape(-1).nonzero()[drawn, 0]
     measured = last[torch.unravel_index(drawn[:half], last.shape[:-1])]
     receiving = torch.unravel_index(drawn[half:], last.shape[:-1])
     z = last[receiving].to(torch.promote_types(h.dtype, torch.float32))

@@ -12,12 +12,12 @@ from ._estimate import Draw, add_estimate
 from ._gradient import Statistics
 from ._precision import autocast_off
 
-_WHAT = "Tensor grad, Tensor h, Tensor alpha, Tensor beta, Tensor? scale"
+_WHAT = "Tensor grad, Tensor h, Tensor alpha, Tensor beta, Tensor? scale, Tensor? absent"
 _HOW = "float? delta, float gamma, float eps, str convention, str demean, float? ratio"
 _WHEN = "int interval, int? sample, str key, Tensor step, ScalarType dtype"
 
 
-def estimate(
+def estimate(  # noqa: PLR0913, PLR0917 (what a step is made of)
     grad: Tensor,
     h: Tensor,
     axis: int,
@@ -28,19 +28,21 @@ def estimate(
     draw: Draw,
     dtype: torch.dtype,
     arriving: Tensor,
+    absent: Tensor | None = None,
 ) -> tuple[Tensor, Statistics | None]:
     """Do what `add_estimate` does; in compiled code by an operator, which keeps no statistics.
 
     **Raises:** `RuntimeError` in compiled code with ``sync``.
     """
     if not torch.compiler.is_compiling():
-        return add_estimate(grad, h, axis, alpha, beta, scale, config, draw, dtype, arriving)
+        given = (config, draw, dtype, arriving, absent)
+        return add_estimate(grad, h, axis, alpha, beta, scale, *given)
     if config.sync is not False:
         raise RuntimeError(
             "interval with sync is not to be had in compiled code, which does not know when the "
             "ranks meet. Insert with sync=False or without interval, or do not compile."
         )
-    what = (grad, h, alpha, beta, scale, axis)
+    what = (grad, h, alpha, beta, scale, absent, axis)
     delta, gamma, eps = (config.number(name) for name in ("delta", "gamma", "eps"))
     how = (delta, gamma, eps, config.convention, config.demean, config.number("ratio"))
     when = (config.interval, config.sample, draw.key, draw.step, dtype)
@@ -59,6 +61,7 @@ def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
     alpha: Tensor,
     beta: Tensor,
     scale: Tensor | None,
+    absent: Tensor | None,
     axis: int,
     delta: float | None,
     gamma: float,
@@ -83,7 +86,8 @@ def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
         sample=sample,
     )
     with autocast_off(h):
-        result, _ = add_estimate(grad, h, axis, alpha, beta, scale, config, Draw(key, step), dtype)
+        given = (config, Draw(key, step), dtype, None, absent)
+        result, _ = add_estimate(grad, h, axis, alpha, beta, scale, *given)
     return result.clone() if result is grad else result
 
 

@@ -49,6 +49,7 @@ class InjectGradient(torch.autograd.Function):
     def forward(
         h: Tensor,
         reference: Tensor | None,
+        absent: Tensor | None,
         alpha: Tensor,
         beta: Tensor,
         scale: Tensor | None,
@@ -62,9 +63,13 @@ class InjectGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save the activation and a vector near its mean, and nothing else of its size."""
-        *tensors, ctx.step, ctx.settings, ctx.dtype, ctx.started = inputs
-        ctx.save_for_backward(*tensors)
+        """Save the activation and a vector near its mean, and nothing else of its size.
+
+        Which positions are no samples is kept beside what is saved, so that checkpointing, which
+        computes anew what was saved, does not look for it again.
+        """
+        h, reference, ctx.absent, *tensors, ctx.step, ctx.settings, ctx.dtype, ctx.started = inputs
+        ctx.save_for_backward(h, reference, *tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,29 +80,29 @@ class InjectGradient(torch.autograd.Function):
         refuse_batches(settings.name, grad)
         if settings.injected is not None and not torch.compiler.is_compiling():
             settings.injected()
-        config, axis = settings.config, settings.layout.axis
+        config, axis, absent = settings.config, settings.layout.axis, ctx.absent
         seen: Statistics | None = None
         base = grad * 0 if under_func_transform() else grad
         with torch.no_grad(), autocast_off(h):
             if config.backend == "naive":
-                added, seen = _naive_gradient(h, alpha, beta, settings)
+                added, seen = _naive_gradient(h, alpha, beta, settings, absent)
                 if config.ratio is not None:
                     scale, seen = _naive_strength(grad, added, alpha, beta, seen, settings)
                 result = base + (added if scale is None else added * scale).to(grad.dtype)
             elif ctx.step is not None:
                 draw = Draw(settings.key, ctx.step)
                 how = (axis, alpha, beta, scale, config, draw, ctx.dtype)
-                result, seen = estimate(base, h, *how, grad)
+                result, seen = estimate(base, h, *how, grad, absent)
             else:
-                found = ctx.started or start_moments(h, axis, reference, config, ctx.dtype)
+                found = ctx.started or start_moments(h, axis, reference, config, ctx.dtype, absent)
                 result, seen = add_gradient(
-                    base, h, axis, found(), alpha, beta, scale, config, ctx.dtype, grad
+                    base, h, axis, found(), alpha, beta, scale, config, ctx.dtype, grad, absent
                 )
             if seen is not None:
                 settings.record(seen)
         if under_func_transform():
             result = grad + result.detach()  # what arrives keeps its own graph
-        return result, *[None] * 8
+        return result, *[None] * 9
 
 
 def inject_gradient_at(name: str) -> type[InjectGradient]:
@@ -117,6 +122,7 @@ class Penalty(torch.autograd.Function):
     def forward(
         h: Tensor,
         reference: Tensor | None,
+        absent: Tensor | None,
         alpha: Tensor,
         beta: Tensor,
         settings: Settings,
@@ -125,19 +131,21 @@ class Penalty(torch.autograd.Function):
         """Return the penalty, and G and the mean, in two parts, for backward."""
         config = settings.config
         with torch.no_grad(), autocast_off(h):
-            moments = moments_of(h, settings.layout.axis, reference, config, dtype)
+            moments = moments_of(h, settings.layout.axis, reference, config, dtype, absent)
             found = direction(moments, alpha, beta, config)
             settings.record(found.statistics)
             statistics, centre = found.statistics, found.centre
             assert centre is not None  # algorithm1 has no mode="loss"
             variance_loss = torch.relu(config.number("gamma") - statistics.variances.sqrt()).mean()
             penalty = alpha * variance_loss + beta * statistics.covariance_loss
+            if isinstance(statistics.samples, Tensor):
+                penalty = penalty.masked_fill(statistics.samples < 2, 0)
         return penalty.to(found.g.dtype), found.g, centre, found.rest
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
         """Save the activation, its mean, and G."""
-        h, _, alpha, beta, ctx.settings, ctx.dtype = inputs
+        h, _, ctx.absent, alpha, beta, ctx.settings, ctx.dtype = inputs
         _, *kept = output
         ctx.mark_non_differentiable(*(tensor for tensor in kept if tensor is not None))
         ctx.save_for_backward(h, alpha, beta, *kept)
@@ -149,23 +157,28 @@ class Penalty(torch.autograd.Function):
         h, alpha, beta, g, centre, rest = _saved(ctx)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with autocast_off(h):
-                penalty, _ = naive_penalty(h, alpha, beta, settings)
+                penalty, _ = naive_penalty(h, alpha, beta, settings, ctx.absent)
                 (found,) = torch.autograd.grad(penalty, h, grad, create_graph=True)
-            return found, *[None] * 5
+            return found, *[None] * 6
         with autocast_off(h):
             zero = torch.zeros((), dtype=h.dtype, device=h.device).expand(h.shape)
-            result = add_product(zero, h, settings.layout.axis, centre, g * grad, ctx.dtype, rest)
-        return result, *[None] * 5
+            how = (settings.layout.axis, centre, g * grad, ctx.dtype, rest, ctx.absent)
+            result = add_product(zero, h, *how)
+        return result, *[None] * 6
 
 
 def naive_penalty(
-    h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings
+    h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings, absent: Tensor | None = None
 ) -> tuple[Tensor, Statistics]:
     """Return the penalty of Eq. 5 by the reference, for autograd to differentiate."""
     config = settings.config
-    z = flatten_samples(h, settings.layout)
+    z = flatten_samples(h, settings.layout, None if absent is None else ~absent)
     if (group := group_of(config.sync)) is not None:
         z = GatherSamples.apply(z, group)
+    if absent is not None and len(z) < 2:  # nothing varies, whatever would be penalized
+        loss = penalty = z.sum() * 0
+        variances = z.detach().new_full((z.shape[1],), config.eps)
+        return penalty, Statistics(variances, loss.detach(), variances.new_full((), len(z)))
     if settings.penalize is not None:
         loss = other_penalty(z, settings.penalize)
         penalty = alpha * loss
@@ -197,7 +210,7 @@ def other_penalty(z: Tensor, penalize: Penalize) -> Tensor:
 
 
 def _naive_gradient(
-    h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings
+    h: Tensor, alpha: Tensor, beta: Tensor, settings: Settings, absent: Tensor | None
 ) -> tuple[Tensor, Statistics]:
     gradient: Tensor
     if torch.compiler.is_compiling():  # which knows this form only
@@ -208,7 +221,7 @@ def _naive_gradient(
     else:
         with torch.enable_grad():
             leaf = h.detach().requires_grad_()
-            penalty, statistics = naive_penalty(leaf, alpha, beta, settings)
+            penalty, statistics = naive_penalty(leaf, alpha, beta, settings, absent)
             (gradient,) = torch.autograd.grad(penalty, leaf)
     return gradient, statistics
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from placement_rules import Layout
 
 from .._config import VCRegConfig
-from ._moments import Moments, moments_of
+from ._moments import Moments, moments_of, present_sum
 from ._precision import working_dtype
 from ._products import add_product
 from ._ratio import norm_of_product, strength
@@ -80,13 +80,15 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
 
     **Arguments:**
 
-    - `found`: the moments of n ≥ 2 samples; their covariance matrix is written to.
+    - `found`: the moments of the samples; their covariance matrix is written to. Where n is a
+      tensor and less than 2, G is zero.
     - `alpha`, `beta`: 0-d tensors.
     - `config`: γ, ε, δ and the convention.
     """
     printed = config.convention == "algorithm1"
     delta = None if printed else config.number("delta")
     c, n = found.covariance, found.samples
+    free = (n - 1).clamp_min(1) if isinstance(n, Tensor) else n - 1
     d = len(c)
     variances = c.diagonal() + config.number("eps")
     poison = variances.sum() * 0  # NaN where one is infinite: a clamp would hide that
@@ -96,15 +98,17 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
     clamped = c if delta is None else c.clamp(-delta, delta)
     covariance_loss = _huber_sum(c, clamped) / max(d * (d - 1), 1)
     alpha, beta = number(alpha), number(beta)
-    scale = beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else n - 1))
+    scale = beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else free))
     g = clamped.mul_(poison + scale)
-    g.diagonal().copy_(slope.mul_(poison + alpha * (-found.ranks / d / (n - 1))))
+    g.diagonal().copy_(slope.mul_(poison + alpha * (-found.ranks / d / free)))
+    if isinstance(n, Tensor):
+        g.masked_fill_(n < 2, 0)
     statistics = Statistics(variances, covariance_loss, n)
     norm = None if whole is None else norm_of_product(whole, g, n)
     return Direction(g, found.centre, found.rest, statistics, norm)
 
 
-def add_gradient(
+def add_gradient(  # noqa: PLR0913, PLR0917 (what a step is made of)
     grad: Tensor,
     h: Tensor,
     axis: int,
@@ -115,6 +119,7 @@ def add_gradient(
     config: VCRegConfig,
     dtype: torch.dtype,
     arriving: Tensor | None = None,
+    absent: Tensor | None = None,
 ) -> tuple[Tensor, Statistics]:
     """Return ``grad + weight · d penalty / dh`` as a new tensor, and what the step saw.
 
@@ -125,11 +130,11 @@ def add_gradient(
     way = direction(found, alpha, beta, config)
     way = way.scaled_to(grad if arriving is None else arriving, alpha, beta, found.ranks, config)
     g = way.g if weight is None else way.g.mul_(weight)
-    return add_product(grad, h, axis, way.centre, g, dtype, way.rest), way.statistics
+    return add_product(grad, h, axis, way.centre, g, dtype, way.rest, absent), way.statistics
 
 
 def penalty_gradient(
-    h: Tensor, layout: Layout, config: VCRegConfig
+    h: Tensor, layout: Layout, config: VCRegConfig, absent: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradient of the penalty at a site, with what it was made from.
 
@@ -138,17 +143,23 @@ def penalty_gradient(
     - `h`: the activation, detached.
     - `layout`: its layout.
     - `config`: the coefficients and the convention.
+    - `absent`: which positions are no samples, as for `_products.moments`.
 
     **Returns:** the gradient, of the shape of `h`; C_ii + ε, shape (d,); and ℓ_cov.
     """
     dtype = working_dtype(h)
-    mean = h.mean(layout.sample_axes, dtype=dtype)
+    if absent is None:
+        mean = h.mean(layout.sample_axes, dtype=dtype)
+    else:
+        mean = present_sum(h, layout.axis, absent) / (~absent).sum().clamp_min(1)
     alpha, beta = (
         torch.tensor(value, dtype=torch.float64) for value in (config.alpha, config.beta)
     )
-    found = moments_of(h, layout.axis, mean, config, dtype)
+    found = moments_of(h, layout.axis, mean, config, dtype, absent)
     zero = torch.zeros((), dtype=dtype, device=h.device).expand(h.shape)
-    gradient, seen = add_gradient(zero, h, layout.axis, found, alpha, beta, None, config, dtype)
+    gradient, seen = add_gradient(
+        zero, h, layout.axis, found, alpha, beta, None, config, dtype, absent=absent
+    )
     return gradient, seen.variances, seen.covariance_loss
 
 

@@ -2,6 +2,8 @@
 
 Both run over blocks of samples that fit in a cache. Each block is centred there, which costs no
 pass over memory, makes no activation-sized copy, and keeps precision where means are large.
+Positions that are no samples are filled with zeros in the same blocks, so that nothing depends on
+what they hold, an infinity or NaN included.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from ._symmetric_sum import SymmetricSum
 
 
 def moments(
-    h: Tensor, axis: int, centre: Tensor | None, dtype: torch.dtype
+    h: Tensor,
+    axis: int,
+    centre: Tensor | None,
+    dtype: torch.dtype,
+    absent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return Σ x xᵀ and Σ x over all samples, where x = z − centre.
 
@@ -24,21 +30,24 @@ def moments(
     - `h`: the activation, its channels at `axis`.
     - `centre`: shape (d,), or None for zero.
     - `dtype`: of the factors of the product.
+    - `absent`: true at positions that are no samples, of the shape of `h` without its channel axis;
+      None where all are.
 
     **Returns:** tensors of shapes (d, d) and (d,), in float32 or float64.
     """
     working = working_dtype(h)
     if torch.compiler.is_compiling():
         x = _all_centred(h, axis, centre)
+        x = x if absent is None else x.masked_fill(absent.reshape(-1, 1), 0)
         first, x = x.sum(dim=0), x.to(dtype)
         return product(x.T, x), first
     d = h.shape[axis]
     second = SymmetricSum(d, working, h.device)
     first = torch.zeros((d,), dtype=working, device=h.device)
-    blocks = Blocks(axis, h)
+    blocks = Blocks(axis, h, *_over_channels(absent, h, axis))
     space = blocks.workspace(dtype)
-    for (block,) in blocks:
-        x = _centred(block, centre, space)
+    for block, *left_out in blocks:
+        x = _centred(block, centre, space, None, *left_out)
         second.add(x)
         first += x.sum(dim=0, dtype=working)
     return second.result(), first
@@ -52,13 +61,16 @@ def add_product(
     g: Tensor,
     dtype: torch.dtype,
     rest: Tensor | None = None,
+    absent: Tensor | None = None,
 ) -> Tensor:
     """Return ``grad + (z − centre − rest) G`` as a new tensor; ``grad`` is never written to.
+
+    Where a position is no sample, it is ``grad`` alone.
 
     **Arguments:**
 
     - `grad`: the gradient that arrives at the activation, of its shape.
-    - `h`, `axis`, `centre`, `dtype`: as for `moments`.
+    - `h`, `axis`, `centre`, `dtype`, `absent`: as for `moments`.
     - `g`: the symmetric matrix G, shape (d, d), in float32 or float64.
     - `rest`: what the centre lacks in digits, shape (d,).
     """
@@ -71,17 +83,19 @@ def add_product(
         added = product(_all_centred(h, axis, centre).to(dtype), g)
         added = added if scale is None else added * scale
         added = added if row is None else added - row
+        added = added if absent is None else added.masked_fill(absent.reshape(-1, 1), 0)
         added = added.reshape(h.movedim(axis, -1).shape).movedim(-1, axis)
         return torch.add(grad, added).to(grad.dtype)
     out = torch.empty_like(grad)
-    blocks = Blocks(axis, h, grad, out)
+    blocks = Blocks(axis, h, grad, out, *_over_channels(absent, h, axis))
     space = blocks.workspace(dtype)
-    if blocks.ndim == 2 and dtype in FULL and grad.dtype == h.dtype == dtype:
+    in_full = dtype in FULL and grad.dtype == h.dtype == dtype
+    if blocks.ndim == 2 and in_full and absent is None:
         for block, arriving, leaving in blocks:
             torch.addmm(arriving, _centred(block, centre, space, rest), g, out=leaving)
         return out
     result = blocks.workspace(working_dtype(h))
-    for block, arriving, leaving in blocks:
+    for block, arriving, leaving, *left_out in blocks:
         x = _centred(block, centre, space)
         added, matrix = result.of(block.shape)
         if scale is not None:
@@ -92,15 +106,25 @@ def add_product(
             torch.mm(x, g, out=matrix)
         else:
             torch.addmm(row, x, g, beta=-1, out=matrix)
+        if left_out:
+            added.masked_fill_(left_out[0], 0)
         torch.add(arriving, added, out=leaving)
     return out
 
 
+def _over_channels(absent: Tensor | None, h: Tensor, axis: int) -> list[Tensor]:
+    return [] if absent is None else [absent.unsqueeze(axis).expand_as(h)]
+
+
 def _centred(
-    block: Tensor, centre: Tensor | None, space: Workspace, rest: Tensor | None = None
+    block: Tensor,
+    centre: Tensor | None,
+    space: Workspace,
+    rest: Tensor | None = None,
+    left_out: Tensor | None = None,
 ) -> Tensor:
     """Return a block (…, d) less the centre as a matrix (m, d), in the space if need be."""
-    if centre is None and block.dtype == space.dtype:
+    if centre is None and left_out is None and block.dtype == space.dtype:
         return block.reshape(-1, block.shape[-1])
     room, matrix = space.of(block.shape)
     if centre is None:
@@ -109,6 +133,8 @@ def _centred(
         torch.sub(block, centre, out=room)
         if rest is not None:
             room -= rest
+    if left_out is not None:
+        room.masked_fill_(left_out, 0)
     return matrix
 
 

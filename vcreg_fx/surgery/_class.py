@@ -15,6 +15,7 @@ from placement_rules._torch import tables_of
 
 from .._errors import InsertionError
 from .._live import LiveSite
+from .._positions import MASKS, run_noted
 from ._forward import Forward
 from ._graph_data import from_data, to_data, to_shown_data
 from ._inside import NewMethod, new_methods
@@ -108,6 +109,8 @@ def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -
     def new_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if TABLE not in self.__dict__ and REGISTRY not in self.__dict__:
             return original.forward(self, *args, **kwargs)  # an instance made by type(module)(…)
+        if watch and MASKS in self.__dict__:
+            return run_noted(self, rewritten, args, kwargs)
         return rewritten(self, *args, **kwargs)
 
     for name in [name for name in vars(new_forward) if name.startswith("_torchdynamo")]:

@@ -15,6 +15,7 @@ from placement_rules._torch import buffers_of, children_of, unsaved_buffers_of
 from .._config import VCRegConfig
 from .._errors import InsertionError
 from .._live import LiveSite
+from .._positions import MASKS, Positions
 from .._steps import watch_steps
 from ..regularizers import Penalize
 from ._class import SiteTable, is_covered, is_rewritten, original_class, rewritten_class, table_of
@@ -34,6 +35,7 @@ def install(
     insertion: Insertion,
     config: VCRegConfig,
     penalize: Penalize | None = None,
+    positions: Mapping[str, Positions] | None = None,
 ) -> nn.Module:
     """Rewrite the modules that own ``sites``, in place.
 
@@ -45,6 +47,7 @@ def install(
     - `insertion`: what to remember of this insertion.
     - `config`: what to apply at the sites.
     - `penalize`: what to apply instead of VCReg, if anything.
+    - `positions`: which positions are samples, by the names of sites where not all may be.
 
     **Raises:** `InsertionError` if a site is taken, or a forward cannot be rewritten; nothing has
     been changed then.
@@ -71,8 +74,12 @@ def install(
     _swap_classes(model, classes)
     for site in sites:
         edit = Edit.of(site, config, places.get(site.name)).detached()
-        _attach(model.get_submodule(site.path), site, edit, config, penalize)
+        live = _attach(model.get_submodule(site.path), site, edit, config, penalize)
+        live.positions = (positions or {}).get(site.name)
     model.__dict__.setdefault(REGISTRY, []).append(insertion)
+    masks = {id(p.masks): p.masks for p in (positions or {}).values() if p.masks is not None}
+    if masks:
+        model.__dict__[MASKS] = [*model.__dict__.get(MASKS, ()), *masks.values()]
     watch_steps(model, live_sites(model))
     return model
 
@@ -113,7 +120,7 @@ def _swap_classes(model: nn.Module, classes: dict[str, type[nn.Module]]) -> None
 
 def _attach(
     module: nn.Module, site: Site, edit: Edit, config: VCRegConfig, penalize: Penalize | None
-) -> None:
+) -> LiveSite:
     live = LiveSite(
         site.name, site.path, site.position, site.layout, site.channels, config,
         clone=site.clone is not None, penalize=penalize,
@@ -123,6 +130,7 @@ def _attach(
     module.__dict__[EDITS] = (*module.__dict__.get(EDITS, ()), edit)
     if edit.buffer is not None:
         module.register_buffer(edit.buffer, _zeros(module, site))
+    return live
 
 
 def check_uncovered(module: nn.Module) -> None:
@@ -152,7 +160,7 @@ def uninstall(module: nn.Module) -> None:
         if edit.buffer is not None:
             del buffers_of(module)[edit.buffer]
             unsaved_buffers_of(module).discard(edit.buffer)
-    for name in (TABLE, REGISTRY):
+    for name in (TABLE, REGISTRY, MASKS):
         module.__dict__.pop(name, None)
     object.__setattr__(module, "__class__", original_class(module))
 

@@ -48,12 +48,17 @@ def demean_activation(site: LiveSite, h: Tensor, training: bool, running_mean: T
     if not torch.compiler.is_compiling() and is_recording():
         return h  # rules look at the model as it was before
     if not training:
-        shape = [1] * (h.ndim if isinstance(h, Tensor) else site.layout.ndim)
-        shape[site.layout.axis] = -1
-        return h - running_mean.to(h.dtype).view(shape)
-    z, mean = site.demeaned(h)
+        if not isinstance(h, Tensor):  # it is traced
+            shape = [1] * site.layout.ndim
+            shape[site.layout.axis] = -1
+            return h - running_mean.to(h.dtype).view(shape)
+        return site.less(h, running_mean.to(h.dtype), site.absent(h))
+    z, mean, count = site.demeaned(h)
     if not in_backward():  # once a step, also where checkpointing runs forward again
-        running_mean.lerp_(mean.to(running_mean.dtype), _MOMENTUM)
+        mean = mean.to(running_mean.dtype)
+        if count is not None:
+            mean = torch.where(count > 0, mean, running_mean)
+        running_mean.lerp_(mean, _MOMENTUM)
     return z
 
 

@@ -30,6 +30,7 @@ from placement_rules._torch import is_compiled
 
 from .._config import VCRegConfig
 from .._errors import InsertionError
+from .._positions import followed, positions_of
 from ..regularizers import Penalize, choose
 from ._class import set_aside, table_of
 from ._forward import key_of
@@ -85,8 +86,9 @@ class Plan:
         sites = {site.name: (site.path, key_of(site.position, site.leaf)) for site in self.sites}
         layout = None if self.layout is None else str(self.layout)
         insertion = Insertion(str(self.rule), config.to_dict(), sites, layout, name)
+        positions = positions_of(self.model, self.recording, self.sites, config)
         with torch.inference_mode(mode=False):  # tensors made there could not be trained with
-            how = (self.recording, insertion, config, penalize)
+            how = (self.recording, insertion, config, penalize, positions)
             install(self.model, self.sites, self.places, *how)
         for name, values in (coefficients or {}).items():
             path, key = sites[name]
@@ -141,7 +143,16 @@ class Plan:
         """Return a table of the sites."""
         head = f"{type(self.model).__name__}: {len(self.sites)} sites for the rule {self.rule}\n"
         unseen = self.recording.what_is_unseen
-        return head + table(self.sites) + (f"\n{unseen}" if unseen else "")
+        return "\n".join([head + table(self.sites), *([unseen] if unseen else []), *self._masked()])
+
+    def _masked(self) -> list[str]:
+        """Return what a reader of the plan should know of masks of padding."""
+        found = followed(self.model, self.recording, self.sites)
+        return [
+            f"{name}: where the model is called with it, the positions it masks are left out at "
+            + ("every site." if len(at) == len(self.sites) else f"{', '.join(at)}.")
+            for name, at in found.items()
+        ]
 
 
 def plan(
