@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import vcreg_fx
 from tests.ablation_task import build, evaluate, train
 from vcreg_fx import rules
 from vcreg_fx.ablation import AblationError, AblationOptions, _claim, report
-from vcreg_fx.ablation._grid import make_trials
+from vcreg_fx.ablation._grid import ARGUMENTS, make_trials
 from vcreg_fx.ablation._record import Record
 from vcreg_fx.ablation._result import AblationResult
 from vcreg_fx.ablation._statistics import paired_difference, summarize
@@ -33,9 +34,9 @@ INPUTS = (torch.zeros(2, 4),)
 OPTIONS = AblationOptions(example_inputs=INPUTS)
 
 
-def ablate(store, **arguments):
-    arguments = {"rules": ["blocks", "head"], "seeds": [0, 1], "options": OPTIONS, **arguments}
-    return vcreg_fx.ablate(build, train, evaluate, store=store, **arguments)
+def ablate(store, rules=("blocks", "head"), seeds=(0, 1), options=OPTIONS, executor=None, **axes):
+    arguments = {"rules": rules, "seeds": seeds, "options": options, "executor": executor}
+    return vcreg_fx.ablate(build, train, evaluate, axes=axes, store=store, **arguments)
 
 
 def numbers(result):
@@ -83,6 +84,8 @@ def test_generators_become_rules_of_the_model():
         ({"given": "blocks", "alpha": [-1]}, "alpha=-1 must be"),
         ({"given": "blocks", "lr": [object()]}, "not JSON serializable"),
         ({"given": "blocks", "seconds": [1]}, "cannot be named 'seconds'"),
+        ({"given": "blocks", "store": [1]}, "cannot be named 'store'"),
+        ({"given": "blocks", "aplha": [1]}, "There is no axis 'aplha'.* is 'alpha'"),
     ],
 )
 def test_what_cannot_be_run_is_refused(given, message):
@@ -102,6 +105,26 @@ def test_nothing_is_made_for_an_ablation_that_is_refused(tmp_path):
     assert not (tmp_path / "store").exists()
     with pytest.raises(AblationError, match="shard 3/2"):
         AblationOptions(shard=(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"exector": 4}, "no argument 'exector'. Did you mean executor?"),
+        ({"alpha": [0.1, 0.2]}, "no argument 'alpha'. The axes .* axes={'alpha': \\[0.1, 0.2\\]}"),
+    ],
+)
+def test_arguments_that_do_not_exist_are_no_axes(tmp_path, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        vcreg_fx.ablate(build, train, evaluate, store=tmp_path / "store", **arguments)
+    with pytest.raises(AblationError, match="axes=False must be a dictionary"):
+        vcreg_fx.ablate(build, train, evaluate, "blocks", [0], False, store=tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_arguments_of_ablate_are_known_to_its_axes():
+    kinds = inspect.signature(vcreg_fx.ablate).parameters
+    assert [*kinds][:-1] == [*ARGUMENTS]
 
 
 # What a trial is ----------------------------------------------------------------------------

@@ -341,13 +341,13 @@ def test_coverage_tells_a_failure_from_a_refusal(monkeypatch):
 def test_coverage_tells_models_without_a_site_from_refusals(monkeypatch):
     from vcreg_fx.cli import _coverage_rows
 
-    assert _coverage_rows.measure("timm/vgg11", "residual").outcome == "none"
+    assert _coverage_rows.coverage_of("timm/vgg11", "residual").outcome == "none"
 
     def refuses(*_, **__):
         raise vcreg_fx.InsertionError("it is a lambda")
 
     monkeypatch.setattr(_coverage_rows, "plan", refuses)
-    row = _coverage_rows.measure("timm/resnet18", "residual")
+    row = _coverage_rows.coverage_of("timm/resnet18", "residual")
     assert (row.outcome, row.reason) == ("refused", "it is a lambda")
 
 

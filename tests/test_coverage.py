@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import vcreg_fx
 from tests.models import relative_error
 from vcreg_fx import rules
-from vcreg_fx.cli._coverage_rows import measure
+from vcreg_fx.cli._coverage_rows import coverage_of
 from vcreg_fx.cli._zoo import zoo
 
 # Where branches are concatenated or the layers are a plain stack, nothing is added.
@@ -41,7 +41,7 @@ MODELS = [name for source in ("torchvision", "transformers") for name in zoo(sou
     [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
 )
 def test_residual_adds(name: str) -> None:
-    row = measure(name, "residual", checks=True)
+    row = coverage_of(name, "residual", checks=True)
     expected = "none" if name in WITHOUT_ADDS else "refused" if name in REFUSED else "planned"
     assert row.outcome == expected, row
     if expected == "planned":
@@ -52,7 +52,7 @@ def test_residual_adds(name: str) -> None:
 @pytest.mark.parametrize("name", zoo("timm", False))
 def test_residual_adds_of_timm_are_planned(name: str) -> None:
     """That they are exact is tested model by model in test_timm.py."""
-    row = measure(name, "residual")
+    row = coverage_of(name, "residual")
     assert row.outcome == ("none" if name in WITHOUT_ADDS else "planned"), row
 
 

@@ -287,8 +287,9 @@ def test_probe_and_sign_test():
     labels = torch.arange(60) % 3
     noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)) / 4
     features = centres[labels] + noise
-    predicted = evaluation.linear_probe(features[:30], labels[:30], features[30:])
-    assert torch.equal(predicted, labels[30:])
+    found = evaluation.linear_probe(features[:30], labels[:30], features[30:], labels[30:])
+    assert torch.equal(found.predictions, labels[30:])
+    assert found.accuracy == 1
     assert evaluation.sign_test(5, 5) == 1
     assert evaluation.sign_test(0, 0) == 1
     assert evaluation.sign_test(10, 0) == evaluation.sign_test(0, 10) == pytest.approx(2 / 1024)

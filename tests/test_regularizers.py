@@ -221,11 +221,11 @@ def test_regularizers_are_an_axis_of_ablations(tmp_path):
     options = AblationOptions(example_inputs=(torch.zeros(2, 4),))
     arguments = {"rules": "blocks", "seeds": [0], "options": options, "store": tmp_path / "store"}
     names = ["vcreg", "variance", "decov", "wld"]
-    result = vcreg_fx.ablate(build, train, evaluate, regularizer=names, **arguments)
+    result = vcreg_fx.ablate(build, train, evaluate, axes={"regularizer": names}, **arguments)
     assert [r.status for r in result.records] == ["done"] * 5
     assert len({r.metrics["mean"] for r in result.records}) == 5
     with pytest.raises(AblationError, match="There is no regularizer 'none'"):
-        vcreg_fx.ablate(build, train, evaluate, regularizer=["none"], **arguments)
+        vcreg_fx.ablate(build, train, evaluate, axes={"regularizer": ["none"]}, **arguments)
 
 
 # Over ranks ---------------------------------------------------------------------------------

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Executor
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ._drive import drive
 from ._executors import Workers
-from ._grid import RuleLike, make_trials
+from ._grid import ARGUMENTS, RuleLike, make_trials
 from ._options import AblationOptions
 from ._progress import Progress
 from ._result import AblationResult
@@ -26,11 +27,12 @@ def ablate(
     evaluate: Evaluate,
     rules: RuleLike | Iterable[RuleLike] = PAPER,
     seeds: Iterable[int] = (0, 1, 2),
+    axes: Mapping[str, Any] | None = None,
     baseline: bool = True,
     store: str | Path = "runs/ablation",
     executor: Executor | int | None = None,
     options: AblationOptions | None = None,
-    **axes: Any,
+    **misplaced: NoReturn,
 ) -> AblationResult:
     """Train a model once for every rule, every value of every axis and every seed; compare.
 
@@ -53,26 +55,29 @@ def ablate(
     - `rules`: strings, rule objects, the paper's ``"VCReg1"`` to ``"VCReg4"``, or generators:
       ``rules.each("blocks")``, ``leave_one_out``, ``prefixes``.
     - `seeds`: whole numbers.
+    - `axes`: name → list of values. Arguments of `insert` (``"alpha": [0.32, 0.64]``) are passed to
+      it; all others are the user's own, and only passed through in the trial.
     - `baseline`: run every seed without VCReg, too.
     - `store`: the folder of the trials. With workers on other machines, on a shared file system.
     - `executor`: None runs trials here, one after the other; a number runs them in that many
       processes; else any ``concurrent.futures.Executor``, such as Dask's ``client.get_executor()``.
     - `options`: an `AblationOptions`: shards, retries, progress, the look of the table.
-    - `axes`: names with lists of values. Arguments of `insert` (``alpha=[0.32, 0.64]``) are passed
-      to it; all others are the user's own, and only passed through in the trial.
 
     **Returns:** an `AblationResult` with the records of all trials that were asked for.
 
     **Raises:** `AblationError` for what cannot be run as asked, before anything is trained, and
     where workers cannot reach the store or die again and again; `RuleSyntaxError` and `ValueError`
-    for rules and coefficients that do not exist; `NoSiteError` for a generator without sites.
+    for rules and coefficients that do not exist; `NoSiteError` for a generator without sites;
+    `TypeError` for any other argument, such as an axis outside of `axes`.
     """
+    if misplaced:
+        raise TypeError(_misplaced(misplaced))
     options = options or AblationOptions()
 
     def example() -> tuple[Any, Any, Any]:
         return build(), options.example_inputs, options.example_kwargs
 
-    trials = make_trials(rules, seeds, baseline, axes, example)
+    trials = make_trials(rules, seeds, baseline, {} if axes is None else axes, example)
     folder = Store(store, options.lost_after)
     tasks = [
         Task(
@@ -101,6 +106,16 @@ def ablate(
         with Progress(tasks, options) as progress:
             drive(tasks, folder, workers, options.retries, progress.finished)
     return AblationResult.read(folder, [trial.id for trial in trials])
+
+
+def _misplaced(given: Mapping[str, Any]) -> str:
+    name = next(iter(given))
+    close = get_close_matches(name, ARGUMENTS, 1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    return (
+        f"ablate has no argument {name!r}.{meant} The axes of a study are one argument: "
+        f"ablate(…, axes={dict(given)!r})."
+    )
 
 
 def _notes(options: AblationOptions, *functions: Any) -> dict[str, Any]:

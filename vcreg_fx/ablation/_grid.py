@@ -18,7 +18,11 @@ from ._trial import BASELINE, Trial, to_json
 
 RuleLike = str | Rule | Series
 INSERT = (*(item.name for item in fields(VCRegConfig)), "layout", "regularizer")
-_RESERVED = {"rule", "rules", "seed", "seeds", "label", "status", "id", "seconds"}
+ARGUMENTS = (
+    "build", "train", "evaluate", "rules", "seeds", "axes", "baseline", "store", "executor",
+    "options",
+)  # fmt: skip
+_COLUMNS = ("rule", "seed", "label", "status", "id", "seconds")  # of the table of records
 
 
 def make_trials(
@@ -37,12 +41,15 @@ def make_trials(
       for each combination of the others.
     - `example`: returns a model with example arguments, for generators to look at.
 
-    **Raises:** `AblationError` for axes without values or seeds that are no whole numbers;
+    **Raises:** `AblationError` for axes without values, with a name that the engine uses, or with
+    the letters of an argument of ``insert`` in another order; for seeds that are no whole numbers;
     `RuleSyntaxError` for rules that cannot be read.
     """
     seeds = list(seeds)
     if not seeds or any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
         raise AblationError(f"seeds={seeds!r} must be whole numbers ≥ 0, one at least.")
+    if not isinstance(axes, Mapping):
+        raise AblationError(f"axes={axes!r} must be a dictionary of names with lists of values.")
     named = [pair for rule in _as_list(rules) for pair in _expand(rule, example)]
     if not named and not baseline:
         raise AblationError("There is nothing to run: no rule, and baseline=False.")
@@ -77,8 +84,13 @@ def _as_list(rules: Any) -> list[RuleLike]:
 
 def _values(name: str, values: Any) -> list[Any]:
     """Return the values of an axis; one value alone is an axis of one value."""
-    if name in _RESERVED:
-        raise AblationError(f"An axis cannot be named {name!r}; the engine uses that name.")
+    if name in (*ARGUMENTS, *_COLUMNS):
+        raise AblationError(
+            f"An axis cannot be named {name!r}: that is no axis, the engine uses the name."
+        )
+    for known in INSERT:
+        if name != known and sorted(name.lower()) == sorted(known):
+            raise AblationError(f"There is no axis {name!r}; the argument of insert is {known!r}.")
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         values = [values]
     found: list[Any] = list(values)

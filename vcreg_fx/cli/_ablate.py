@@ -16,8 +16,6 @@ from ._values import parse_value
 if TYPE_CHECKING:
     from ..ablation import AblationResult, Record
 
-_OPTIONS = {"rules", "seeds", "baseline", "store", "executor", "options"}  # not names of axes
-
 app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
 
@@ -64,18 +62,18 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
         from .. import ablation
 
         functions, options = _functions(task)
-        arguments: dict[str, Any] = dict(_axis(text) for text in axis or [])
-        if rule:
-            arguments["rules"] = rule
-        if task is None and "steps" not in arguments:
+        axes: dict[str, Any] = dict(_axis(text) for text in axis or [])
+        arguments: dict[str, Any] = {"rules": rule} if rule else {}
+        if task is None and "steps" not in axes:
             from ..experiments import digits_ablation
 
-            arguments["steps"] = [steps or digits_ablation.STEPS]
+            axes["steps"] = [steps or digits_ablation.STEPS]
         elif steps is not None:
             raise ModelError("--steps is of the digits; for your own task, use --set steps=….")
         with _executor(dask, workers) as executor:
             arguments.update(
                 seeds=range(seeds),
+                axes=axes,
                 baseline=baseline,
                 store=store,
                 executor=executor,
@@ -133,7 +131,7 @@ def _functions(task: str | None) -> tuple[list[Any], dict[str, Any]]:
 
 def _axis(text: str) -> tuple[str, list[Any]]:
     name, sign, values = text.partition("=")
-    if not sign or not name.isidentifier() or not values or name in _OPTIONS:
+    if not sign or not name.isidentifier() or not values:
         raise typer.BadParameter(
             f"{text!r} is no axis. Write NAME=VALUE,VALUE: alpha=0.32,0.64.", param_hint="--set"
         )

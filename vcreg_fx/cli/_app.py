@@ -11,7 +11,7 @@ from ._demo import demo
 from ._draw import draw
 from ._evaluate import evaluate
 from ._export import export
-from ._measure import measure
+from ._measure import measure_command
 from ._reproduce import reproduce
 from ._sites import sites
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(sites)
-app.command()(measure)
+app.command("measure")(measure_command)
 app.command()(demo)
 app.command()(draw)
 app.command()(export)

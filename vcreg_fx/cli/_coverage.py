@@ -43,7 +43,7 @@ def coverage(
 
         from placement_rules import parse
 
-        from ._coverage_rows import enough, measure, read_rows, summary, write_rows
+        from ._coverage_rows import coverage_of, enough, read_rows, summary, write_rows
         from ._zoo import zoo
 
         parse(rule)
@@ -54,7 +54,7 @@ def coverage(
         console = Console()
         for name in track(names, "models", console=console, disable=not console.is_terminal):
             if name not in done:
-                done[name] = measure(name, rule, checks=check)
+                done[name] = coverage_of(name, rule, checks=check)
                 if json is not None:
                     others = [row for row in earlier if row.rule != rule or row.model not in done]
                     write_rows(json, [*others, *done.values()])

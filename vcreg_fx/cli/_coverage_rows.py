@@ -45,7 +45,7 @@ class Row:
     check: str = ""
 
 
-def measure(name: str, rule: str, *, checks: bool = False) -> Row:
+def coverage_of(name: str, rule: str, *, checks: bool = False) -> Row:
     """Plan a rule on one model of the zoo; with `checks`, also insert and run a training step."""
     row = _plan(name, rule)
     if not checks or row.outcome != "planned":

@@ -16,7 +16,7 @@ from placement_rules import RecordingError, leaves
 from .._calibrate import Calibration
 from .._calibrate import calibrate as calibrate_sites
 from .._insert import insert
-from .._measure import measure as measure_sites
+from .._measure import measure
 from ._checkpoint import load_checkpoint
 from ._errors import clear_errors
 from ._model import load_model
@@ -28,7 +28,7 @@ from ._values import parse_settings
 _INSTEAD = "vcreg_fx.measure(model, inputs, loss)"
 
 
-def measure(  # noqa: PLR0913, PLR0917 - an argument an option
+def measure_command(  # noqa: PLR0913, PLR0917 - an argument an option
     model: ModelName,
     rule: RuleText = "blocks",
     alpha: Alpha = 0.64,
@@ -66,7 +66,7 @@ def measure(  # noqa: PLR0913, PLR0917 - an argument an option
             made = calibrate_sites(network, inputs, _task, calibrate)
             typer.echo(_calibrated_json(made) if as_json else _calibrated(made, rule))
             return
-        found = measure_sites(network, inputs, _task)
+        found = measure(network, inputs, _task)
         typer.echo(json.dumps(found.to_dicts(), indent=2) if as_json else str(found))
 
 

@@ -15,7 +15,7 @@ from .._config import VCRegConfig
 from ..surgery import Plan, plan
 from ._digits import GROUPS, Split, load_digits
 from ._gradient_check import SiteCheck, check_gradients
-from ._measure import Measurements, measure
+from ._measure import Measurements, measure_classifier
 from ._observer import Observer
 from ._settings import DemoSettings
 from ._train import train
@@ -125,7 +125,7 @@ def _train_and_measure(
         seed=settings.seed,
         on_step=observer.advanced,
     )
-    return measure(model, training, test, loss, time.perf_counter() - began)
+    return measure_classifier(model, training, test, loss, time.perf_counter() - began)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ class Measurements:
         return {**numbers, "spectrum": self.spectrum.tolist()}
 
 
-def measure(
+def measure_classifier(
     model: nn.Module, train: Split, test: Split, train_loss: float, seconds: float
 ) -> Measurements:
     """Freeze a model and measure it on the test images.
@@ -68,16 +68,16 @@ def measure(
     with torch.no_grad():
         logits = torch.cat([model(batch) for batch in test.images.split(256)])
     features = head_features(model, test.images)
-    probe = linear_probe(head_features(model, train.images), train.digits, features)
-    right = probe == test.digits
+    known = head_features(model, train.images)
+    probe = linear_probe(known, train.digits, features, test.digits)
     return Measurements(
         coarse_accuracy=float((logits.argmax(dim=1) == test.groups).double().mean()),
-        probe_accuracy=float(right.double().mean()),
+        probe_accuracy=probe.accuracy,
         low_spread=share_below(features, 1.0),
         correlation=mean_correlation(features),
         rank=effective_rank(features),
         train_loss=train_loss,
         seconds=seconds,
         spectrum=covariance_spectrum(features),
-        probe_right=right,
+        probe_right=probe.predictions == test.digits,
     )

@@ -126,8 +126,7 @@ class Study:
             seeds=seeds,
             store=self.store,
             options=self.options,
-            split=split,
-            **point,
+            axes={"split": split, **point},
         )
         if result.failed and not keep_failed:
             self._refuse(result)
