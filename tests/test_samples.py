@@ -303,6 +303,22 @@ def test_torchs_encoder(batch_first) -> None:
         model(x[:3, :3], src_key_padding_mask=padding[:, :3]).sum().backward()
 
 
+class Scored(Padded):
+    """A home-made model whose mask is called as in transformers."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.encoder(x, src_key_padding_mask=attention_mask)
+
+
+def test_a_mask_of_scores_is_not_taken_for_one_of_samples() -> None:
+    x, mask = torch.randn(3, 7, 8), tokens()["attention_mask"].float().log()  # 0 and −∞
+    model = Scored()
+    vcreg_fx.insert(model, example_inputs=(x[:, :2],))
+    with pytest.warns(UserWarning, match="may be added to the attention's scores"):
+        model(x, mask).sum().backward()
+    assert vcreg_fx.sites(model)[0].samples == 21
+
+
 def test_an_uncertain_mask_warns_once_or_is_refused() -> None:
     config = transformers.Wav2Vec2Config(
         conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1,

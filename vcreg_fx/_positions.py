@@ -111,14 +111,25 @@ class Masks:
         with self._lock:
             self._under_way.add(call)
 
-    def _check(self, name: str, mask: Any) -> None:
+    def lacking(self, name: str, mask: Any) -> str | None:
+        """Return why a mask cannot be one of samples; None where it can."""
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             what = f"of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
-            self.tell(
-                name,
+            return (
                 f"{name} is {what}; a mask of samples has one entry for each position of each "
-                "example, (batch, length)",
+                "example, (batch, length)"
             )
+        known_to_multiply = self.asked is not None or self.batch_first or self.names[name]
+        if mask.is_floating_point() and not known_to_multiply:
+            return (
+                f"{name} is {mask.dtype}, and may be added to the attention's scores, with zero at "
+                "what is to be read, or be zero at padding"
+            )
+        return None
+
+    def _check(self, name: str, mask: Any) -> None:
+        if (reason := self.lacking(name, mask)) is not None:
+            self.tell(name, reason)
         elif name in self.uncertain and not _all_kept(mask, self.names.get(name, False)):
             sites = self.uncertain[name]
             self.tell(
@@ -241,7 +252,7 @@ class Positions:
 
     def _masked(self, h: Tensor, name: str, mask: Tensor) -> Tensor | None:
         assert self.masks is not None
-        if mask.ndim != 2:
+        if self.masks.lacking(name, mask) is not None:
             return None
         absent = mask != 0 if self.masks.names.get(name, False) else mask == 0
         one, other, certain = self.axes[name]
