@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -13,10 +14,11 @@ import torch
 
 import vcreg_fx
 from vcreg_fx import evaluation
+from vcreg_fx._shared.keeping import using_threads
 from vcreg_fx.experiments import DemoSettings, Observer, _demo, conclusions, run_demo
-from vcreg_fx.experiments._digits import GROUPS, load_digits
+from vcreg_fx.experiments._digits_ablation import train_classifier as train
 from vcreg_fx.experiments._gradient_check import check_gradients
-from vcreg_fx.experiments._train import train
+from vcreg_fx.experiments.images._digits import GROUPS, load_digits
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ["model.png", "report.json", "report.md", "spectra.png"]
@@ -112,7 +114,7 @@ def test_it_tells_what_it_does(demo):
 def test_the_same_seed_gives_the_same_numbers(demo, monkeypatch):
     result, _, _ = demo
     monkeypatch.setattr(_demo, "check_gradients", lambda *_: [])
-    with _demo._threads(TINY.threads):
+    with using_threads(TINY.threads):
         again = _demo._run(TINY, Observer())
     for first, second in ((result.plain, again.plain), (result.vcreg, again.vcreg)):
         numbers, others = first.to_dict(), second.to_dict()
@@ -167,6 +169,29 @@ def test_training_of_any_length(steps):
     )
     assert len(losses) == steps
     assert losses[-1] == last
+
+
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_a_short_run_is_adamw_on_a_one_cycle_schedule(batch_size):
+    """Bit for bit what a plain loop gives, over one long order of all images again and again."""
+    images, labels = torch.randn(37, 4), torch.arange(37) % 3
+    model = small_model()
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=17, pct_start=0.2)
+    generator = torch.Generator().manual_seed(5)
+    size, order = min(batch_size, 37), torch.empty(0)
+    for _ in range(17):
+        if len(order) < size:
+            order = torch.randperm(37, generator=generator)
+        chosen, order = order[:size], order[size:]
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(plain(images[chosen]), labels[chosen]).backward()
+        optimizer.step()
+        schedule.step()
+    settings = {"learning_rate": 0.1, "weight_decay": 0.05, "batch_size": batch_size}
+    train(model, images, labels, steps=17, seed=5, **settings)
+    assert all(map(torch.equal, model.parameters(), plain.parameters()))
 
 
 # Its words ----------------------------------------------------------------------------------

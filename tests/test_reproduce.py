@@ -37,8 +37,7 @@ from vcreg_fx.experiments.images import (
     shot_groups,
     split_indices,
 )
-from vcreg_fx.experiments.images._groups import by_label
-from vcreg_fx.experiments.images._torchvision import downstream
+from vcreg_fx.experiments.images._datasets import by_label, downstream
 from vcreg_fx.experiments.papers import (
     EXPERIMENTS,
     Arm,
@@ -49,14 +48,19 @@ from vcreg_fx.experiments.papers import (
     reproduce,
     write_evidence,
 )
-from vcreg_fx.experiments.papers._boundary import field_of, margin_of
-from vcreg_fx.experiments.papers._evidence import SUMMARY, generated, section, summary
 from vcreg_fx.experiments.papers._hierarchy import HierarchyTask
 from vcreg_fx.experiments.papers._long_tail import LongTailTask
-from vcreg_fx.experiments.papers._moons import ThreeLayers, largest_margin, moons
 from vcreg_fx.experiments.papers._networks import find_network
+from vcreg_fx.experiments.papers._outcome import SUMMARY, generated, section, summary
 from vcreg_fx.experiments.papers._placement import PlacementTask
 from vcreg_fx.experiments.papers._study import Study
+from vcreg_fx.experiments.papers._two_moons import (
+    ThreeLayers,
+    field_of,
+    largest_margin,
+    margin_of,
+    moons,
+)
 from vcreg_fx.experiments.training import Stopped, TrainSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -651,6 +655,8 @@ def test_timing_is_the_benchmark(tmp_path, monkeypatch):
     assert (tmp_path / "out" / "table.png").stat().st_size > 10_000
     with pytest.raises(ReproductionError, match="takes no data"):
         reproduce("timing", tmp_path / "out", seeds=3)
+    with pytest.raises(ReproductionError, match="runs by itself"):
+        EXPERIMENTS["timing"].presets("quick", None)
     with pytest.raises(ReproductionError, match="benchmark's"):
         write_evidence(outcome, tmp_path)
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 import vcreg_fx
 from vcreg_fx.experiments.training import Stopped, TrainSettings, accuracy, fit, predict
 from vcreg_fx.experiments.training._batches import epoch_order
-from vcreg_fx.experiments.training._optimizer import make_optimizer, rate_factor
+from vcreg_fx.experiments.training._settings import make_optimizer, rate_factor
 
 
 def data(count=64):
@@ -93,6 +93,32 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             checkpoint=path)  # fmt: skip
     with pytest.raises(ValueError, match="the seed had other values"):
         fit(network(), data(), TrainSettings(epochs=1, batch_size=16), seed=1, checkpoint=path)
+
+
+def test_a_checkpoint_without_a_schedule_is_refused(tmp_path):
+    path, settings = tmp_path / "one.pt", TrainSettings(epochs=1, batch_size=16)
+    fit(network(), data(), settings, checkpoint=path)
+    state = torch.load(path, weights_only=True)
+    del state["schedule"]
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="by an earlier version"):
+        fit(network(), data(), settings, checkpoint=path)
+
+
+def test_a_run_of_so_many_steps():
+    losses, settings = [], TrainSettings(epochs=7, batch_size=16, steps=10)
+    history = fit(network(), data(), settings, on_step=losses.append)
+    assert len(losses) == 10, "64 images in batches of 16 are shuffled three times"
+    assert history[0]["loss"] == pytest.approx(sum(losses) / 10)
+    order = torch.cat(epoch_order(64, settings, seed=3, epoch=1))
+    assert order[:128].bincount().tolist() == [2] * 64
+
+
+def test_predicting_leaves_every_module_in_its_mode():
+    model = network()
+    model[2].eval()
+    predict(model, data())
+    assert [module.training for module in model] == [True, True, False, True, True, True]
 
 
 def test_the_schedule():
@@ -196,6 +222,7 @@ def test_divergence_is_an_error():
         ({"optimizer": "adam"}, "optimizer='adam' must be one of"),
         ({"amp": "float8"}, "amp='float8'"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"steps": 2}, "steps=2 must be at least 3"),
         ({"learning_rate": 0}, "must be positive"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be from 0"),
     ],

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
+from .._shared.progress import Progress
 from ..experiments import COLUMNS, DemoResult, Observer, SiteCheck, conclusions, rows
 from ..surgery import Plan
 from ._console import plain_table, print_sites, print_table
@@ -26,20 +20,11 @@ class ConsoleObserver(Observer):
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._task: TaskID | None = None
+        self._bars = ExitStack()
+        self._bar: Progress | None = None
 
     def __enter__(self) -> ConsoleObserver:
-        """Begin to show progress."""
-        self._progress.start()
+        """Begin."""
         return self
 
     def __exit__(
@@ -48,8 +33,8 @@ class ConsoleObserver(Observer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the progress bars, also after an error."""
-        self._progress.stop()
+        """Stop the progress bar, also after an error."""
+        self._bars.close()
 
     def planned(self, plan: Plan) -> None:
         """Print the sites."""
@@ -59,13 +44,13 @@ class ConsoleObserver(Observer):
         """Show a progress bar; a line where there is no terminal."""
         if not self.console.is_terminal:
             self.console.print(f"{task}, {steps} steps …")
-        self._task = self._progress.add_task(task, total=steps, loss="")
+        self._bars.close()
+        self._bar = self._bars.enter_context(Progress(task, steps, console=self.console))
 
     def advanced(self, loss: float | None = None) -> None:
         """Move the progress bar."""
-        if self._task is not None:
-            shown = "" if loss is None else f"loss {loss:.3f}"
-            self._progress.update(self._task, advance=1, loss=shown)
+        if self._bar is not None:
+            self._bar.advance(note=None if loss is None else f"loss {loss:.3f}")
 
     def checked(self, checks: Sequence[SiteCheck]) -> None:
         """Print the comparison of gradients."""
@@ -86,7 +71,7 @@ class ConsoleObserver(Observer):
 
     def measured(self, result: DemoResult) -> None:
         """Print both models' measurements, in numbers and in words."""
-        self._progress.stop()
+        self._bars.close()
         table = plain_table()
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == COLUMNS[0] else "right")

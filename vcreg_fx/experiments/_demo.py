@@ -3,48 +3,50 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from .._config import VCRegConfig
+from .._shared.keeping import seeded, using_threads
+from ..evaluation import (
+    covariance_spectrum,
+    effective_rank,
+    head_features,
+    linear_probe,
+    mean_correlation,
+    share_below,
+)
 from ..surgery import Plan, plan
-from ._digits import GROUPS, Split, load_digits
+from ._demo_report import DemoResult, DemoSettings, Measurements, write_report
+from ._digits_ablation import build, train_classifier
 from ._gradient_check import SiteCheck, check_gradients
-from ._measure import Measurements, measure_classifier
-from ._observer import Observer
-from ._settings import DemoSettings
-from ._train import train
+from .images._digits import Split, load_digits
+from .training import accuracy, predict
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """Everything that the demo found.
+class Observer:
+    """Is told what the demo does; this one says nothing. Override what is of interest."""
 
-    **Attributes:**
+    def planned(self, plan: Plan) -> None:
+        """The sites are known."""
 
-    - `settings`: what was asked for.
-    - `plan`: where VCReg was inserted.
-    - `checks`: the comparison of gradients, one a site.
-    - `plain`, `vcreg`: the measurements of the model trained without and with VCReg.
-    - `seconds`: how long all of it took.
-    """
+    def started(self, task: str, steps: int) -> None:
+        """A task of known length begins; the one before is over."""
 
-    settings: DemoSettings
-    plan: Plan
-    checks: list[SiteCheck]
-    plain: Measurements
-    vcreg: Measurements
-    seconds: float
+    def advanced(self, loss: float | None = None) -> None:
+        """One step of the current task is done."""
 
-    @property
-    def largest_error(self) -> float:
-        """The largest relative error of a site's gradient in float32."""
-        return max(check.float32 for check in self.checks)
+    def checked(self, checks: Sequence[SiteCheck]) -> None:
+        """The gradients have been compared."""
+
+    def measured(self, result: DemoResult) -> None:
+        """Both models are trained and measured."""
+
+    def written(self, files: Sequence[Path]) -> None:
+        """The report lies on the disk."""
 
 
 def run_demo(
@@ -66,12 +68,10 @@ def run_demo(
     **Raises:** `PlacementError` if the rule does not fit; `OSError` if the folder cannot be
     written to, before anything is trained.
     """
-    from ._report import write_report
-
     settings, observer = settings or DemoSettings(), observer or Observer()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _threads(settings.threads):
+    with using_threads(settings.threads):
         result = _run(settings, observer)
     observer.measured(result)
     observer.written(write_report(result, folder))
@@ -100,21 +100,15 @@ def _run(settings: DemoSettings, observer: Observer) -> DemoResult:
 
 def _build(settings: DemoSettings) -> nn.Module:
     """Return the model with the weights of the seed; torch's random state is left alone."""
-    import timm
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model: nn.Module = timm.create_model(
-            "convnext_atto", pretrained=False, in_chans=1, num_classes=len(GROUPS)
-        )
-    return model
+    with seeded(settings.seed):
+        return build()
 
 
 def _train_and_measure(
     model: nn.Module, training: Split, test: Split, settings: DemoSettings, observer: Observer
 ) -> Measurements:
     began = time.perf_counter()
-    loss = train(
+    loss = train_classifier(
         model,
         training.images,
         training.groups,
@@ -125,14 +119,19 @@ def _train_and_measure(
         seed=settings.seed,
         on_step=observer.advanced,
     )
-    return measure_classifier(model, training, test, loss, time.perf_counter() - began)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    seconds = time.perf_counter() - began
+    predicted = predict(model, TensorDataset(test.images, test.groups))
+    features = head_features(model, test.images)
+    known = head_features(model, training.images)
+    probe = linear_probe(known, training.digits, features, test.digits)
+    return Measurements(
+        coarse_accuracy=accuracy(predicted, test.groups),
+        probe_accuracy=probe.accuracy,
+        low_spread=share_below(features, 1.0),
+        correlation=mean_correlation(features),
+        rank=effective_rank(features),
+        train_loss=loss,
+        seconds=seconds,
+        spectrum=covariance_spectrum(features),
+        probe_right=probe.predictions == test.digits,
+    )

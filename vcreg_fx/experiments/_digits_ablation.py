@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
+from ..ablation import Trial
 from ..evaluation import (
     cdnv,
     effective_rank,
@@ -15,11 +16,8 @@ from ..evaluation import (
     logistic_probe,
     mean_correlation,
 )
-from ._digits import GROUPS, load_digits
-from ._train import train as train_classifier
-
-if TYPE_CHECKING:
-    from ..ablation import Trial
+from .images._digits import GROUPS, load_digits
+from .training import TrainSettings, accuracy, fit, predict
 
 STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 300, 64, 4e-3, 0.05
 PERCENT = ("coarse", "linear", "knn")
@@ -43,17 +41,40 @@ def build() -> nn.Module:
 def train(model: nn.Module, trial: Trial) -> None:
     """Train on the coarse labels; the trial's seed decides on the split and on the order."""
     images, _ = load_digits(trial.seed)
-    known = {"steps": STEPS, **trial.params}
-    train_classifier(
-        model,
-        images.images,
-        images.groups,
-        steps=known["steps"],
-        batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        weight_decay=WEIGHT_DECAY,
-        seed=trial.seed,
+    steps = trial.params.get("steps", STEPS)
+    train_classifier(model, images.images, images.groups, steps=steps, seed=trial.seed)
+
+
+def train_classifier(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps: int,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    learning_rate: float = LEARNING_RATE,
+    weight_decay: float = WEIGHT_DECAY,
+    on_step: Callable[[float], object] = lambda _: None,
+) -> float:
+    """Train a classifier on the CPU for some steps, 3 at least, and return the last one's loss."""
+    losses: list[float] = []
+
+    def stepped(loss: float) -> None:
+        losses.append(loss)
+        on_step(loss)
+
+    settings = TrainSettings(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        norm_weight_decay=None,
+        device="cpu",
     )
+    data = TensorDataset(images, labels)
+    fit(model, data, settings, seed=seed, on_step=stepped, progress=False)
+    return losses[-1]
 
 
 def evaluate(model: nn.Module, trial: Trial) -> dict[str, float]:
@@ -64,15 +85,13 @@ def evaluate(model: nn.Module, trial: Trial) -> dict[str, float]:
     test images, with the digits as classes, ``correlation``, ``rank`` and ``cdnv``.
     """
     training, test = load_digits(trial.seed)
-    model.eval()
-    with torch.no_grad():
-        logits = torch.cat([model(batch) for batch in test.images.split(256)])
+    predicted = predict(model, TensorDataset(test.images, test.groups))
     known = head_features(model, training.images), training.digits
     new = head_features(model, test.images), test.digits
     return {
         "linear": logistic_probe(*known, *new, strengths=_STRENGTHS, seed=trial.seed).accuracy,
         "knn": knn_probe(*known, *new).accuracy,
-        "coarse": float((logits.argmax(dim=1) == test.groups).double().mean()),
+        "coarse": accuracy(predicted, test.groups),
         "correlation": mean_correlation(new[0]),
         "rank": effective_rank(new[0]),
         "cdnv": cdnv(*new),

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._errors import DataError
-from ._groups import FASHION_CLASSES, FASHION_GROUPS
-from ._image_set import ImageData, ImageSet
+from ._image_set import DataError, ImageData, ImageSet
+
+FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+FASHION_GROUPS: Mapping[str, tuple[int, ...]] = {
+    "tops": (0, 2, 4, 6),
+    "long": (1, 3),
+    "shoes": (5, 7, 9),
+    "bags": (8,),
+}
+"""Fashion-MNIST's ten classes in four superclasses."""
 
 _PACKAGED = Path("/usr/share/datasets/fashion-mnist")
 _MEAN, _STD = 0.2860, 0.3530  # of the training images

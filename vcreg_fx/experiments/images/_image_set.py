@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+
+class DataError(ValueError):
+    """Data is not there, or is not what was said; the message says where to get it."""
+
+
 Pairs = Dataset[Any]
 
 

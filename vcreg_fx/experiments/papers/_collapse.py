@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,11 +11,18 @@ from ...ablation import Trial
 from ...evaluation import cdnv, mutual_information, nearest_center_accuracy
 from ..images import ImageSet, balanced_indices
 from ..training import TrainSettings
-from ._arm import Arm, vcreg_arms
-from ._curves import draw_curves
-from ._experiment import Experiment, Metric, Paper
+from ._experiment import (
+    IMAGENET_TRAINING,
+    PAPER_GRID,
+    SMALL_GRID,
+    Experiment,
+    Metric,
+    Paper,
+    Preset,
+    vcreg_arms,
+)
 from ._image_task import ImageTask, Roles
-from ._preset import IMAGENET_TRAINING, PAPER_GRID, SMALL_GRID, Preset
+from ._pictures import draw_curves
 from ._study import VALIDATION
 
 _NAMES = ("cdnv", "ncc", "mi")
@@ -109,30 +114,12 @@ def presets(scale: str, data: str | None) -> Preset:
     )
 
 
-def arms(preset: Preset) -> list[Arm]:
-    """Return what is compared."""
-    return vcreg_arms(preset.grid, conventions=False)
-
-
-PAPER = Paper(
-    where="table 6",
-    columns=("CDNV", "NCC", "MI"),
-    rows={"ConvNeXt": (0.28, 0.99, 2.8), "ConvNeXt (VCReg)": (0.56, 0.81, 4.6)},
-    protocol="ConvNeXt on ImageNet. The caption calls higher values of each better, and the table "
-    "shows a lower NCC for VCReg; less collapse is a higher CDNV, a lower NCC and a higher MI.",
-)
-
-
-def _draw(report: dict[str, Any], path: Path) -> None:
-    draw_curves(report, path, _NAMES)
-
-
 COLLAPSE = Experiment(
     name="collapse",
     title="Neural collapse and compression",
     summary="CDNV, NCC and mutual information over training",
     presets=presets,
-    arms=arms,
+    arms=lambda preset: vcreg_arms(preset.grid, conventions=False),
     task=CollapseTask,
     metrics=(
         Metric("cdnv", "CDNV"),
@@ -142,6 +129,13 @@ COLLAPSE = Experiment(
     ),
     criterion="accuracy",
     headline=("cdnv", "ncc", "mi", "accuracy"),
-    paper=PAPER,
-    draw=_draw,
+    paper=Paper(
+        where="table 6",
+        columns=("CDNV", "NCC", "MI"),
+        rows={"ConvNeXt": (0.28, 0.99, 2.8), "ConvNeXt (VCReg)": (0.56, 0.81, 4.6)},
+        protocol="ConvNeXt on ImageNet. The caption calls higher values of each better, and the "
+        "table shows a lower NCC for VCReg; less collapse is a higher CDNV, a lower NCC and a "
+        "higher MI.",
+    ),
+    draw=lambda report, path: draw_curves(report, path, _NAMES),
 )

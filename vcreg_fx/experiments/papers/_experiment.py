@@ -1,14 +1,130 @@
-"""What makes an experiment."""
+"""What makes an experiment: what is compared, in which numbers, and what the paper says."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ._arm import Arm
-from ._preset import Preset
+from ..training import TrainSettings
+
+ALPHAS = (1.28, 0.64, 0.32, 0.16)
+BETAS = (0.16, 0.08, 0.04, 0.02, 0.01)
+RATES = (0.016, 0.008)
+
+IMAGENET_TRAINING = TrainSettings(
+    epochs=90, batch_size=4096, learning_rate=0.016, warmup_epochs=5, label_smoothing=0.1,
+    mixup=0.2, cutmix=1.0, ema_decay=0.9999, workers=16, amp="bfloat16",
+)  # fmt: skip
+"""torchvision's recipe for ConvNeXt, with the paper's epochs."""
+
+PAPER_GRID: Mapping[str, Sequence[Any]] = {
+    "learning_rate": RATES, "alpha": ALPHAS, "beta": BETAS,
+}  # fmt: skip
+"""The values that the paper searched (Appendices A and C)."""
+
+SMALL_GRID: Mapping[str, Sequence[Any]] = {"alpha": (1.28, 0.32), "beta": (0.16, 0.02)}
+"""Four corners of the paper's grid, for experiments on a CPU."""
+
+
+class ReproductionError(ValueError):
+    """An experiment cannot be run as it was asked for; nothing has been trained for it."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What an experiment does, in numbers; everything that decides on its results but the seed.
+
+    **Arguments:**
+
+    - `data`: a name for `load_images`.
+    - `network`: a name of `NETWORKS`.
+    - `training`: a `TrainSettings`.
+    - `train_images`: how many training images a run draws, by its seed, equally many of each class;
+      None for all.
+    - `validation`: how many training images, or which share, are held out for the search.
+    - `grid`: setting → values, searched on the validation images for each way to regularize.
+    - `search_seeds`: runs of each point of the grid.
+    - `seeds`: runs of each way to regularize that are tested.
+    - `augment`: see `load_images`.
+    - `size`: of the images, see `load_images`.
+    - `options`: what only this experiment knows.
+    """
+
+    data: str
+    network: str
+    training: TrainSettings
+    train_images: int | None = None
+    validation: float | int = 0.1
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=lambda: dict(SMALL_GRID))
+    search_seeds: int = 1
+    seeds: int = 5
+    augment: str = "none"
+    size: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the preset as plain data."""
+        return dataclasses.asdict(self)
+
+    def but(self, **changes: Any) -> Preset:
+        """Return the preset with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return an option."""
+        return self.options[name]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to regularize.
+
+    **Attributes:**
+
+    - `name`: as the table shows it.
+    - `rule`: where VCReg is inserted; None for a model without.
+    - `fixed`: settings that it always has.
+    - `grid`: settings that are searched: name → values.
+    """
+
+    name: str
+    rule: str | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """Every choice of settings."""
+        return [
+            {**self.fixed, **dict(zip(self.grid, values, strict=True))}
+            for values in itertools.product(*self.grid.values())
+        ]
+
+
+def vcreg_arms(
+    grid: Mapping[str, Sequence[Any]], rule: str = "blocks", conventions: bool = True
+) -> list[Arm]:
+    """Return the baseline and VCReg, with the exact gradient and as the paper prints it.
+
+    As printed is Algorithm 1 behind the mean removal layer of Appendix A, which it needs.
+
+    What is in the grid but does not concern VCReg, such as ``learning_rate``, is searched for the
+    baseline, too.
+
+    **Arguments:**
+
+    - `conventions`: with ``convention="algorithm1"`` as an arm of its own.
+    """
+    shared = {name: values for name, values in grid.items() if name not in {"alpha", "beta"}}
+    arms = [Arm("no VCReg", grid=shared), Arm("VCReg", rule, {"convention": "exact"}, grid)]
+    if conventions:
+        printed = {"convention": "algorithm1", "demean": "activations"}
+        arms.append(Arm("VCReg (Algorithm 1)", rule, printed, grid))
+    return arms
 
 
 @dataclass(frozen=True)
@@ -48,6 +164,10 @@ class Paper:
     protocol: str = ""
 
 
+def _no_study(*_: Any) -> Any:
+    raise ReproductionError("This experiment has no presets and no arms; it runs by itself.")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """An experiment of the paper that can be repeated.
@@ -58,8 +178,7 @@ class Experiment:
     - `presets`: returns the `Preset` of a scale (``"quick"``, ``"default"`` or ``"paper"``), with
       the data that was asked for, or its own choice for None.
     - `arms`: what is compared under a preset; the first is what the others are compared with.
-    - `task`: makes the task of the ablation engine of preset, data, network and folder; None where
-      `run` does everything by itself.
+    - `task`: makes the task of the ablation engine of preset, data, network and folder.
     - `metrics`: what is reported.
     - `criterion`: the metric by which the search chooses.
     - `headline`: the metrics on which conclusions are drawn.
@@ -67,18 +186,21 @@ class Experiment:
     - `draw`: draws the picture of a report.
     - `rival`: the arm that VCReg is compared with, too.
     - `own_data`: whether data is made, not loaded.
+    - `run`: where the experiment is no study: does everything by itself for a folder and a scale,
+      and returns the report. Then nothing else is needed but the names.
     """
 
     name: str
     title: str
     summary: str
-    presets: Callable[[str, str | None], Preset]
-    arms: Callable[[Preset], list[Arm]]
-    task: Callable[..., Any]
-    metrics: tuple[Metric, ...]
-    criterion: str
-    headline: tuple[str, ...]
-    paper: Paper
-    draw: Callable[[dict[str, Any], Path], None]
+    presets: Callable[[str, str | None], Preset] = _no_study
+    arms: Callable[[Preset], list[Arm]] = _no_study
+    task: Callable[..., Any] = _no_study
+    metrics: tuple[Metric, ...] = ()
+    criterion: str = ""
+    headline: tuple[str, ...] = ()
+    paper: Paper = Paper("")
+    draw: Callable[[dict[str, Any], Path], None] = _no_study
     rival: str | None = None
     own_data: bool = False
+    run: Callable[[Path, str], dict[str, Any]] | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from torch import nn
 
@@ -11,12 +10,19 @@ from ...ablation import Trial
 from ...evaluation import gradient_probe, mean_correlation
 from ..images import ImageSet
 from ..training import TrainSettings
-from ._arm import Arm, vcreg_arms
-from ._errors import ReproductionError
-from ._experiment import Experiment, Metric, Paper
+from ._experiment import (
+    IMAGENET_TRAINING,
+    PAPER_GRID,
+    SMALL_GRID,
+    Experiment,
+    Metric,
+    Paper,
+    Preset,
+    ReproductionError,
+    vcreg_arms,
+)
 from ._image_task import ImageTask, Roles
-from ._preset import IMAGENET_TRAINING, PAPER_GRID, SMALL_GRID, Preset
-from ._scatter import draw_scatter
+from ._pictures import draw_scatter
 
 
 class HierarchyTask(ImageTask):
@@ -79,34 +85,12 @@ def presets(scale: str, data: str | None) -> Preset:
     )
 
 
-def arms(preset: Preset) -> list[Arm]:
-    """Return what is compared."""
-    return vcreg_arms(preset.grid)
-
-
-PAPER = Paper(
-    where="table 5",
-    columns=("CIFAR100", "living 9", "mixed 10", "mixed 13", "geirhos 16", "big 12"),
-    rows={
-        "ConvNeXt": (60.7, 53.4, 60.3, 61.1, 60.5, 51.8),
-        "ConvNeXt (VCReg)": (72.9, 62.2, 67.7, 66.0, 70.1, 61.5),
-    },
-    unit="accuracy of the subclass probe in %",
-    protocol="ConvNeXt-Atto, 200 epochs on superclasses, batches of 4096; then a linear probe on "
-    "subclasses: 100 epochs of AdamW, learning rate 0.016, cosine, batches of 256.",
-)
-
-
-def _draw(report: dict[str, Any], path: Any) -> None:
-    draw_scatter(report, path, ["subclass", "superclass"])
-
-
 HIERARCHY = Experiment(
     name="hierarchy",
     title="Hierarchical classification",
     summary="train on superclasses, probe subclasses",
     presets=presets,
-    arms=arms,
+    arms=lambda preset: vcreg_arms(preset.grid),
     task=HierarchyTask,
     metrics=(
         Metric("subclass", "subclass probe", percent=True),
@@ -115,6 +99,16 @@ HIERARCHY = Experiment(
     ),
     criterion="subclass",
     headline=("subclass", "superclass"),
-    paper=PAPER,
-    draw=_draw,
+    paper=Paper(
+        where="table 5",
+        columns=("CIFAR100", "living 9", "mixed 10", "mixed 13", "geirhos 16", "big 12"),
+        rows={
+            "ConvNeXt": (60.7, 53.4, 60.3, 61.1, 60.5, 51.8),
+            "ConvNeXt (VCReg)": (72.9, 62.2, 67.7, 66.0, 70.1, 61.5),
+        },
+        unit="accuracy of the subclass probe in %",
+        protocol="ConvNeXt-Atto, 200 epochs on superclasses, batches of 4096; then a linear probe "
+        "on subclasses: 100 epochs of AdamW, learning rate 0.016, cosine, batches of 256.",
+    ),
+    draw=lambda report, path: draw_scatter(report, path, ["subclass", "superclass"]),
 )

@@ -15,8 +15,8 @@ from ...ablation import Trial
 from ...evaluation import extract_features
 from ..images import ImageData, ImageSet, balanced_indices, split_indices
 from ..training import TrainSettings, accuracy, fit, predict
+from ._experiment import Preset
 from ._networks import Factory
-from ._preset import Preset
 from ._study import VALIDATION
 
 

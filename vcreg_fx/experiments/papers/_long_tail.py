@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from ...ablation import Trial
 from ..images import long_tail_counts, long_tail_indices, shot_groups, split_indices
 from ..training import TrainSettings, accuracy
-from ._arm import Arm, vcreg_arms
-from ._experiment import Experiment, Metric, Paper
+from ._experiment import PAPER_GRID, SMALL_GRID, Experiment, Metric, Paper, Preset, vcreg_arms
 from ._image_task import ImageTask, Roles
-from ._preset import PAPER_GRID, SMALL_GRID, Preset
-from ._scatter import draw_scatter
+from ._pictures import draw_scatter
 from ._study import VALIDATION
 
 
@@ -97,31 +92,12 @@ def presets(scale: str, data: str | None) -> Preset:
     )
 
 
-def arms(preset: Preset) -> list[Arm]:
-    """Return what is compared."""
-    return vcreg_arms(preset.grid)
-
-
-PAPER = Paper(
-    where="table 3",
-    columns=("CIFAR10-LT", "CIFAR100-LT"),
-    rows={"ResNet-32": (69.6, 37.4), "ResNet-32 (VCReg)": (71.2, 40.4)},
-    unit="accuracy in %",
-    protocol="ResNet-32, imbalance 100; 100 epochs, batches of 256, learning rate 0.016 or 0.008 "
-    "with 10 epochs of warm-up and a cosine, weight decay 0.05.",
-)
-
-
-def _draw(report: dict[str, Any], path: Path) -> None:
-    draw_scatter(report, path, ["accuracy", "many", "medium", "few"])
-
-
 LONG_TAIL = Experiment(
     name="long-tail",
     title="Long-tail learning",
     summary="train on a long-tailed subset, test on balanced images",
     presets=presets,
-    arms=arms,
+    arms=lambda preset: vcreg_arms(preset.grid),
     task=LongTailTask,
     metrics=(
         Metric("accuracy", "accuracy", percent=True),
@@ -131,6 +107,13 @@ LONG_TAIL = Experiment(
     ),
     criterion="accuracy",
     headline=("accuracy", "few"),
-    paper=PAPER,
-    draw=_draw,
+    paper=Paper(
+        where="table 3",
+        columns=("CIFAR10-LT", "CIFAR100-LT"),
+        rows={"ResNet-32": (69.6, 37.4), "ResNet-32 (VCReg)": (71.2, 40.4)},
+        unit="accuracy in %",
+        protocol="ResNet-32, imbalance 100; 100 epochs, batches of 256, learning rate 0.016 or "
+        "0.008 with 10 epochs of warm-up and a cosine, weight decay 0.05.",
+    ),
+    draw=lambda report, path: draw_scatter(report, path, ["accuracy", "many", "medium", "few"]),
 )

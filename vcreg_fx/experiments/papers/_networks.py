@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ._errors import ReproductionError
+from ._experiment import ReproductionError
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]
 

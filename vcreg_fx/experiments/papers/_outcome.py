@@ -1,14 +1,114 @@
-"""What an experiment found, and the files it writes."""
+"""What an experiment found: its folder, its report, and its place in the documentation."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._experiment import Experiment
-from ._render import render
+from ..._shared.tables import markdown_table
+from ._experiment import Experiment, ReproductionError
+from ._render import render, span, verdict
+from ._study import Found
+
+_NAME = "experiment.json"
+SUMMARY = "summary"  # the part of the page that is made of all reports
+_PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end: \2 -->)", re.DOTALL)
+_FREE = ("seeds",)  # more seeds may be added to what is there
+_FREE_TRAINING = ("workers", "device")
+
+
+def claim_folder(folder: Path, asked: dict[str, Any]) -> None:
+    """Make the folder of an experiment, or check that it is this one's.
+
+    **Arguments:**
+
+    - `asked`: ``experiment``, ``data`` and ``preset``, as plain data.
+
+    **Raises:** `ReproductionError` if it holds another experiment, or other settings; `OSError` if
+    it cannot be made.
+    """
+    path = folder / _NAME
+    mine = json.loads(json.dumps(_comparable(asked)))
+    if path.exists():
+        theirs = json.loads(path.read_text("utf-8"))
+        if other := _differences(theirs, mine):
+            raise ReproductionError(
+                f"{folder} holds another experiment: {'; '.join(other)}. Choose another folder "
+                "with -o, or remove it."
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ReproductionError(
+            f"{folder} is not empty, and holds no experiment. Choose another folder with -o."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(mine, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _comparable(asked: dict[str, Any]) -> dict[str, Any]:
+    preset = {name: value for name, value in asked["preset"].items() if name not in _FREE}
+    training = {k: v for k, v in preset["training"].items() if k not in _FREE_TRAINING}
+    return {**asked, "preset": {**preset, "training": training}}
+
+
+def _differences(theirs: dict[str, Any], mine: dict[str, Any], where: str = "") -> list[str]:
+    found = []
+    for name in sorted({*theirs, *mine}):
+        a, b = theirs.get(name), mine.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += _differences(a, b, f"{where}{name}.")
+        elif a != b:
+            found.append(f"{where}{name} is {a!r} there, {b!r} here")
+    return found
+
+
+def make_report(
+    experiment: Experiment, asked: dict[str, Any], found: list[Found], scale: str
+) -> dict[str, Any]:
+    """Return the report.
+
+    **Arguments:**
+
+    - `asked`: ``experiment``, ``data`` and ``preset``.
+    - `found`: what the study found, the arm first that others are compared with.
+    - `scale`: of the preset.
+    """
+    records = [record for part in found for record in part.records]
+    report = {
+        **asked,
+        "scale": scale,
+        "title": experiment.title,
+        "summary": experiment.summary,
+        "metrics": [dataclasses.asdict(metric) for metric in experiment.metrics],
+        "criterion": experiment.criterion,
+        "headline": experiment.headline,
+        "rival": experiment.rival,
+        "paper": dataclasses.asdict(experiment.paper),
+        "search": [
+            {"name": part.arm.name, "attempts": part.attempts, "chosen": part.chosen}
+            for part in found
+        ],
+        "rows": [
+            {
+                "name": part.arm.name,
+                "rule": part.arm.rule,
+                "settings": part.chosen,
+                "sites": len(part.records[0].sites),
+                "seconds": round(sum(r.seconds for r in part.records) / len(part.records), 1),
+                "by_seed": {str(record.seed): record.metrics for record in part.records},
+                "trials": [record.id for record in part.records],
+            }
+            for part in found
+        ],
+        "versions": records[0].versions,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(report))
+    return plain
 
 
 @dataclass(frozen=True)
@@ -42,3 +142,68 @@ def write_outcome(experiment: Experiment, report: dict[str, Any], folder: Path) 
     (folder / f"{experiment.name}.md").write_text(render(report), "utf-8")
     experiment.draw(report, folder / f"{experiment.name}.png")
     return Outcome(report, folder)
+
+
+def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:
+    """Put an outcome into ``evidence.md`` in a folder, and its files into ``evidence/`` there.
+
+    What stands between ``<!-- generated: NAME -->`` and ``<!-- end: NAME -->`` is replaced; the
+    rest of the page is left alone.
+
+    **Returns:** the files that were written.
+
+    **Raises:** `ReproductionError` if the page has no such place.
+    """
+    page, folder = Path(docs) / "evidence.md", Path(docs) / "evidence"
+    name = outcome.report["experiment"]
+    if "markdown" in outcome.report:
+        raise ReproductionError(f"{name} is no part of {page}; its numbers are the benchmark's.")
+    text = page.read_text("utf-8")
+    if name not in generated(text):
+        raise ReproductionError(
+            f"{page} has no place for {name}: <!-- generated: {name} --> and <!-- end: {name} -->."
+        )
+    folder.mkdir(exist_ok=True)
+    written = [folder / f"{name}.json", folder / f"{name}.png", page]
+    for path in written[:2]:
+        shutil.copyfile(outcome.folder / path.name, path)
+    new = section(outcome.report)
+    text = _replace(text, name, new)
+    page.write_text(_replace(text, SUMMARY, summary(folder)), "utf-8")
+    return written
+
+
+def summary(folder: Path) -> str:
+    """Return a table of what all reports in a folder say."""
+    reports = [read_report(path) for path in sorted(folder.glob("*.json"))]
+    body = []
+    for report in reports:
+        metric = next(m for m in report["metrics"] if m["name"] == report["headline"][0])
+        first, *others = report["rows"]
+        for row in others:
+            if row["rule"] is not None:
+                said = span(row, first, metric), verdict(row, first, metric)
+                body.append([report["experiment"], row["name"], metric["title"], *said])
+    header = ["experiment", "arm", "measured", "difference to none, 95 % interval", "so"]
+    return f"\n{markdown_table(header, body)}\n\n"
+
+
+def _replace(text: str, name: str, new: str) -> str:
+    return _PART.sub(lambda part: f"{part[1]}{new}{part[4]}" if part[2] == name else part[0], text)
+
+
+def section(report: dict[str, Any]) -> str:
+    """Return the generated part of the page for a report."""
+    name = report["experiment"]
+    return f"\n{render(report)}\n![{report['title']}](evidence/{name}.png)\n\n"
+
+
+def generated(text: str) -> dict[str, str]:
+    """Return experiment → generated part of a page."""
+    return {part[2]: part[3] for part in _PART.finditer(text)}
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return a report from its JSON file."""
+    report: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return report

@@ -11,13 +11,20 @@ from torch.utils.data import DataLoader
 from ...ablation import Trial
 from ...evaluation import extract_features, logistic_probe
 from ..images import ImageSet, load_images
-from ..images._torchvision import DOWNSTREAM, downstream
+from ..images._datasets import DOWNSTREAM, downstream
 from ..training import TrainSettings
-from ._arm import Arm
-from ._experiment import Experiment, Metric, Paper
+from ._experiment import (
+    IMAGENET_TRAINING,
+    PAPER_GRID,
+    SMALL_GRID,
+    Arm,
+    Experiment,
+    Metric,
+    Paper,
+    Preset,
+)
 from ._image_task import ImageTask, Roles
-from ._preset import IMAGENET_TRAINING, PAPER_GRID, SMALL_GRID, Preset
-from ._scatter import draw_scatter
+from ._pictures import draw_scatter
 
 RULES = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
 _STRENGTHS = (0.001, 0.1, 10.0, 1000.0)
@@ -127,21 +134,6 @@ def arms(preset: Preset) -> list[Arm]:
     ]
 
 
-PAPER = Paper(
-    where="table 7",
-    columns=("Food", "Cars", "Aircraft", "Pets", "Flowers", "DTD"),
-    rows={
-        "ConvNeXt-Atto (VCReg1)": (63.2, 39.6, 55.9, 89.1, 85.3, 65.1),
-        "ConvNeXt-Atto (VCReg2)": (66.8, 48.1, 60.4, 91.1, 86.4, 66.4),
-        "ConvNeXt-Atto (VCReg3)": (64.0, 40.9, 56.5, 89.4, 85.9, 65.1),
-        "ConvNeXt-Atto (VCReg4)": (66.7, 48.3, 59.6, 90.6, 85.6, 66.1),
-    },
-    unit="accuracy of linear probes in %",
-    protocol="ConvNeXt-Atto, 90 epochs on ImageNet, batches of 4096; logistic regression on frozen "
-    "features. The table has no row without VCReg.",
-)
-
-
 def _draw(report: dict[str, Any], path: Path) -> None:
     names = [
         m["name"] for m in report["metrics"] if m["name"] in report["preset"]["options"]["probes"]
@@ -166,6 +158,18 @@ PLACEMENT = Experiment(
     ),
     criterion="mean",
     headline=("mean", "own"),
-    paper=PAPER,
+    paper=Paper(
+        where="table 7",
+        columns=("Food", "Cars", "Aircraft", "Pets", "Flowers", "DTD"),
+        rows={
+            "ConvNeXt-Atto (VCReg1)": (63.2, 39.6, 55.9, 89.1, 85.3, 65.1),
+            "ConvNeXt-Atto (VCReg2)": (66.8, 48.1, 60.4, 91.1, 86.4, 66.4),
+            "ConvNeXt-Atto (VCReg3)": (64.0, 40.9, 56.5, 89.4, 85.9, 65.1),
+            "ConvNeXt-Atto (VCReg4)": (66.7, 48.3, 59.6, 90.6, 85.6, 66.1),
+        },
+        unit="accuracy of linear probes in %",
+        protocol="ConvNeXt-Atto, 90 epochs on ImageNet, batches of 4096; logistic regression on "
+        "frozen features. The table has no row without VCReg.",
+    ),
     draw=_draw,
 )

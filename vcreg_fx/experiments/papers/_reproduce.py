@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -9,20 +10,32 @@ from pathlib import Path
 import torch
 
 from ...ablation import AblationOptions, Record
-from ..images import ImageData
+from ..images import ImageData, load_images
 from ..training import processes
-from ._choices import choose_network, choose_preset, load
-from ._errors import ReproductionError
-from ._evidence import read_report
-from ._folder import claim_folder
-from ._networks import Factory
-from ._outcome import Outcome, write_outcome
-from ._preset import Preset
-from ._registry import find_experiment
-from ._report import make_report
-from ._study import Study
-from ._timing import TIMING, run_timing
-from ._together import announce, follow
+from ._collapse import COLLAPSE
+from ._experiment import Experiment, Preset, ReproductionError
+from ._hierarchy import HIERARCHY
+from ._long_tail import LONG_TAIL
+from ._networks import Factory, find_network
+from ._outcome import Outcome, claim_folder, make_report, read_report, write_outcome
+from ._placement import PLACEMENT
+from ._study import Study, announce, follow
+from ._timing import TIMING
+from ._two_moons import TWO_MOONS
+
+EXPERIMENTS: dict[str, Experiment] = {
+    found.name: found for found in (PLACEMENT, HIERARCHY, LONG_TAIL, TWO_MOONS, COLLAPSE, TIMING)
+}
+"""Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""
+
+
+def _find(name: str) -> Experiment:
+    if name in EXPERIMENTS:
+        return EXPERIMENTS[name]
+    near = difflib.get_close_matches(name, EXPERIMENTS, 2)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    names = ", ".join(EXPERIMENTS)
+    raise ReproductionError(f"There is no experiment {name!r}.{hint} There are {names}.")
 
 
 def reproduce(  # noqa: PLR0913 - what a user may want to change
@@ -70,19 +83,19 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     TensorBoard, if it is asked for; `AblationError` if trials fail; `Stopped` after a signal.
     """
     folder = Path(folder).absolute()
-    if name == TIMING:
+    experiment = _find(name)
+    if experiment.run is not None:
         if any(given is not None for given in (data, data_root, network, preset, seeds, classes)):
             raise ReproductionError(
-                "timing has models and noise of its own; it takes no data, network, preset, seeds. "
-                "vcreg-fx bench takes your own."
+                f"{name} has models and noise of its own; it takes no data, network, preset, "
+                "seeds. vcreg-fx bench takes your own."
             )
-        return Outcome(run_timing(folder, scale), folder)
+        return Outcome(experiment.run(folder, scale), folder)
     if tensorboard:
         import_module("torch.utils.tensorboard")  # missing, it is found out before training
-    experiment = find_experiment(name)
-    preset = choose_preset(experiment, scale, data, network, preset, seeds)
-    images = load(experiment, preset, data, data_root, classes)
-    factory = choose_network(experiment, preset, network)
+    preset = _preset(experiment, scale, data, network, preset, seeds)
+    images = _images(experiment, preset, data, data_root, classes)
+    factory = _factory(experiment, preset, network)
     asked = {
         "experiment": name,
         "data": preset.data if images is None else images.name,
@@ -130,3 +143,60 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
         announce(None)
         where.wait()
     return outcome
+
+
+def _preset(
+    experiment: Experiment,
+    scale: str,
+    data: str | ImageData | None,
+    network: str | Factory | None,
+    preset: Preset | None,
+    seeds: int | None,
+) -> Preset:
+    if scale not in {"quick", "default", "paper"}:
+        raise ReproductionError(f'scale={scale!r} must be "quick", "default" or "paper".')
+    if preset is None:
+        preset = experiment.presets(scale, data if isinstance(data, str) else None)
+    if network is not None:
+        name = network if isinstance(network, str) else getattr(network, "__qualname__", "own")
+        preset = preset.but(network=name)
+    if isinstance(data, ImageData):
+        preset = preset.but(data=data.name)
+    if seeds is not None:
+        preset = preset.but(seeds=seeds)
+    if preset.seeds < 2:
+        raise ReproductionError(
+            f"{preset.seeds} seed{'s' * (preset.seeds != 1)} cannot tell a difference from chance: "
+            "an interval needs 2 at least, and 5 to be of use."
+        )
+    return preset
+
+
+def _factory(
+    experiment: Experiment, preset: Preset, network: str | Factory | None
+) -> Factory | None:
+    """Return the function that builds the network; None where the experiment has its own."""
+    if callable(network):
+        return network
+    if not experiment.own_data:
+        return find_network(preset.network)
+    if network is not None:
+        raise ReproductionError(f"{experiment.name} has a network of its own; it takes none.")
+    return None
+
+
+def _images(
+    experiment: Experiment,
+    preset: Preset,
+    data: str | ImageData | None,
+    root: str | Path | None,
+    classes: str | Path | None,
+) -> ImageData | None:
+    """Return the data; None where the experiment makes its own."""
+    if experiment.own_data:
+        if data is not None or root is not None:
+            raise ReproductionError(f"{experiment.name} makes its own data; it takes none.")
+        return None
+    if isinstance(data, ImageData):
+        return data
+    return load_images(preset.data, root, augment=preset.augment, classes=classes, size=preset.size)

@@ -1,4 +1,9 @@
-"""A fair comparison: search on validation images, then test once. Built on the ablation engine."""
+"""A fair comparison: search on validation images, then test once. Built on the ablation engine.
+
+In the processes that ``torchrun`` started, the first one runs the study: it reads and writes the
+store, searches and measures. Before it trains, it tells the others which trial it is, and they
+train along.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +11,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torch import nn
+from torch import distributed
 
 from ...ablation import AblationError, AblationOptions, AblationResult, Record, Trial, ablate
-from ._arm import Arm
+from ...ablation._task import Task as AblationTask
+from ...ablation._task import run
+from ._experiment import Arm
 
 SEARCH_SEED = 1000  # the seeds of the search are not those of the test
 VALIDATION, TEST = "validation", "test"
-
-
-class Task(Protocol):
-    """What an experiment trains, and what it measures; ``trial["split"]`` says on which images."""
-
-    def build(self) -> nn.Module:
-        """Return a new model."""
-
-    def train(self, model: nn.Module, trial: Trial) -> object:
-        """Train it."""
-
-    def evaluate(self, model: nn.Module, trial: Trial) -> dict[str, float]:
-        """Measure it."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +49,15 @@ class Study:
 
     **Arguments:**
 
-    - `task`: a `Task`.
+    - `task`: has ``build()``, ``train(model, trial)`` and ``evaluate(model, trial)``, as an
+      `ImageTask`; ``trial["split"]`` says on which images.
     - `store`: the folder of the ablation engine's store.
     - `criterion`: the metric that chooses among the points of a search; `largest` is best.
     - `seeds`, `search_seeds`: how many.
     - `options`: of the ablation engine.
     """
 
-    task: Task
+    task: Any
     store: Path
     criterion: str
     seeds: int
@@ -138,3 +133,31 @@ class Study:
             f"{record.id} failed: {record.reason} Its traceback is in "
             f"{self.store / 'trials' / record.id}. Mended, --retry-failed runs it again."
         )
+
+
+def announce(trial: Trial | None) -> None:
+    """Tell the other processes what is trained next; None says that nothing is."""
+    distributed.broadcast_object_list([trial], src=0)
+
+
+def follow(task: Any, example: tuple[Any, ...], folder: Path, threads: int | None) -> None:
+    """Train along until the first process has nothing more to train.
+
+    **Raises:** `RuntimeError` with the traceback if a trial fails here.
+    """
+    while True:
+        told: list[Trial | None] = [None]
+        distributed.broadcast_object_list(told, src=0)
+        trial = told[0]
+        if trial is None:
+            return
+        record = run(
+            AblationTask(trial, task.build, task.train, _nothing, folder, 60.0, threads, example)
+        )
+        diverged = record.reason.startswith("FloatingPointError")  # in all processes alike
+        if record.status == "failed" and not diverged:
+            raise RuntimeError(f"{record.id} failed in this process:\n{record.traceback}")
+
+
+def _nothing(model: Any, trial: Trial) -> dict[str, float]:  # noqa: ARG001 - as evaluate
+    return {"followed": 1.0}

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from ...benchmark import bench, write_results
+from ._experiment import Experiment
 
-TIMING = "timing"
+_NAME = "timing"
 
 
 def run_timing(folder: Path, scale: str) -> dict[str, Any]:
@@ -37,14 +38,19 @@ def run_timing(folder: Path, scale: str) -> dict[str, Any]:
     result = bench(models, inputs, device=device, rounds=rounds, scaling=scale != "quick")
     write_results(result, folder)
     report = {
-        "experiment": TIMING,
+        "experiment": _NAME,
         "scale": scale,
         "title": "Timing",
         "markdown": result.to_markdown(),
         "measured": result.to_dict(),
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
-    (folder / f"{TIMING}.json").write_text(text + "\n", "utf-8")
-    (folder / f"{TIMING}.md").write_text(result.to_markdown(), "utf-8")
+    (folder / f"{_NAME}.json").write_text(text + "\n", "utf-8")
+    (folder / f"{_NAME}.md").write_text(result.to_markdown(), "utf-8")
     plain: dict[str, Any] = json.loads(text)
     return plain
+
+
+TIMING = Experiment(
+    name=_NAME, title="Timing", summary="the cost of a training step", run=run_timing
+)

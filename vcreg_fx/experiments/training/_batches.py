@@ -1,4 +1,4 @@
-"""The batches of an epoch."""
+"""The batches of an epoch, and what a trained model says of all of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from ..._shared.keeping import keeping_modes
 from ._distributed import Processes
 from ._settings import TrainSettings
 
@@ -19,19 +20,24 @@ def epoch_order(count: int, settings: TrainSettings, seed: int, epoch: int) -> l
     """Return the indices of each step of an epoch, for all processes together.
 
     The order depends on seed and epoch alone. An incomplete last batch is left out, unless it is
-    the only one.
+    the only one. A run of so many steps is one epoch, for which the images are shuffled again
+    whenever they have all been seen.
     """
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
-    order = torch.randperm(count, generator=generator)
-    if settings.repeats > 1:
-        order = order.repeat_interleave(settings.repeats)[:count]
-    steps = steps_of(count, settings)
-    return list(order[: max(steps * settings.batch_size, 1)].split(settings.batch_size))[:steps]
+    single = settings.steps is not None
+    generator = torch.Generator().manual_seed(seed if single else (seed << 20) + epoch)
+    steps, size = steps_of(count, settings), min(settings.batch_size, count)
+    found: list[Tensor] = []
+    while len(found) < steps:
+        order = torch.randperm(count, generator=generator)
+        if settings.repeats > 1:
+            order = order.repeat_interleave(settings.repeats)[:count]
+        found += order[: count // size * size].split(size)
+    return found[:steps]
 
 
 def steps_of(count: int, settings: TrainSettings) -> int:
     """Return the number of steps of an epoch."""
-    return max(count // settings.batch_size, 1)
+    return settings.steps or max(count // settings.batch_size, 1)
 
 
 class Batches:
@@ -66,3 +72,31 @@ def _load(data: Dataset[Any], order: list[Tensor], workers: int) -> Iterator[Pai
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def predict(
+    model: nn.Module, data: Dataset[Any], batch_size: int = 256, workers: int = 0
+) -> Tensor:
+    """Return the model's class for each image, on the CPU; its modes are left as they were."""
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    with keeping_modes(model), torch.no_grad():
+        model.eval()
+        found = [
+            model(images.to(device)).argmax(dim=1).cpu()
+            for images in _images(data, batch_size, workers)
+        ]
+    return torch.cat(found)
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """Return the share of labels that was predicted."""
+    return float((predicted == labels).double().mean())
+
+
+def _images(data: Dataset[Any], batch_size: int, workers: int) -> Iterator[Tensor]:
+    if isinstance(data, TensorDataset):
+        yield from data.tensors[0].split(batch_size)
+        return
+    for images, *_ in DataLoader(data, batch_size=batch_size, num_workers=workers):
+        yield images

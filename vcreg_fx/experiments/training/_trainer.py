@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +13,17 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..._insert import penalty, set_loss_scale, sites
-from ._average import Average
+from ..._shared.progress import Progress
 from ._batches import Batches
-from ._checkpoint import load, save
 from ._distributed import Processes, processes
-from ._log import Log
-from ._optimizer import make_mixing, make_optimizer, rate_factor, set_rate
-from ._progress import Bar
-from ._settings import TrainSettings
-from ._stop import Flag, Stopped, noticed
+from ._resume import Flag, Stopped, load, noticed, save
+from ._settings import Average, TrainSettings, make_mixing, make_optimizer, make_schedule
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 History = list[dict[str, float]]
 
 
-def fit(
+def fit(  # noqa: PLR0913 - what a user may want to change
     model: nn.Module,
     data: Dataset[Any],
     settings: TrainSettings | None = None,
@@ -36,6 +34,7 @@ def fit(
     checkpoint: str | Path | None = None,
     log: str | Path | None = None,
     on_epoch: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
+    on_step: Callable[[float], object] | None = None,
     progress: bool | None = None,
 ) -> History:
     """Train a classifier in place, on one device or, under ``torchrun``, on several.
@@ -54,9 +53,10 @@ def fit(
     - `loss`: of logits and labels; by default the cross-entropy.
     - `seed`: of the order of the images. Augmentation draws from torch's random state.
     - `checkpoint`: a file, written after each epoch. If it exists, training goes on from there.
-    - `log`: a folder for TensorBoard.
+    - `log`: a folder for TensorBoard, ``pip install "vcreg-fx[reproduce]"``.
     - `on_epoch`: called after each epoch with the model and the epoch, from 1; the numbers that it
       returns are kept in the history.
+    - `on_step`: called with the loss of each step, for which a GPU has to be waited for.
     - `progress`: show a progress bar; by default where the output is a terminal.
 
     **Returns:** the history: epoch, loss, learning rate, and the numbers of `on_epoch`.
@@ -74,21 +74,50 @@ def fit(
     history: History = []
     if path is not None and (state := load(path, where)) is not None:
         history = run.restore(state, path, seed)
-    bar = Bar(settings.epochs, run.steps, len(history), progress if where.leads else False)
-    with noticed() as flag, Log(Path(log) if log and where.leads else None) as logged, bar:
-        for epoch in range(len(history) + 1, settings.epochs + 1):
-            numbers = run.epoch(epoch, seed, flag, bar)
+    shown = progress if where.leads else False
+    total, done = run.epochs * run.steps, len(history) * run.steps
+    with (
+        noticed() as flag,
+        _log(Path(log) if log and where.leads else None) as write,
+        Progress("training", total, done=done, shown=shown, passing=True) as bar,
+    ):
+
+        def stepped(loss: Tensor, epoch: int) -> None:
+            if on_step is not None:
+                on_step(loss.item())
+            bar.advance(f"epoch {epoch}/{run.epochs}")
+
+        for epoch in range(len(history) + 1, run.epochs + 1):
+            numbers = run.epoch(epoch, seed, flag, stepped)
             if on_epoch is not None:
                 numbers.update(on_epoch(model, epoch) or {})
             history.append(numbers)
-            logged.write(numbers)
-            bar.finished(numbers)
+            write(numbers)
+            bar.advance(note=f"loss {numbers['loss']:.4g}", steps=0)
             if path is not None:
                 save(path, run.state(history, seed), where)
         if number := where.any(flag.number):  # it came when the last step had been done
             raise Stopped(number)
-    run.finish()
+    run.average.apply()
     return history
+
+
+@contextmanager
+def _log(folder: Path | None) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Yield what writes the numbers of an epoch for TensorBoard; without a folder, nothing."""
+    if folder is None:
+        yield lambda _: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder)) as writer:
+
+        def write(numbers: Mapping[str, float]) -> None:
+            for name, value in numbers.items():
+                if name != "epoch":
+                    writer.add_scalar(name, value, int(numbers["epoch"]))
+
+        yield write
 
 
 class _Run:
@@ -107,38 +136,40 @@ class _Run:
             raise ValueError("mixup and cutmix need to know how many classes there are: classes=…")
         self._model, self._batches, self._settings, self._where = model, batches, settings, where
         self.steps = batches.steps
+        self.epochs = 1 if settings.steps else settings.epochs
         self._parallel = where.wrap(model)
         self._optimizer = make_optimizer(model, settings)
+        self._schedule = make_schedule(self._optimizer, self.epochs * self.steps, settings)
         self._mix = make_mixing(settings, classes or 0)
         self._loss = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-        self._average = Average(model, settings)
+        self.average = Average(model, settings)
         self._scaler = torch.amp.GradScaler(where.device.type, enabled=settings.amp == "float16")
         found = sites(model)
         self._adds_penalty = any(site.config.mode == "loss" for site in found)
         if self._scaler.is_enabled() and any(s.config.mode == "gradient" for s in found):
             set_loss_scale(model, self._scaler)
 
-    def epoch(self, epoch: int, seed: int, flag: Flag, bar: Bar) -> dict[str, float]:
+    def epoch(
+        self, epoch: int, seed: int, flag: Flag, stepped: Callable[[Tensor, int], None]
+    ) -> dict[str, float]:
         """Train for one epoch and return its numbers."""
-        steps = self._batches.steps
         total = torch.zeros((), device=self._where.device)
         self._model.train()
         for i, (images, labels) in enumerate(self._batches.epoch(seed, epoch)):
-            step = (epoch - 1) * steps + i
-            factor = rate_factor(step, self._settings.epochs * steps, self._settings)
-            set_rate(self._optimizer, self._settings.learning_rate * factor)
-            total += self._step(images, labels)
-            self._average.update(step)
-            bar.step(epoch)
+            rate = float(self._optimizer.param_groups[0]["lr"])
+            loss = self._step(images, labels)
+            self._schedule.step()
+            total += loss
+            self.average.update((epoch - 1) * self.steps + i)
+            stepped(loss, epoch)
             if number := self._where.any(flag.number):
                 raise Stopped(number)
-        mean = self._where.mean(total / steps)
-        if not torch.isfinite(torch.tensor(mean)):
+        mean = self._where.mean(total / self.steps)
+        if not math.isfinite(mean):
             raise FloatingPointError(
                 f"The loss of epoch {epoch} is {mean}: training has diverged. A smaller learning "
                 "rate or smaller α and β may help."
             )
-        rate = self._settings.learning_rate * factor
         return {"epoch": float(epoch), "loss": mean, "learning_rate": rate}
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -167,8 +198,9 @@ class _Run:
             "history": history,
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "average": self._average.state(),
+            "average": self.average.state(),
         }
 
     def restore(self, state: dict[str, Any], path: Path, seed: int) -> History:
@@ -182,13 +214,12 @@ class _Run:
                 f"{path} belongs to a run in which {names} had other values. Remove it, or choose "
                 "another file."
             )
+        if "schedule" not in state:
+            raise ValueError(f"{path} was written by an earlier version. Remove it to begin again.")
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
-        self._average.restore(state["average"])
+        self.average.restore(state["average"])
         history: History = state["history"]
         return history
-
-    def finish(self) -> None:
-        """Give the model its averaged weights, if there are any."""
-        self._average.apply()

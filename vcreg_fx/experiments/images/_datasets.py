@@ -1,8 +1,10 @@
-"""The papers' data sets, through torchvision's loaders."""
+"""Data sets by name; the papers' through torchvision's loaders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ._class_file import read_classes
-from ._errors import DataError
-from ._groups import CIFAR100_SUPERCLASSES, by_label
-from ._image_set import ImageData, ImageSet
+from ._digits import digits
+from ._fashion_mnist import fashion_mnist
+from ._image_set import DataError, ImageData, ImageSet
+
+DATA = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet")
+"""The data sets that experiments train on."""
 
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -27,18 +31,70 @@ DOWNSTREAM = {
 }
 """Table 7's downstream data sets: torchvision's class, and the arguments of its two splits."""
 
+CIFAR100_SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
+    "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
+    "fish": ("aquarium_fish", "flatfish", "ray", "shark", "trout"),
+    "flowers": ("orchid", "poppy", "rose", "sunflower", "tulip"),
+    "food_containers": ("bottle", "bowl", "can", "cup", "plate"),
+    "fruit_and_vegetables": ("apple", "mushroom", "orange", "pear", "sweet_pepper"),
+    "household_electrical_devices": ("clock", "keyboard", "lamp", "telephone", "television"),
+    "household_furniture": ("bed", "chair", "couch", "table", "wardrobe"),
+    "insects": ("bee", "beetle", "butterfly", "caterpillar", "cockroach"),
+    "large_carnivores": ("bear", "leopard", "lion", "tiger", "wolf"),
+    "large_man-made_outdoor_things": ("bridge", "castle", "house", "road", "skyscraper"),
+    "large_natural_outdoor_scenes": ("cloud", "forest", "mountain", "plain", "sea"),
+    "large_omnivores_and_herbivores": ("camel", "cattle", "chimpanzee", "elephant", "kangaroo"),
+    "medium_mammals": ("fox", "porcupine", "possum", "raccoon", "skunk"),
+    "non-insect_invertebrates": ("crab", "lobster", "snail", "spider", "worm"),
+    "people": ("baby", "boy", "girl", "man", "woman"),
+    "reptiles": ("crocodile", "dinosaur", "lizard", "snake", "turtle"),
+    "small_mammals": ("hamster", "mouse", "rabbit", "shrew", "squirrel"),
+    "trees": ("maple_tree", "oak_tree", "palm_tree", "pine_tree", "willow_tree"),
+    "vehicles_1": ("bicycle", "bus", "motorcycle", "pickup_truck", "train"),
+    "vehicles_2": ("lawn_mower", "rocket", "streetcar", "tank", "tractor"),
+}
+"""The 20 superclasses of CIFAR100's 100 classes, as its authors publish them."""
 
-def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
-    """Return CIFAR10 or CIFAR100, with the random crops and flips of its long-tailed protocol.
+
+def load_images(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    augment: str = "none",
+    classes: str | Path | None = None,
+    size: int | None = None,
+) -> ImageData:
+    """Return a data set by its name.
 
     **Arguments:**
 
-    - `name`: ``"cifar10"`` or ``"cifar100"``.
-    - `root`: where torchvision has put it.
-    - `augment`: ``"none"``, ``"crop"`` or ``"torchvision"``.
+    - `name`: one of `DATA`.
+    - `root`: its folder. The digits need none, Fashion-MNIST has a default.
+    - `augment`: of the training images: ``"none"``, ``"crop"`` (CIFAR) or ``"torchvision"``, what
+      torchvision's recipe does to an image.
+    - `classes`: a class file for ImageNet, see `read_classes`.
+    - `size`: the side of Fashion-MNIST's images, which are padded from 28, or of ImageNet's crops;
+      the others have 32.
 
-    **Raises:** `DataError` if it is not there.
+    **Raises:** `DataError` for an unknown name, or if the data is not there.
     """
+    if classes is not None and name != "imagenet":
+        raise DataError("A class file chooses among ImageNet's classes: --data imagenet.")
+    if name == "digits":
+        return digits()
+    if name == "fashion-mnist":
+        return fashion_mnist(root, size or 28)
+    if name in {"cifar10", "cifar100"}:
+        return cifar(name, root, augment)
+    if name == "imagenet":
+        return imagenet(root, augment, classes, size or 224)
+    near = difflib.get_close_matches(name, DATA, 1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise DataError(f"There is no data set {name!r}.{hint} There are {', '.join(DATA)}.")
+
+
+def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
+    """Return CIFAR10 or CIFAR100, with the random crops and flips of its long-tailed protocol."""
     from torchvision import datasets
     from torchvision.transforms import v2
 
@@ -76,16 +132,7 @@ def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
 def imagenet(
     root: str | Path | None, augment: str, classes: str | Path | None, size: int = 224
 ) -> ImageData:
-    """Return ImageNet, or the subset that a class file names.
-
-    **Arguments:**
-
-    - `root`: a folder with ``train`` and ``val``, each with one folder a class.
-    - `augment`: ``"none"`` or ``"torchvision"``.
-    - `classes`: a class file, see `read_classes`.
-
-    **Raises:** `DataError` if it is not there, or a class of the file is not.
-    """
+    """Return ImageNet (``train`` and ``val`` in `root`), or the subset that a class file names."""
     from torchvision import datasets
     from torchvision.transforms import v2
 
@@ -120,6 +167,43 @@ def imagenet(
         {group: tuple(labels[name] for name in members) for group, members in groups.items()},
         folder,
     )
+
+
+def by_label(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, ...]]:
+    """Return groups of names as groups of labels, where labels follow the names' alphabet."""
+    label = {
+        name: i for i, name in enumerate(sorted(n for group in groups.values() for n in group))
+    }
+    return {group: tuple(label[name] for name in names) for group, names in groups.items()}
+
+
+def read_classes(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Read superclasses from a JSON file: ``{"dog": ["n02085620", …], …}``.
+
+    The names are those of the class folders. Only these classes are used.
+
+    **Raises:** `DataError` if the file holds something else, or a class twice; `OSError` if it
+    cannot be read.
+    """
+    form = '{"superclass": ["class folder", …], …}'
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path} is no JSON ({error}). A class file has the form {form}."
+        ) from error
+    if (
+        not isinstance(found, dict)
+        or len(found) < 2
+        or not all(isinstance(names, list) and names for names in found.values())
+    ):
+        raise DataError(
+            f"{path} must name two superclasses or more, with one class or more each: {form}."
+        )
+    classes = [str(name) for names in found.values() for name in names]
+    if twice := sorted({name for name in classes if classes.count(name) > 1}):
+        raise DataError(f"{path} names {', '.join(twice)} twice; a class has one superclass.")
+    return {group: tuple(map(str, names)) for group, names in found.items()}
 
 
 def downstream(name: str, root: str | Path | None, size: int = 224) -> tuple[Dataset[Any], ...]:

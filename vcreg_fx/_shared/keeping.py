@@ -1,0 +1,60 @@
+"""Do something to a model or a process, and leave it as it was: modes, random states, threads."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Let ``train()`` and ``eval()`` be called on a model; the modules' modes come back after."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def keeping_randomness() -> Iterator[None]:
+    """Let random numbers be drawn by torch, NumPy and Python, as if they were not."""
+    import numpy as np
+
+    states = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng(devices=cuda_devices()):
+            yield
+    finally:
+        np.random.set_state(states[0])
+        random.setstate(states[1])
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Draw torch's random numbers from a seed, on the CPU and a device; its states come back."""
+    cuda = device is not None and device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def using_threads(count: int | None) -> Iterator[None]:
+    """Let torch use so many threads of the CPU; None is as many as now."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cuda_devices() -> range:
+    """Return the numbers of the GPUs that may have random states, if any was used."""
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
