@@ -233,7 +233,7 @@ def test_python_dash_m():
 
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_draw_an_inserted_model(tmp_path, ending):
-    from vcreg_fx.export import draw
+    from vcreg_fx.exporting import draw
 
     model = load_model("timm/test_vit")
     vcreg_fx.insert(model, "blocks")
@@ -245,7 +245,7 @@ def test_draw_an_inserted_model(tmp_path, ending):
 
 
 def test_outline_shows_every_site_once():
-    from vcreg_fx.export._outline import outline
+    from vcreg_fx.exporting._outline import outline
 
     for name, rule in [
         ("timm/convnext_atto", "blocks | downsample | head"),
@@ -260,7 +260,7 @@ def test_outline_shows_every_site_once():
 
 
 def test_outline_of_convnext():
-    from vcreg_fx.export._outline import outline
+    from vcreg_fx.exporting._outline import outline
 
     plan = vcreg_fx.plan(load_model("timm/convnext_atto", meta=True), "blocks")
     parts = outline(plan.recording, plan.sites)
@@ -272,8 +272,8 @@ def test_outline_of_convnext():
 
 
 def test_pages_hold_every_part():
-    from vcreg_fx.export._outline import Part
-    from vcreg_fx.export._page import make_page
+    from vcreg_fx.exporting._draw import make_page
+    from vcreg_fx.exporting._outline import Part
 
     for count in (1, 2, 14, 15, 40, 101):
         for frame_length in (1, 3, 200):
@@ -289,7 +289,7 @@ def test_pages_hold_every_part():
 
 
 def test_draw_without_a_site_leaves_the_model_alone(tmp_path):
-    from vcreg_fx.export import draw
+    from vcreg_fx.exporting import draw
 
     model = torch.nn.Linear(4, 2)
     draw(model, tmp_path / "linear.png")
@@ -447,8 +447,8 @@ def test_draw_shows_what_was_inserted_by_any_rule(tmp_path):
 
 
 def test_long_stages_fill_their_columns():
-    from vcreg_fx.export._outline import outline
-    from vcreg_fx.export._page import make_page
+    from vcreg_fx.exporting._draw import make_page
+    from vcreg_fx.exporting._outline import outline
 
     plan = vcreg_fx.plan(load_model("torchvision/vit_b_32", meta=True), "blocks")
     page = make_page(outline(plan.recording, plan.sites))
@@ -480,7 +480,7 @@ def test_draw_command_reports_errors(tmp_path):
 
 @pytest.mark.parametrize(("form", "name"), [("fx", "folder"), ("pt2", "model"), ("onnx", "m")])
 def test_export_command(own, tmp_path, form, name):
-    from vcreg_fx.export import read_metadata
+    from vcreg_fx.exporting import read_metadata
 
     model = load_model(f"{own}:make")
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, "c.pt")

@@ -12,7 +12,7 @@ from torch import nn
 
 import vcreg_fx
 from tests.test_graph_module import Residual, gradients
-from vcreg_fx.export import VCReg, expect
+from vcreg_fx.exporting import VCReg, expect
 
 
 class Asking(nn.Module):
@@ -162,7 +162,7 @@ def test_models_that_ask(build, tmp_path):
     folder = vcreg_fx.export(model, tmp_path / "exported", example_inputs=(x,))
     code = (folder / "model.py").read_text()
     assert "_known" not in code
-    assert ("from vcreg_fx.export import expect as" in code) == ("expect(" in code)
+    assert ("from vcreg_fx.exporting import expect as" in code) == ("expect(" in code)
 
 
 @pytest.mark.parametrize(

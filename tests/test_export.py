@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 import vcreg_fx
 from tests.models import SMALL, relative_error, task_loss
-from vcreg_fx.export import ExportError, read_metadata
-from vcreg_fx.export._folder import import_folder
+from vcreg_fx.exporting import ExportError, read_metadata
+from vcreg_fx.exporting._folder import import_folder
 
 BATCHES = (1, 2, 7)
 # A batch of one has to leave batch norms two values a channel.
@@ -355,7 +355,7 @@ def test_folder_code_is_readable(tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_constructors(module, expected):
-    from vcreg_fx.export._constructor import constructor
+    from vcreg_fx.exporting._code import constructor
 
     assert constructor(module, "path") == (expected, None)
 
@@ -381,7 +381,7 @@ class Keeper(nn.Module):
     ],
 )
 def test_modules_that_are_no_code(module, message):
-    from vcreg_fx.export._constructor import constructor
+    from vcreg_fx.exporting._code import constructor
 
     with pytest.raises(ExportError, match=message):
         constructor(module, "some.path")
@@ -456,8 +456,7 @@ def test_a_model_for_one_batch_size(tmp_path):
 
 
 def test_the_check_notices_what_differs(odd):
-    from vcreg_fx.export._check import check_gradients, check_outputs
-    from vcreg_fx.export._example import Example
+    from vcreg_fx.exporting._example import Example, check_gradients, check_outputs
 
     model, call = odd
     example = Example(call, {}, 4)

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 import vcreg_fx
 from tests.models import SMALL, step, task_loss
-from vcreg_fx.export import Demean, TwoModeGraphModule, VCReg
+from vcreg_fx.exporting import Demean, TwoModeGraphModule, VCReg
 
 
 @pytest.mark.parametrize("demean", ["statistics", "activations"])

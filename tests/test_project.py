@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = ("functional", "regularizers", "surgery", "export")
+CORE = ("functional", "regularizers", "surgery", "exporting")
 UPPER = tuple(
     f"vcreg_fx.{name}"
     for name in (

@@ -14,6 +14,7 @@ from placement_rules import RuleSyntaxError as RuleSyntaxError
 from ._calibrate import Calibration as Calibration
 from ._calibrate import calibrate as calibrate
 from ._config import VCRegConfig as VCRegConfig
+from ._errors import ExportError as ExportError
 from ._errors import InsertionError as InsertionError
 from ._insert import get_config as get_config
 from ._insert import get_configs as get_configs
@@ -29,10 +30,9 @@ from ._measure import measure as measure
 from ._metrics import metrics as metrics
 from ._schedule import CoefficientSchedule as CoefficientSchedule
 from ._version import __version__ as __version__
-from .export import ExportError as ExportError
-from .export import draw as draw
-from .export import export as export
-from .export import to_graph_module as to_graph_module
+from .exporting import draw as draw
+from .exporting import export as export
+from .exporting import to_graph_module as to_graph_module
 from .functional import covariance_loss as covariance_loss
 from .functional import variance_loss as variance_loss
 from .functional import vcreg_loss as vcreg_loss

@@ -11,3 +11,7 @@ class InsertionError(PlacementError):
 
 class InsideError(InsertionError):
     """A module's forward cannot be rewritten around a node in its middle."""
+
+
+class ExportError(ValueError):
+    """A model cannot be written in a format, or what was written does not do what it does."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..export import draw as draw_plan
+from ..exporting import draw as draw_plan
 from ._errors import clear_errors
 from ._options import InputSize, LayoutText, ModelName, RuleText, Settings
 from ._planning import parse_size, plan_named

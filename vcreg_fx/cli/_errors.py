@@ -13,7 +13,7 @@ from ..ablation import AblationError
 from ..benchmark import BenchError
 from ..experiments.images import DataError
 from ..experiments.papers import ReproductionError
-from ..export import ExportError
+from ..exporting import ExportError
 
 
 class ModelError(Exception):

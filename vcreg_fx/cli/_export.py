@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .._insert import insert, sites
-from ..export import export as export_model
+from ..exporting import export as export_model
 from ._checkpoint import load_checkpoint
 from ._errors import clear_errors
 from ._model import load_model

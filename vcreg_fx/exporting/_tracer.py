@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import copy
+import operator
+import random
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import TraceError
+from torch.fx.node import map_arg
+from torch.fx.proxy import Attribute, TraceError
+
+from placement_rules._torch import FakeCopyMode, FakeTensorMode
 
 from .._live import LiveSite
-from ..surgery import has_inside_site, is_rewritten
-from ._deciding import DecidingProxy
-from ._known import QUESTIONS, Known, expect
-from ._node_modules import Demean, VCReg
-from ._randomness import randomness
-from ._shadow import shadow
+from .._shared.keeping import cuda_devices, keeping_randomness
+from ..surgery import has_inside_site, is_covered, is_rewritten, uninstall
+from ._nodes import QUESTIONS, Demean, VCReg, expect
+from ._stand_ins import shadow
 
 
 class SiteTracer(fx.Tracer):
@@ -67,7 +73,7 @@ class SiteTracer(fx.Tracer):
         """Remember where tracing failed first."""
         if self._known is not None and self._known.running:  # no part of what is traced
             return forward(*args, **kwargs)
-        before = randomness()
+        before = _random_state()
         try:
             output = super().call_module(m, forward, args, kwargs)
             _check_drawn(before)
@@ -79,7 +85,7 @@ class SiteTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace the model."""
-        before = randomness()
+        before = _random_state()
         graph = super().trace(root, concrete_args)
         _check_drawn(before)
         return graph
@@ -183,9 +189,103 @@ def _check_drawn(before: tuple[Any, ...]) -> None:
 
     **Raises:** `TraceError`.
     """
-    if randomness() != before:
+    if _random_state() != before:
         raise TraceError("it draws random numbers that do not come from a traced value")
+
+
+def _random_state() -> tuple[Any, ...]:
+    """Return what is equal as long as nobody draws a random number."""
+    state: Any = np.random.get_state()
+    torch_states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, cuda_devices())]
+    drawn_by_torch = tuple(one.numpy().tobytes() for one in torch_states)
+    return *drawn_by_torch, state[1].tobytes(), *state[2:], random.getstate()
 
 
 def _name(kind: str, site: LiveSite) -> str:
     return f"{kind}_{''.join(c if c.isalnum() else '_' for c in site.name)}"
+
+
+class DecidingProxy(fx.Proxy):
+    """A traced value that can be a number or have a length; its tracer's ``decide`` says which."""
+
+    def __getattr__(self, name: str) -> Attribute:
+        return DecidingAttribute(self, name)
+
+    def __int__(self) -> int:
+        return int(self.tracer.decide(self, "number"))  # type: ignore[attr-defined]
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.decide(self, "number"))  # type: ignore[attr-defined]
+
+    def __float__(self) -> float:
+        return float(self.tracer.decide(self, "number"))  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return int(self.tracer.decide(self, "length"))  # type: ignore[attr-defined]
+
+
+class DecidingAttribute(DecidingProxy, Attribute):
+    """An attribute of one, such as a tensor's shape."""
+
+
+class Known:
+    """Works out the values of traced nodes on fake tensors, one after the other, where asked for.
+
+    **Arguments:**
+
+    - `model`: the model, in the mode that it is traced in; a fake copy of it is made.
+    - `example`: an example value for each argument of the graph, by name.
+
+    **Attributes:**
+
+    - `running`: whether it is running a module now.
+    """
+
+    def __init__(self, model: nn.Module, example: Mapping[str, Any]) -> None:
+        self.running = False
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with FakeCopyMode(self._mode):
+            self._model, self._example = copy.deepcopy((model, dict(example)))
+        for module in list(self._model.modules()):
+            if not is_covered(module):  # one that is does nothing without gradients, either
+                uninstall(module)
+        self._found: dict[fx.Node, Any] = {}
+
+    def value(self, node: fx.Node, root: nn.Module, own: Mapping[str, nn.Module]) -> Any:
+        """Return a node's value in the example call.
+
+        **Arguments:**
+
+        - `root`: what is traced, which also holds the constants that tracing found.
+        - `own`: modules of the graph that are none of the model: the nodes of its sites.
+        """
+        self.running = True
+        try:
+            with self._mode, torch.no_grad(), keeping_randomness():
+                for earlier in node.graph.nodes:
+                    if earlier not in self._found:
+                        self._found[earlier] = self._run(earlier, root, own)
+                    if earlier is node:
+                        break
+        finally:
+            self.running = False
+        return self._found[node]
+
+    def _run(self, node: fx.Node, root: nn.Module, own: Mapping[str, nn.Module]) -> Any:
+        target: Any = node.target
+        args, kwargs = map_arg((node.args, node.kwargs), lambda given: self._found[given])
+        if node.op == "placeholder":
+            return self._example[target]
+        if node.op == "get_attr":
+            path, _, name = target.rpartition(".")
+            owner = self._model.get_submodule(path)
+            return getattr(owner if hasattr(owner, name) else root.get_submodule(path), name)
+        if target is expect:
+            return None
+        if node.op == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        if node.op == "call_module":
+            if isinstance(own.get(target), (Demean, VCReg)):  # no matter, and its input
+                return args[0]
+            return self._model.get_submodule(target)(*args, **kwargs)
+        return target(*args, **kwargs)

@@ -8,14 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from .._errors import InsertionError
+from .._errors import ExportError, InsertionError
 from ..surgery import check_model, live_sites
-from ._errors import ExportError
 from ._example import find_example
 from ._folder import write_folder
 from ._metadata import make_metadata
-from ._onnx import write_onnx
-from ._program import write_program
+from ._programs import write_onnx, write_program
 
 FORMATS = ("fx", "pt2", "onnx")
 
@@ -34,7 +32,7 @@ def export(
     """Export a model with VCReg.
 
     The batch size of what is written is free, and metadata say what was inserted
-    (`vcreg_fx.export.read_metadata`).
+    (`vcreg_fx.exporting.read_metadata`).
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""Programs of ``torch.export``: ``.pt2`` files and what ONNX is made from."""
+"""Programs of ``torch.export``: ``.pt2`` files, and ONNX files for inference."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._errors import InsideError
+from .._errors import ExportError, InsideError
+from .._shared.keeping import keeping_modes
 from ..surgery import suspended
-from ._check import check_gradients, check_outputs
-from ._errors import ExportError
-from ._example import Example
+from ._example import Example, check_gradients, check_outputs, tensors_in
 from ._graph_module import make_graph
 from ._metadata import KEY, to_text
-from ._modes import keeping_modes
 
 
 def write_program(
@@ -85,3 +83,53 @@ def export_failed(
         f"{by} cannot export {type(model).__name__}: {type(error).__name__}: {error}"
         f"{hint if dynamic_batch else ''}"
     )
+
+
+def write_onnx(
+    model: nn.Module,
+    path: Path,
+    example: Example,
+    metadata: dict[str, Any],
+    *,
+    dynamic_batch: bool,
+    check: bool,
+) -> None:
+    """Write an ONNX file of the model in eval mode, and run it once with onnxruntime."""
+    import onnxscript  # noqa: F401  (what torch's exporter needs, asked for before it starts)
+
+    shapes = example.dynamic_shapes(model) if dynamic_batch else None
+    try:
+        with keeping_modes(model), suspended(model), torch.random.fork_rng(devices=[]):
+            model.eval()
+            program = torch.onnx.export(
+                model,
+                example.args,
+                kwargs=example.kwargs,
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise export_failed(model, "torch.onnx", cause, dynamic_batch=dynamic_batch) from error
+    if program is None:
+        raise ExportError(f"torch.onnx made nothing of {type(model).__name__}.")
+    program.model.metadata_props[KEY] = to_text(metadata)
+    program.save(str(path))
+    if check:
+        sizes = (example.batch, 1, 3) if dynamic_batch else (example.batch,)
+        check_outputs(model, _runner(path), example, sizes, str(path))
+
+
+def _runner(path: Path) -> Any:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(call: Example) -> list[torch.Tensor]:
+        names = [given.name for given in session.get_inputs()]
+        given = tensors_in((call.args, call.kwargs))
+        feeds = {name: t.cpu().numpy() for name, t in zip(names, given, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, feeds)]
+
+    return run

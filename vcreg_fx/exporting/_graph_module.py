@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +12,18 @@ from torch import Tensor, fx, nn
 from placement_rules._torch import tables_of
 
 from .._errors import InsertionError
+from .._shared.keeping import keeping_modes, keeping_randomness
 from ..surgery import carry_insertions, insertions, live_sites, original_class
-from ._arguments import values_by_name, with_given_arguments
 from ._example import find_example
-from ._known import Known
-from ._modes import keeping_modes
-from ._node_modules import Demean, VCReg
-from ._randomness import keeping_randomness
-from ._tracer import SiteTracer, can_be_whole
+from ._nodes import Demean, VCReg
+from ._stand_ins import values_by_name, with_given_arguments
+from ._tracer import Known, SiteTracer, can_be_whole
 from ._two_modes import TwoModeGraphModule, place
-from ._writes import chain_writes
+
+_OPERATORS = {
+    getattr(operator, name) for name in dir(operator) if name.startswith("i") and name[1:] in
+    {"add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "and", "or", "xor"}
+}  # fmt: skip
 
 
 def to_graph_module(
@@ -204,3 +207,24 @@ def _tell_apart(graph: fx.Graph, first: dict[str, Any], second: dict[str, Any]) 
         if one.dtype != other.dtype or not torch.equal(one, other):
             node.target = f"evaluation_{target}"
             second[node.target] = other
+
+
+def chain_writes(graph: fx.Graph) -> None:
+    """Let whatever follows an in-place write use its result instead of the tensor written to.
+
+    They are the same tensor. But `torch.fx` does not know that, and takes a write whose result
+    nobody uses for dead code: ``mask.div_(keep)`` in timm's drop path.
+    """
+    nodes = list(graph.nodes)
+    for index, node in enumerate(nodes):
+        if _writes(node) and node.args and isinstance(node.args[0], fx.Node):
+            written: fx.Node = node.args[0]
+            later: set[Any] = set(nodes[index + 1 :])
+            for user in [user for user in written.users if user in later]:
+                user.replace_input_with(written, node)
+
+
+def _writes(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    return node.op == "call_function" and node.target in _OPERATORS
