@@ -9,6 +9,7 @@ from ._errors import NoSiteError as NoSiteError
 from ._errors import PlacementError as PlacementError
 from ._errors import RecordingError as RecordingError
 from ._errors import RuleSyntaxError as RuleSyntaxError
+from ._errors import UserError as UserError
 from ._inputs import Inputs as Inputs
 from ._inputs import candidate_inputs as candidate_inputs
 from ._layout import Layout as Layout

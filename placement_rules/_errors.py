@@ -1,10 +1,17 @@
-"""The errors of placement: each states the cause and shows the fix."""
+"""Errors that a user can set right: each states the cause and shows the fix."""
 
 from __future__ import annotations
 
 
-class PlacementError(ValueError):
-    """A rule cannot be applied to this model; nothing has been changed."""
+class UserError(Exception):
+    """What a user asked for cannot be had; the message says why, and what can.
+
+    The base of all errors of these packages: a program knows them by it from mistakes of its own.
+    """
+
+
+class PlacementError(UserError, ValueError):
+    """A rule cannot be applied to this model."""
 
 
 class NoSiteError(PlacementError):

@@ -98,6 +98,33 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
     assert imports_below(UPPER, names + private) == []
 
 
+def test_the_command_line_imports_what_it_uses_where_it_uses_it():
+    code = f"import sys, vcreg_fx.cli; print(*sorted(set(sys.modules) & {set(UPPER[:-1])}))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_errors_of_users_have_one_base():
+    """The command line prints them as one message, and knows them by it."""
+    own = {"SourceError"}  # of surgery, which turns it into an InsideError
+    files = [*(ROOT / "placement_rules").rglob("*.py"), *(ROOT / "vcreg_fx").rglob("*.py")]
+    classes = [
+        node
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+    ]
+    found = {node.name: {ast.unparse(base) for base in node.bases} for node in classes}
+    known = {"UserError"}
+    while more := {name for name, bases in found.items() if bases & known} - known:
+        known |= more
+    assert {"InsertionError", "ExportError", "AblationError", "ModelError"} <= known
+    assert set(found) - known == own
+
+
 @pytest.mark.parametrize(
     ("line", "name"),
     [

@@ -10,6 +10,7 @@ from placement_rules import NoSiteError as NoSiteError
 from placement_rules import PlacementError as PlacementError
 from placement_rules import RecordingError as RecordingError
 from placement_rules import RuleSyntaxError as RuleSyntaxError
+from placement_rules import UserError as UserError
 
 from ._calibrate import Calibration as Calibration
 from ._calibrate import calibrate as calibrate

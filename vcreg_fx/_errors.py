@@ -1,17 +1,17 @@
-"""The errors of insertion: each states the cause and shows the fix."""
+"""The errors of the core: each states the cause and shows the fix."""
 
 from __future__ import annotations
 
-from placement_rules import PlacementError
+from placement_rules import PlacementError, UserError
 
 
 class InsertionError(PlacementError):
-    """VCReg cannot be inserted into (or taken out of) this model; nothing has been changed."""
+    """VCReg cannot be inserted, taken out or used in the way asked for, or was not inserted."""
 
 
 class InsideError(InsertionError):
     """A module's forward cannot be rewritten around a node in its middle."""
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """A model cannot be written in a format, or what was written does not do what it does."""

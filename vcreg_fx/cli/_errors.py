@@ -7,29 +7,11 @@ from contextlib import contextmanager
 
 import typer
 
-from placement_rules import ExampleInputsError, PlacementError
-
-from ..ablation import AblationError
-from ..benchmark import BenchError
-from ..experiments.images import DataError
-from ..experiments.papers import ReproductionError
-from ..exporting import ExportError
+from placement_rules import ExampleInputsError, UserError
 
 
-class ModelError(Exception):
+class ModelError(UserError):
     """A model that the command line names does not exist or cannot be built."""
-
-
-_CLEAR = (
-    ModelError,
-    PlacementError,
-    AblationError,
-    BenchError,
-    ExportError,
-    DataError,
-    ReproductionError,
-    OSError,
-)
 
 
 @contextmanager
@@ -44,7 +26,7 @@ def clear_errors() -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(1) from error
-    except _CLEAR as error:
+    except (UserError, OSError) as error:
         message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
         typer.echo(f"Error: {message}", err=True)
         raise typer.Exit(1) from error

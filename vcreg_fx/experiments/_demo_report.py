@@ -15,7 +15,7 @@ from torch import Tensor
 from .._config import VCRegConfig
 from .._shared.tables import markdown_table
 from ..evaluation import sign_test
-from ..export import draw
+from ..exporting import draw
 from ..surgery import Plan
 from ._digits_ablation import BATCH_SIZE, LEARNING_RATE, STEPS, WEIGHT_DECAY
 from ._gradient_check import SiteCheck

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from placement_rules import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError, ValueError):
     """Data is not there, or is not what was said; the message says where to get it."""
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from placement_rules import UserError
+
 from ..training import TrainSettings
 
 ALPHAS = (1.28, 0.64, 0.32, 0.16)
@@ -30,8 +32,8 @@ SMALL_GRID: Mapping[str, Sequence[Any]] = {"alpha": (1.28, 0.32), "beta": (0.16,
 """Four corners of the paper's grid, for experiments on a CPU."""
 
 
-class ReproductionError(ValueError):
-    """An experiment cannot be run as it was asked for; nothing has been trained for it."""
+class ReproductionError(UserError, ValueError):
+    """An experiment cannot be run, drawn or written down as it was asked for."""
 
 
 @dataclass(frozen=True)
