@@ -297,10 +297,10 @@ def test_draw_without_a_site_leaves_the_model_alone(tmp_path):
 
 
 def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    from vcreg_fx.cli import _zoo
+    from vcreg_fx.cli import _coverage
 
     names = ["timm/resnet18", "timm/vgg11", "timm/vit_tiny_patch16_224"]
-    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: names)
+    monkeypatch.setattr(_coverage, "zoo", lambda source, everything: names)
     file = tmp_path / "rows.json"
     result = run("coverage", "--json", str(file))
     assert result.exit_code == 0
@@ -326,36 +326,36 @@ def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
 
 def test_coverage_tells_a_failure_from_a_refusal(monkeypatch):
-    from vcreg_fx.cli import _coverage_rows, _zoo
+    from vcreg_fx.cli import _coverage
 
     def broken(*_, **__):
         raise ZeroDivisionError("a mistake of the library")
 
-    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: ["timm/resnet18"])
-    monkeypatch.setattr(_coverage_rows, "plan", broken)
+    monkeypatch.setattr(_coverage, "zoo", lambda source, everything: ["timm/resnet18"])
+    monkeypatch.setattr(_coverage, "plan", broken)
     result = run("coverage")
     assert result.exit_code == 1
     assert "failed" in result.output and "ZeroDivisionError" in result.output
 
 
 def test_coverage_tells_models_without_a_site_from_refusals(monkeypatch):
-    from vcreg_fx.cli import _coverage_rows
+    from vcreg_fx.cli import _coverage
 
-    assert _coverage_rows.coverage_of("timm/vgg11", "residual").outcome == "none"
+    assert _coverage.coverage_of("timm/vgg11", "residual").outcome == "none"
 
     def refuses(*_, **__):
         raise vcreg_fx.InsertionError("it is a lambda")
 
-    monkeypatch.setattr(_coverage_rows, "plan", refuses)
-    row = _coverage_rows.coverage_of("timm/resnet18", "residual")
+    monkeypatch.setattr(_coverage, "plan", refuses)
+    row = _coverage.coverage_of("timm/resnet18", "residual")
     assert (row.outcome, row.reason) == ("refused", "it is a lambda")
 
 
 def test_coverage_checks_a_training_step(tmp_path, monkeypatch):
-    from vcreg_fx.cli import _coverage_check, _zoo
+    from vcreg_fx.cli import _coverage, _coverage_check
 
     names = ["timm/resnet18", "timm/vgg11"]
-    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: names)
+    monkeypatch.setattr(_coverage, "zoo", lambda source, everything: names)
     file = tmp_path / "rows.json"
     options = ("coverage", "--rule", "residual", "--json", str(file))
     assert "bit for bit" not in run(*options).output
@@ -552,7 +552,7 @@ def test_checkpoints_that_do_not_fit(own, content, message):
 def test_checkpoints_of_other_kinds(own):
     from safetensors.torch import save_file
 
-    from vcreg_fx.cli._checkpoint import load_checkpoint
+    from vcreg_fx.cli._model import load_checkpoint
 
     model, other = load_model(f"{own}:make"), load_model(f"{own}:make")
     save_file(model.state_dict(), "c.safetensors")

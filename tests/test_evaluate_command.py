@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from vcreg_fx import evaluation
 from vcreg_fx.cli._app import app
-from vcreg_fx.cli._checkpoint import load_checkpoint
-from vcreg_fx.cli._model import load_model
+from vcreg_fx.cli._model import load_checkpoint, load_model
 from vcreg_fx.experiments import load_digits
 
 NAME = "timm/test_convnext"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._errors import ModelError, clear_errors
-from ._values import parse_value
+from ._options import parse_value
 
 if TYPE_CHECKING:
     from ..ablation import AblationResult, Record
@@ -116,7 +116,7 @@ def _functions(task: str | None) -> tuple[list[Any], dict[str, Any]]:
             "lower_is_better": module.LOWER_IS_BETTER,
         }
         return [getattr(module, name) for name in names], options
-    from ._factory import import_module
+    from ._model import import_module
 
     found = import_module(task)
     if missing := [name for name in names if not callable(getattr(found, name, None))]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _CPU_BATCH = {"torchvision/vit_b_32": 16}
 _OTHER_BATCH, _GPU_BATCH = 8, 128
+_NUMBERS = ("step", "ratio", "forward", "backward", "overhead / floor", "saved", "peak")
 
 
 def bench(  # noqa: PLR0913, PLR0917 (the options)
@@ -69,8 +70,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
 
         from ..benchmark import VARIANTS, BenchError, write_results
         from ..benchmark import bench as run
-        from ._model import load_model
-        from ._noise import noise_for
+        from ._model import load_model, noise_for
 
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise BenchError("torch finds no CUDA GPU here. Use --device cpu.")
@@ -104,7 +104,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
 
 
 def _print(console: Console, result: BenchResult) -> None:
-    from ._console import plain_table, print_table
+    from ._console import print_table
 
     for found in result.models:
         console.print(
@@ -112,12 +112,8 @@ def _print(console: Console, result: BenchResult) -> None:
             f"{found.floor * 1e3:.1f} ms, {found.floor_share:.1%} of identity's step",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
-        table = plain_table()
-        table.add_column("variant")
-        for name in ("step", "ratio", "forward", "backward", "overhead / floor", "saved", "peak"):
-            table.add_column(name, justify="right")
-        for row in found.rows:
-            table.add_row(
+        rows = [
+            (
                 row.variant,
                 f"{row.seconds * 1e3:.0f} ms",
                 f"{row.ratio[1]:.3f} ({row.ratio[0]:.3f}–{row.ratio[2]:.3f})",
@@ -127,7 +123,9 @@ def _print(console: Console, result: BenchResult) -> None:
                 f"{row.saved / 2**20:+.2f} MiB",
                 f"{row.peak:.3f}",
             )
-        print_table(console, table)
+            for row in found.rows
+        ]
+        print_table(console, ["variant", *_NUMBERS], rows, right=_NUMBERS)
         for of_ranks in found.ranks:
             console.print(
                 f"ranks, {of_ranks.variant}: {of_ranks.ratio[1]:.3f} × identity, "

@@ -1,6 +1,8 @@
-"""What is printed: consoles and tables."""
+"""What is printed: tables, and the sites of a plan."""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -10,17 +12,32 @@ from rich.table import Table
 from ..surgery import Plan, notes
 
 
-def print_table(console: Console, table: Table) -> None:
-    """Print a table; at its full width where the output goes to a file or a pipe."""
+def print_table(
+    console: Console,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Collection[str] = (),
+) -> None:
+    """Print a table; at its full width where the output goes to a file or a pipe.
+
+    **Arguments:**
+
+    - `columns`, `rows`: plain text; a first column that is too wide is folded.
+    - `right`: the columns whose cells end at the right, as numbers do.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        table.add_column(
+            escape(name),
+            justify="right" if name in right else "left",
+            overflow="ellipsis" if index else "fold",
+        )
+    for row in rows:
+        table.add_row(*map(escape, row))
     if not console.is_terminal:
         needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
         console = Console(file=console.file, width=max(console.width, needed))
     console.print(table)
-
-
-def plain_table() -> Table:
-    """Return an empty table in the style of this command line."""
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def print_sites(console: Console, plan: Plan) -> None:
@@ -32,22 +49,18 @@ def print_sites(console: Console, plan: Plan) -> None:
         markup=False,
         soft_wrap=True,
     )
-    table = plain_table()
-    table.add_column("site", overflow="fold")
-    table.add_column("shape")
-    table.add_column("layout")
-    table.add_column("channels", justify="right")
-    table.add_column("calls", justify="right")
-    table.add_column("form")
-    for site in plan.sites:
-        table.add_row(
-            escape(site.name),
+    rows = [
+        (
+            site.name,
             " × ".join(map(str, site.shape)),
             str(site.layout),
             str(site.channels),
             str(site.calls),
             site.form if site.clone is None else f"{site.form}, cloned",
         )
-    print_table(console, table)
+        for site in plan.sites
+    ]
+    columns = ("site", "shape", "layout", "channels", "calls", "form")
+    print_table(console, columns, rows, right={"channels", "calls"})
     for note in notes(plan.sites):
         console.print(note, highlight=False, markup=False, soft_wrap=not console.is_terminal)

@@ -12,7 +12,7 @@ from rich.console import Console
 from .._shared.progress import Progress
 from ..experiments import COLUMNS, DemoResult, Observer, SiteCheck, conclusions, rows
 from ..surgery import Plan
-from ._console import plain_table, print_sites, print_table
+from ._console import print_sites, print_table
 
 
 class ConsoleObserver(Observer):
@@ -55,13 +55,9 @@ class ConsoleObserver(Observer):
     def checked(self, checks: Sequence[SiteCheck]) -> None:
         """Print the comparison of gradients."""
         self.console.print("\nInjected gradient against the naive loss by autograd")
-        table = plain_table()
-        table.add_column("site", overflow="fold")
-        table.add_column("float32", justify="right")
-        table.add_column("float64", justify="right")
-        for check in checks:
-            table.add_row(check.name, f"{check.float32:.1e}", f"{check.float64:.1e}")
-        print_table(self.console, table)
+        errors = [(check.name, f"{check.float32:.1e}", f"{check.float64:.1e}") for check in checks]
+        numbers = ("float32", "float64")
+        print_table(self.console, ("site", *numbers), errors, right=numbers)
         self.console.print(
             f"Largest relative error of {len(checks)} sites: "
             f"{max(check.float32 for check in checks):.1e} in float32, "
@@ -72,12 +68,7 @@ class ConsoleObserver(Observer):
     def measured(self, result: DemoResult) -> None:
         """Print both models' measurements, in numbers and in words."""
         self._bars.close()
-        table = plain_table()
-        for column in COLUMNS:
-            table.add_column(column, justify="left" if column == COLUMNS[0] else "right")
-        for row in rows(result):
-            table.add_row(*row)
-        print_table(self.console, table)
+        print_table(self.console, COLUMNS, rows(result), right=COLUMNS[1:])
         for sentence in conclusions(result):
             self.console.print(f"• {sentence}", soft_wrap=not self.console.is_terminal)
 

@@ -10,9 +10,16 @@ import typer
 
 from ..exporting import draw as draw_plan
 from ._errors import clear_errors
-from ._options import InputSize, LayoutText, ModelName, RuleText, Settings
-from ._planning import parse_size, plan_named
-from ._values import parse_settings
+from ._options import (
+    InputSize,
+    LayoutText,
+    ModelName,
+    RuleText,
+    Settings,
+    parse_settings,
+    parse_size,
+    plan_named,
+)
 
 
 class Picture(str, Enum):

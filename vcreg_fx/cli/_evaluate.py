@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
+from torch import Tensor, nn
 
 from ._errors import ModelError, clear_errors
-from ._options import ModelName, Settings
-from ._values import parse_settings
+from ._model import load_checkpoint, load_model
+from ._options import ModelName, Settings, parse_settings
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+Batches = Any  # a DataLoader, or a list of pairs
+_BATCH = 128
+_TEST = ("val", "test", "validation")
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
@@ -49,13 +53,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
     the others. Writes evaluation.json and spectra.png.
     """
     with clear_errors():
-        import torch
-
         from ..evaluation import PROBES, covariance_spectrum, extract_features, measure_features
         from ..experiments import draw_spectra
-        from ._checkpoint import load_checkpoint
-        from ._data import load_data
-        from ._model import load_model
 
         if unknown := sorted(set(probe or ()) - set(PROBES)):
             raise ModelError(f"There is no probe {unknown[0]}; there are {', '.join(PROBES)}.")
@@ -107,8 +106,6 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
 
 def _device(name: str) -> torch.device:
     """Return the device that a user names, if it is there."""
-    import torch
-
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).sum().item()
@@ -119,8 +116,6 @@ def _device(name: str) -> torch.device:
 
 def _small(batches: Any) -> Tensor:
     """Return the images at 32×32 or less: enough for the estimate, and few enough numbers."""
-    import torch
-
     parts = [images for images, _ in batches]
     side = min(32, *parts[0].shape[2:])
     return torch.cat([torch.nn.functional.adaptive_avg_pool2d(part, side) for part in parts])
@@ -128,18 +123,107 @@ def _small(batches: Any) -> Tensor:
 
 def _print(found: dict[str, dict[str, float]]) -> None:
     from rich.console import Console
-    from rich.markup import escape
 
-    from ._console import plain_table, print_table
+    from ._console import print_table
 
-    table = plain_table()
-    table.add_column("on the test images")
-    for name in found:
-        table.add_column(escape(name), justify="right")
+    rows = []
     for metric in next(iter(found.values())):
-        values = [numbers[metric] for numbers in found.values()]
         form = ".2%" if metric.endswith("_accuracy") or metric.startswith("share") else ".4g"
         unit = " (nats)" if metric == "mutual_information" else ""
-        name = metric.replace("_", " ") + unit
-        table.add_row(name, *(format(value, form) for value in values))
-    print_table(Console(), table)
+        values = [format(numbers[metric], form) for numbers in found.values()]
+        rows.append((metric.replace("_", " ") + unit, *values))
+    print_table(Console(), ["on the test images", *found], rows, right=found)
+
+
+# Images, as batches ---------------------------------------------------------------------------
+
+
+def load_data(name: str, model: nn.Module, size: int | None, seed: int) -> tuple[Batches, Batches]:
+    """Return batches of images and labels, to train probes on and to test on.
+
+    **Arguments:**
+
+    - `name`: ``"digits"``, or a folder with one folder a class; or one with two such folders,
+      ``train`` and ``val`` (or ``test``). Without those, a third of each class is for testing.
+    - `model`: whose size and normalization the images get, where it says.
+    - `size`: the side of the images.
+    - `seed`: of the split.
+
+    **Raises:** `ModelError` if there is no such folder, or no image in it.
+    """
+    if name == "digits":
+        return _digits(seed, size)
+    folder = Path(name)
+    if not folder.is_dir():
+        raise ModelError(f'{name} is no folder. --data takes a folder of images, or "digits".')
+    transform = _transform(model, size)
+    tests = [folder / part for part in _TEST if (folder / part).is_dir()]
+    if (folder / "train").is_dir() and tests:
+        train, test = _folder(folder / "train", transform), _folder(tests[0], transform)
+        if train.classes != test.classes:
+            raise ModelError(
+                f"The classes of train and {tests[0].name} differ in "
+                f"{', '.join(sorted(set(train.classes) ^ set(test.classes)))}."
+            )
+        return _loader(train), _loader(test)
+    every = _folder(folder, transform)
+    first, second = _split(every.targets, seed)
+    return (
+        _loader(torch.utils.data.Subset(every, first)),
+        _loader(torch.utils.data.Subset(every, second)),
+    )
+
+
+def _digits(seed: int, size: int | None) -> tuple[Batches, Batches]:
+    from ..experiments import load_digits
+
+    def batches(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        if size is not None:
+            images = nn.functional.interpolate(images, size=(size, size), mode="bilinear")
+        return list(zip(images.split(_BATCH), labels.split(_BATCH), strict=True))
+
+    train, test = load_digits(seed)
+    return batches(train.images, train.digits), batches(test.images, test.digits)
+
+
+def _folder(path: Path, transform: Any) -> Any:
+    from torchvision.datasets import ImageFolder
+
+    try:
+        return ImageFolder(path, transform)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path} holds no images in one folder a class: {error}") from error
+
+
+def _transform(model: nn.Module, size: int | None) -> Any:
+    """Resize the shorter side by bicubic resampling and crop the center (VCReg, Appendix C.1)."""
+    from torchvision import transforms
+
+    config = getattr(model, "pretrained_cfg", None) or {}
+    shape = config.get("input_size", (3, 224, 224))
+    side = size or int(shape[-1])
+    mean, std = config.get("mean", _IMAGENET[0]), config.get("std", _IMAGENET[1])
+    return transforms.Compose(
+        [
+            transforms.Resize(side, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(side),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+
+
+def _split(labels: Sequence[int], seed: int) -> list[list[int]]:
+    from sklearn.model_selection import train_test_split
+
+    try:
+        found: list[list[int]] = train_test_split(
+            range(len(labels)), test_size=1 / 3, random_state=seed, stratify=labels
+        )
+    except ValueError as error:
+        raise ModelError(f"The images cannot be split: {error}") from error
+    return found
+
+
+def _loader(dataset: Any) -> Batches:
+    return torch.utils.data.DataLoader(dataset, batch_size=_BATCH)

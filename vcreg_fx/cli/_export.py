@@ -10,12 +10,20 @@ import typer
 
 from .._insert import insert, sites
 from ..exporting import export as export_model
-from ._checkpoint import load_checkpoint
 from ._errors import clear_errors
-from ._model import load_model
-from ._options import Alpha, Beta, InputSize, LayoutText, ModelName, RuleText, Settings
-from ._planning import example_of, parse_size
-from ._values import parse_settings
+from ._model import load_checkpoint, load_model
+from ._options import (
+    Alpha,
+    Beta,
+    InputSize,
+    LayoutText,
+    ModelName,
+    RuleText,
+    Settings,
+    example_of,
+    parse_settings,
+    parse_size,
+)
 
 
 class Format(str, Enum):

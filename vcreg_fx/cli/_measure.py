@@ -17,13 +17,20 @@ from .._calibrate import Calibration
 from .._calibrate import calibrate as calibrate_sites
 from .._insert import insert
 from .._measure import measure
-from ._checkpoint import load_checkpoint
 from ._errors import clear_errors
-from ._model import load_model
-from ._noise import noise_for
-from ._options import Alpha, Beta, InputSize, LayoutText, ModelName, RuleText, Settings
-from ._planning import example_of, parse_size
-from ._values import parse_settings
+from ._model import load_checkpoint, load_model, noise_for
+from ._options import (
+    Alpha,
+    Beta,
+    InputSize,
+    LayoutText,
+    ModelName,
+    RuleText,
+    Settings,
+    example_of,
+    parse_settings,
+    parse_size,
+)
 
 _INSTEAD = "vcreg_fx.measure(model, inputs, loss)"
 

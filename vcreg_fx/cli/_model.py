@@ -1,21 +1,29 @@
-"""Build the model that the command line names, without weights and without downloads."""
+"""The model that the command line names: built without downloads, its weights, noise for it."""
 
 from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import inspect
+import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from placement_rules import record
 
 from ._errors import ModelError
-from ._factory import build_from_factory
 
 FORMS = "timm/NAME, torchvision/NAME, transformers/CLASS or package.module:factory"
+_INSIDE = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_SHOWN = 4
 
 
 def load_model(
@@ -104,3 +112,172 @@ def _unknown(name: str, library: str, known: Iterable[str]) -> ModelError:
     close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=4)]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return ModelError(f"{library} has no model {name!r}.{hint}")
+
+
+# A user's own factory -------------------------------------------------------------------------
+
+
+def build_from_factory(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """Return what the factory ``package.module:factory`` returns, or the module that it names.
+
+    **Arguments:**
+
+    - `options`: named arguments for the factory.
+
+    The current directory is searched for the package first.
+
+    **Raises:** `ModelError` that says which part of the name, or what in the factory, is wrong.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ModelError(f"{name!r} is not package.module:factory; a part is missing.")
+    found = _find(import_module(module_name), module_name, attribute)
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise ModelError(f"{name} is a {type(found).__name__}, neither callable nor a module.")
+    try:
+        model = found(**(options or {}))
+    except Exception as error:
+        raise ModelError(
+            f"{name}() raised {type(error).__name__}: {error}. A factory is called without "
+            "arguments, or with those of --set."
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name}() returned a {type(model).__name__}, not a torch.nn.Module.")
+    return model
+
+
+def import_module(name: str) -> Any:
+    """Import a user's module; the current directory is searched first.
+
+    **Raises:** `ModelError` if it does not exist or raises.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise ModelError(
+                f"There is no module {error.name!r}, neither in {here} nor among the installed "
+                "packages."
+            ) from error
+        raise
+    except Exception as error:
+        raise ModelError(f"Importing {name} raised {type(error).__name__}: {error}") from error
+
+
+def _find(module: Any, module_name: str, attribute: str) -> Any:
+    found = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            close = difflib.get_close_matches(part, dir(found), n=3)
+            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            raise ModelError(f"{module_name} has no {attribute!r}.{hint}")
+        found = getattr(found, part)
+    return found
+
+
+# Weights --------------------------------------------------------------------------------------
+
+
+def load_checkpoint(model: nn.Module, path: Path) -> None:
+    """Load weights that ``torch.save`` or safetensors wrote, every one of them.
+
+    A state dict, or a dictionary that holds one as ``state_dict``, ``model_state_dict`` or
+    ``model``. Nothing in the file is executed.
+
+    **Raises:** `ModelError` that says what does not fit; `OSError` if the file cannot be read.
+    """
+    found = _read(path)
+    for key in _INSIDE:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise ModelError(
+            f"{path} holds no state dict, neither itself nor as {', '.join(_INSIDE)}. Save one: "
+            "torch.save(model.state_dict(), path)."
+        )
+    state = {_plain(key): tensor for key, tensor in found.items()}
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    unknown = [key for key in state if key not in wanted]
+    other = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    problems = [
+        f"{what} {_some(keys)}"
+        for what, keys in (("lacks", missing), ("has besides", unknown), ("has", other))
+        if keys
+    ]
+    if problems:
+        raise ModelError(
+            f"{path} does not fit the model: it {'; it '.join(problems)}. Name the model that it "
+            "was saved from, with --set num_classes=10 and the like as it was built; "
+            "package.module:factory builds one of your own."
+        )
+    model.load_state_dict(state)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        import safetensors
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except safetensors.SafetensorError as error:
+            raise _unreadable(path, error) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path} cannot be read as weights: {str(error).splitlines()[0]} Save a state dict alone: "
+        "torch.save(model.state_dict(), path)."
+    )
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return ", ".join(keys[:_SHOWN]) + more
+
+
+def _plain(key: str) -> str:
+    for prefix in _PREFIXES * 2:
+        key = key.removeprefix(prefix)
+    return key
+
+
+# Noise ----------------------------------------------------------------------------------------
+
+
+def noise_for(
+    model: nn.Module, batch: int, instead: str, example: tuple[Tensor, ...] | None = None
+) -> Tensor:
+    """Return normal noise of the shape on which the model is recorded, ``batch`` examples.
+
+    **Arguments:**
+
+    - `model`, `batch`: the model, and how many examples.
+    - `example`: arguments to record on; else worked out from the model.
+    - `instead`: what to call in Python with another batch.
+
+    **Raises:** `ModelError` if the model takes several tensors, or whole numbers.
+    """
+    shapes = [(path, node.meta["val"]) for path, node in record(model, example).root.inputs]
+    if len(shapes) != 1 or not shapes[0][1].is_floating_point():
+        raise ModelError(
+            f"{type(model).__name__} takes {len(shapes)} tensors or whole numbers, for which noise "
+            f"is no input. Call {instead} with your own."
+        )
+    value = shapes[0][1]
+    return torch.randn((batch, *value.shape[1:]), dtype=value.dtype)

@@ -1,12 +1,19 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, and what is made of them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
+import torch
 import typer
+from torch import Tensor, nn
 
-from ._model import FORMS
+from placement_rules import RecordingError
+
+from ..surgery import Plan, plan
+from ._model import FORMS, load_model
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{FORMS}.")]
 RuleText = Annotated[
@@ -28,3 +35,66 @@ Beta = Annotated[float, typer.Option(min=0, help="β, the weight of the covarian
 InputSize = Annotated[
     str | None, typer.Option(metavar="C,H,W", help="The size of one example; else worked out.")
 ]
+
+
+def parse_value(text: str) -> Any:
+    """Return a number, true, false or null, as JSON or Python write them; else the string."""
+    try:
+        return json.loads({"None": "null", "True": "true", "False": "false"}.get(text, text))
+    except json.JSONDecodeError:
+        return text
+
+
+def parse_settings(texts: Iterable[str] | None) -> dict[str, Any]:
+    """Read ``NAME=VALUE``, again and again."""
+    found = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise typer.BadParameter(
+                f"{text!r} is no setting. Write NAME=VALUE: num_classes=10.", param_hint="--set"
+            )
+        found[name] = parse_value(value)
+    return found
+
+
+def plan_named(
+    name: str,
+    rule: str,
+    layout: str | None,
+    size: tuple[int, ...] | None,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plan on the meta device, where no weights are made, if the model can be recorded there."""
+    model = load_model(name, meta=True, options=options)
+    try:
+        return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
+    except RecordingError:
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            raise
+    model = load_model(name, options=options)
+    return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
+
+
+def example_of(model: nn.Module, size: tuple[int, ...] | None) -> tuple[Tensor, ...] | None:
+    """Return a batch of two examples of a size for the model; None if no size is given."""
+    if size is None:
+        return None
+    parameter = next(iter(model.parameters()), torch.zeros(()))
+    return (torch.zeros((2, *size), dtype=parameter.dtype, device=parameter.device),)
+
+
+def parse_size(text: str | None) -> tuple[int, ...] | None:
+    """Read the size of one example, ``3,224,224``."""
+    if text is None:
+        return None
+    try:
+        size = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        size = ()
+    if not size or min(size) < 1:
+        raise typer.BadParameter(
+            f"{text!r} is not a size. Write whole numbers with commas between: 3,32,32.",
+            param_hint="--input-size",
+        )
+    return size

@@ -7,9 +7,16 @@ from typing import Annotated
 import typer
 
 from ._errors import clear_errors
-from ._options import InputSize, LayoutText, ModelName, RuleText, Settings
-from ._planning import parse_size, plan_named
-from ._values import parse_settings
+from ._options import (
+    InputSize,
+    LayoutText,
+    ModelName,
+    RuleText,
+    Settings,
+    parse_settings,
+    parse_size,
+    plan_named,
+)
 
 
 def sites(
