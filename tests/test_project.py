@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -125,6 +126,22 @@ def test_errors_of_users_have_one_base():
     assert set(found) - known == own
 
 
+def test_what_is_imported_is_declared():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    lists = text[text.index("\ndependencies = [") : text.index("\n[project.scripts]")]
+    declared = set(re.findall(r'"([a-z][\w-]*)[\[>]', lists))
+    known = {*sys.stdlib_module_names, "placement_rules", "vcreg_fx"}
+    names = {"sklearn": "scikit-learn", "distributed": "dask"}
+    files = [
+        file for name in ("placement_rules", "vcreg_fx") for file in (ROOT / name).rglob("*.py")
+    ]
+    for file in files:
+        for _, name in imported_names(file.read_text("utf-8"), "vcreg_fx.x.y.z", is_package=False):
+            found = name.split(".")[0]
+            if found not in known:
+                assert names.get(found, found.replace("_", "-")) in declared, (file, name)
+
+
 @pytest.mark.parametrize(
     ("line", "name"),
     [
@@ -208,8 +225,21 @@ def test_ci_reads_the_readme(name):
     assert result.stdout.strip() == readme_command(name)
 
 
-def test_ci_runs_the_readmes_test_command():
-    script = (ROOT / ".ci" / "run").read_text("utf-8")
-    assert "test_command=$(readme_command test)" in script
-    assert 'bash -euo pipefail -c "$test_command"' in script
-    assert "pip install" not in script, "what CI installs belongs into the README's command"
+@pytest.mark.parametrize("right", [True, False])
+def test_ci_runs_the_readmes_test_command_and_then_the_linters(tmp_path, right):
+    """In a copy of a project whose linters are functions that say what they are asked for."""
+    tools = ("ruff", "mypy", "mkdocs")
+    linters = "".join(f"{name}() {{ echo {name} ran: $@; }}\n" for name in tools)
+    (tmp_path / "activate").write_text(linters)
+    steps = ["mkdir -p .venv/bin", "cp activate .venv/bin", "echo tests run"]
+    block = " && ".join([*steps, *["false"] * (not right)])
+    (tmp_path / "README.md").write_text(f"<!-- command: test -->\n```bash\n{block}\n```\n")
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    command = ["bash", tmp_path / ".ci" / "run"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == (0 if right else 1), result.stderr
+    asked = ("ruff ran: check", "ruff ran: format --check", "mypy ran:", "mkdocs ran: build")
+    order = [result.stdout.index(text) for text in ("\ntests run", *asked)]
+    assert order == sorted(order)
+    assert not (tmp_path / ".venv").exists(), "it is run in a copy"
