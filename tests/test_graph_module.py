@@ -254,6 +254,18 @@ def test_the_graph_takes_what_holds_tensors(count, kwargs):
     assert torch.equal(graph(*args, **tensors), model(*args, **kwargs))
 
 
+class Positional(Arguments):
+    def forward(self, x, /, y, *more):
+        return super().forward(x, 2 * y, *more)
+
+
+def test_arguments_by_position_keep_their_places():
+    x, y, z = torch.randn(3, 3, 4)
+    model = vcreg_fx.insert(Positional(), "blocks", example_inputs=(x, y, z))
+    graph = vcreg_fx.to_graph_module(model, (x, y, z))
+    assert torch.equal(graph(x, y, z), model(x, y, z))
+
+
 def test_examples_that_do_not_fit():
     model = vcreg_fx.insert(SMALL["resnet18"][0](), "blocks")
     with pytest.raises(vcreg_fx.ExampleInputsError, match="does not fit"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,12 +165,12 @@ def load_data(name: str, model: nn.Module, size: int | None, seed: int) -> tuple
                 f"{', '.join(sorted(set(train.classes) ^ set(test.classes)))}."
             )
         return _loader(train), _loader(test)
+    from ..experiments.images import split_indices
+
     every = _folder(folder, transform)
-    first, second = _split(every.targets, seed)
-    return (
-        _loader(torch.utils.data.Subset(every, first)),
-        _loader(torch.utils.data.Subset(every, second)),
-    )
+    parts = split_indices(torch.tensor(every.targets), 1 / 3, seed)
+    train, test = (_loader(torch.utils.data.Subset(every, part.tolist())) for part in parts)
+    return train, test
 
 
 def _digits(seed: int, size: int | None) -> tuple[Batches, Batches]:
@@ -211,18 +210,6 @@ def _transform(model: nn.Module, size: int | None) -> Any:
             transforms.Normalize(mean, std),
         ]
     )
-
-
-def _split(labels: Sequence[int], seed: int) -> list[list[int]]:
-    from sklearn.model_selection import train_test_split
-
-    try:
-        found: list[list[int]] = train_test_split(
-            range(len(labels)), test_size=1 / 3, random_state=seed, stratify=labels
-        )
-    except ValueError as error:
-        raise ModelError(f"The images cannot be split: {error}") from error
-    return found
 
 
 def _loader(dataset: Any) -> Batches:

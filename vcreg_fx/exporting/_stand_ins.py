@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -66,16 +66,22 @@ def with_given_arguments(
 def values_by_name(model: nn.Module, example: Example) -> dict[str, Any]:
     """Return the values of an example call under the names that the stand-in gives them."""
     signature = inspect.signature(model.forward)
-    values: dict[str, Any] = {}
-    for name, value in signature.bind(*example.args, **example.kwargs).arguments.items():
+    bound = signature.bind(*example.args, **example.kwargs)
+    return {name: value for name, value, _ in _flat(signature, bound)}
+
+
+def _flat(
+    signature: inspect.Signature, bound: inspect.BoundArguments
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, value and kind of each argument; those of ``*args`` are numbered."""
+    for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
-            values |= {f"{name}_{index}": item for index, item in enumerate(value)}
+            yield from ((f"{name}_{index}", item, kind) for index, item in enumerate(value))
         elif kind is inspect.Parameter.VAR_KEYWORD:
-            values |= value
+            yield from ((key, item, kind) for key, item in value.items())
         else:
-            values[name] = value
-    return values
+            yield name, value, kind
 
 
 def _given(
@@ -112,15 +118,10 @@ def _given(
     names: list[str] = []
     spread: list[str] = []
     fixed: dict[str, Any] = {}
-    for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
+    for name, value, kind in _flat(signature, bound):
         if kind is inspect.Parameter.VAR_POSITIONAL:
-            positional = list(names)  # those before it have to be passed by position, too
+            spread += [*names, name]  # those before it have to be passed by position, too
             names = []
-            spread = [*positional, *(f"{name}_{index}" for index in range(len(value)))]
-        elif kind is inspect.Parameter.VAR_KEYWORD:
-            names += [key for key, item in value.items() if any(leaves(item))]
-            fixed |= {key: item for key, item in value.items() if not any(leaves(item))}
         elif kind is inspect.Parameter.POSITIONAL_ONLY:
             spread.append(name)
         elif any(leaves(value)):
