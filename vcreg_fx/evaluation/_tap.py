@@ -8,17 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from placement_rules import Layout, Site, at
+from placement_rules import Site, at
 
+from .._live import LiveSite
 from ..surgery import live_sites, plan, replace_site, uninstall
 
 
 class Tap:
     """Stands where a live site would: keeps the tensor that passes, and changes nothing."""
 
-    def __init__(self, name: str, layout: Layout, kept: list[Tensor]) -> None:
-        self.name = name
-        self.layout = layout
+    def __init__(self, site: LiveSite, kept: list[Tensor]) -> None:
+        self.name, self.layout = site.name, site.layout
+        self.less, self.absent = site.less, site.absent  # what is demeaned there goes on being so
         self.kept = kept
 
     def active(self, h: Tensor, training: bool) -> bool:
@@ -55,8 +56,9 @@ def tapped(
         args, kwargs = example
         planned = plan(model, at(*missing), example_inputs=args, example_kwargs=kwargs)
         planned.apply(demean="activations")  # acts in eval mode too; its mean there is 0
+    live = {site.name: site for site in live_sites(model)}
     for site in sites:
-        replace_site(model, site.name, Tap(site.name, site.layout, found[site.name]))
+        replace_site(model, site.name, Tap(live[site.name], found[site.name]))
     return model
 
 
