@@ -8,6 +8,7 @@ from typing import Any
 from ._errors import PlacementError, RuleSyntaxError
 from ._names import NAMES
 from ._rule import Rule
+from ._surroundings import SYNTAX_TREES
 
 
 def parse(rule: Rule | str) -> Rule:
@@ -24,7 +25,8 @@ def parse(rule: Rule | str) -> Rule:
     if not isinstance(rule, str):
         raise RuleSyntaxError(f"A rule is a string or a rule object, not {type(rule).__name__}.")
     try:
-        tree = ast.parse(rule.strip(), mode="eval")
+        with SYNTAX_TREES:
+            tree = ast.parse(rule.strip(), mode="eval")
     except SyntaxError as error:
         raise RuleSyntaxError(f"{rule!r} is not a rule: {error.msg}.") from error
     found = _evaluate(tree.body, rule)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import logging
-import random
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,13 +19,14 @@ from ._recorder import Recorder
 from ._recording import Recording, forget_data
 from ._results import Results
 from ._sizes import other_sizes
-from ._torch import COMPILER, FAKE_LOGGER, FakeCopyMode, FakeTensorMode, tree_map
+from ._surroundings import keeping_randomness, quiet
+from ._torch import FakeCopyMode, FakeTensorMode, compiled_parts_eager, tree_map
 from ._training import TrainingPass
 
 Prepare = Callable[[nn.Module], None]
 Run = Callable[[nn.Module, Inputs, Prepare], Recording]
 _PLAIN = (torch.Tensor, nn.Parameter)
-_LOCK = threading.RLock()  # what a recording switches off is switched off for all threads
+_LOCK = threading.RLock()  # a fake mode sets a switch for all threads, and sets it back
 
 
 def record(
@@ -138,13 +135,13 @@ def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
         return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
 
     results = Results()
-    with _LOCK, fake, _quiet():
+    with _LOCK, keeping_randomness(), fake, quiet():
         args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
         recording = _run(model, duplicate, args, kwargs, results)
 
     def run_training() -> TrainingPass | None:
         try:
-            with _LOCK, fake, _quiet():
+            with _LOCK, keeping_randomness(), fake, quiet():
                 args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
                 return _run_training(model, duplicate, args, kwargs, results)
         except Exception:  # it reads random numbers, say, which exist without fake tensors only
@@ -162,7 +159,7 @@ def _train_without_data(model: nn.Module, inputs: Inputs, prepare: Prepare) -> T
         duplicate = copy_model(model, memo)
         prepare(duplicate)
         args, kwargs = tree_map(_on_meta_device, (inputs.args, inputs.kwargs))
-        with torch.random.fork_rng(devices=[]):
+        with keeping_randomness():
             return _run_training(model, duplicate, args, kwargs, Results())
     except Exception:  # whatever a forward may raise: what runs then says so at the first step
         return None
@@ -178,9 +175,8 @@ def _on_meta_device(value: Any) -> Any:
 def _record_real(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
     duplicate = copy_model(model, {})
     prepare(duplicate)
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices=devices):
-        args, kwargs = copy.deepcopy((inputs.args, inputs.kwargs))
+    args, kwargs = copy.deepcopy((inputs.args, inputs.kwargs))
+    with keeping_randomness():
         recording = _run(model, duplicate, args, kwargs, Results())
     for scope in recording.scopes:
         scope.args, scope.kwargs = tree_map(_without_data, (scope.args, scope.kwargs))
@@ -217,44 +213,12 @@ def _run_training(
 
 
 def _call(duplicate: nn.Module, args: Any, kwargs: Any, under: Pass) -> None:
-    state = random.getstate()
+    # Under a function mode, as the pass is, torch's transformer layers take no fused ways.
     try:
-        with _LOCK, torch.no_grad(), _fast_paths_off(), _compiled_parts_eager(), under:
+        with torch.no_grad(), compiled_parts_eager(), under:
             duplicate(*args, **kwargs)
     finally:
-        random.setstate(state)
         under.end()
-
-
-@contextmanager
-def _fast_paths_off() -> Iterator[None]:
-    """Keep torch's fused transformer layers from hiding their residual adds."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _compiled_parts_eager() -> AbstractContextManager[object]:
-    """Let methods that the model compiles itself run as they were written."""
-    if COMPILER not in sys.modules:  # which takes a second to import
-        return nullcontext()
-    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging a traceback for every input that a model turns out not to take."""
-    logger = logging.getLogger(FAKE_LOGGER)
-    before = logger.disabled
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def _check_parameters(model: nn.Module) -> None:

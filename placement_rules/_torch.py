@@ -8,6 +8,7 @@ lost one is refused with its name, before anything goes wrong without a word.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -271,6 +272,22 @@ def mark_constant(function: Callable[..., Any]) -> None:
     The attribute exists since 2.0.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@contextmanager
+def compiled_parts_eager() -> Iterator[None]:
+    """Let methods that a model compiles itself run as they were written.
+
+    ``_use_eager_on_nested_compile`` says so to this thread alone, and exists in 2.14. Where it does
+    not, compiled functions run eagerly in all threads for the time of a recording.
+    """
+    if COMPILER not in sys.modules:  # which takes a second to import
+        yield
+        return
+    eval_frame = find(f"{COMPILER}.eval_frame", "2.0", "Runs compiled methods as written.")
+    here = getattr(eval_frame, "_use_eager_on_nested_compile", None)
+    with torch.compiler.set_stance("force_eager") if here is None else here():
+        yield
 
 
 @contextmanager

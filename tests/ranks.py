@@ -85,10 +85,12 @@ def gradients(model: nn.Module, x: Tensor, *, weight: float = 1.0) -> list[Tenso
     return [p.grad for p in model.parameters()]
 
 
-def naive(model: nn.Module, x: Tensor, *, weight: float = 1.0, **config: Any) -> list[Tensor]:
+def naive(
+    model: nn.Module, x: Tensor, *, rule: str = RULE, weight: float = 1.0, **config: Any
+) -> list[Tensor]:
     """Gradients in one process over the whole batch, by autograd of the naive loss."""
     model = copy.deepcopy(model)
-    vcreg_fx.insert(model, RULE, mode="loss", backend="naive", sync=False, **config)
+    vcreg_fx.insert(model, rule, mode="loss", backend="naive", sync=False, **config)
     return gradients(model, x, weight=weight)
 
 
@@ -107,6 +109,22 @@ def statistics_are_each_ranks_own_by_default(rank: int) -> None:
     each = [naive(model, part(x, r)) for r in range(RANKS)]
     expected = [sum(grads) / RANKS for grads in zip(*each, strict=True)]
     agree(gradients(DistributedDataParallel(vcreg_fx.insert(model, RULE)), part(x, rank)), expected)
+
+
+@check
+def sites_in_the_middle_of_forwards(rank: int) -> None:
+    """Each rank's own statistics, the group's, and the group's in a compiled step."""
+    for sync, compiled_too in ((False, False), (True, False), (True, True)):
+        model, x = model_and_batch()
+        batches = [x] if sync else [part(x, r) for r in range(RANKS)]
+        each = [naive(model, batch, rule="residual | head") for batch in batches]
+        expected = [sum(grads) / len(batches) for grads in zip(*each, strict=True)]
+        vcreg_fx.insert(model, "residual | head", sync=sync)
+        assert len(vcreg_fx.sites(model)) == 5
+        wrapped: nn.Module = DistributedDataParallel(model)
+        if compiled_too:
+            wrapped = torch.compile(wrapped, backend="aot_eager")
+        agree(gradients(wrapped, part(x, rank)), expected)
 
 
 def _in_ratio(**config: Any) -> Callable[[int], None]:

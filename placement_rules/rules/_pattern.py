@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import fx
+from torch.fx.proxy import GraphAppendingTracer
 
 from .._errors import PlacementError
 from .._operation import operation
@@ -31,7 +33,7 @@ class Pattern(Rule):
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         try:
-            graph = fx.Tracer().trace(function)
+            graph = _graph_of(function)
         except Exception as error:
             raise PlacementError(
                 f"The pattern {_name(function)} cannot be traced by torch.fx: {error}"
@@ -94,6 +96,21 @@ class Pattern(Rule):
 
 
 pattern = Pattern
+
+
+def _graph_of(function: Callable[..., Any]) -> fx.Graph:
+    """Trace a function of tensors; `fx.Tracer` would patch `nn.Module` for all threads."""
+    graph = fx.Graph()
+    tracer = GraphAppendingTracer(graph)
+    given, named = [], {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        proxy = fx.Proxy(graph.placeholder(name), tracer)
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            named[name] = proxy
+        else:
+            given.append(proxy)
+    graph.output(tracer.create_arg(function(*given, **named)))
+    return graph
 
 
 def _calls(scope: Scope) -> list[fx.Node]:

@@ -14,13 +14,16 @@ import functools
 import hashlib
 import linecache
 import textwrap
+import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from placement_rules import operation, wrapped_by
+from placement_rules._surroundings import SYNTAX_TREES
 
+_READING = threading.Lock()  # linecache does not expect several threads
 HAS_POSITIONS = hasattr(types.CodeType, "co_positions")  # since Python 3.11
 _PYTEST = "@py"  # pytest's rewritten asserts have variables of such names
 _OPERATORS: dict[str, type[ast.operator]] = {
@@ -75,8 +78,9 @@ class Source:
     def __init__(self, function: types.FunctionType) -> None:
         self.function = function
         code = function.__code__
-        linecache.checkcache(code.co_filename)
-        self._lines = linecache.getlines(code.co_filename, function.__globals__)
+        with _READING:
+            linecache.checkcache(code.co_filename)
+            self._lines = linecache.getlines(code.co_filename, function.__globals__)
         self._first = code.co_firstlineno
         if not self._lines:
             raise SourceError(f"{code.co_name} has no source file ({code.co_filename})")
@@ -418,7 +422,8 @@ class _Wrapper(ast.NodeTransformer):
         return found
 
     def _call(self, value: Any, arguments: Sequence[str]) -> ast.Call:
-        site, *rest = (ast.parse(argument, mode="eval").body for argument in arguments)
+        with SYNTAX_TREES:
+            site, *rest = (ast.parse(argument, mode="eval").body for argument in arguments)
         function, owner = (ast.Name(name, ast.Load()) for name in (self._name, self._owner))
         call = ast.Call(function, [owner, site, value, *rest], [])
         for part in (function, owner, site, *rest):
@@ -443,7 +448,8 @@ Definition = tuple[Any, ...]  # the module, the classes and functions around it,
 def _definitions(filename: str, text: str) -> dict[tuple[str, int], Definition]:
     """Return every ``def`` of a file by name and first line, behind what is around it."""
     try:
-        tree = ast.parse(text, filename)
+        with SYNTAX_TREES:
+            tree = ast.parse(text, filename)
     except SyntaxError as error:
         raise SourceError(f"the file {filename} cannot be read: {error.msg}") from error
     found: dict[tuple[str, int], Definition] = {}
@@ -499,7 +505,8 @@ def _compiled(
     for part in (maker, maker.body[0], *arguments.args):
         _place(part, code.co_firstlineno)
     tree = ast.Module(body=[*_imports(module), maker], type_ignores=[])
-    compiled = compile(tree, code.co_filename, "exec", dont_inherit=True)
+    with SYNTAX_TREES:
+        compiled = compile(tree, code.co_filename, "exec", dont_inherit=True)
     return next(
         found
         for found in _all_codes(compiled)
