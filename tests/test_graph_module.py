@@ -270,3 +270,20 @@ def test_examples_that_do_not_fit():
     model = vcreg_fx.insert(SMALL["resnet18"][0](), "blocks")
     with pytest.raises(vcreg_fx.ExampleInputsError, match="does not fit"):
         vcreg_fx.to_graph_module(model, (torch.randn(2, 3, 32, 32),), {"nonsense": 3})
+
+
+def test_parameters_read_in_another_order_keep_theirs():
+    class ReadsBackwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Parameter(torch.randn(4))
+            self.second = nn.Parameter(torch.randn(4))
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(x * self.second + self.first)
+
+    x = torch.randn(3, 4)
+    model = vcreg_fx.insert(ReadsBackwards(), "modules('layer')", example_inputs=(x,))
+    graph = vcreg_fx.to_graph_module(model)
+    assert list(graph.state_dict()) == list(model.state_dict())

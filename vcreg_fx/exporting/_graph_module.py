@@ -173,10 +173,16 @@ def _join(model: nn.Module, training: SiteTracer, evaluation: SiteTracer) -> fx.
     _tell_apart(evaluation.graph, first, second)
     root = nn.Module()
     order = {path: index for index, (path, _) in enumerate(model.named_modules())}
+    tensors = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    )
+    own_order = {path: index for index, (path, _) in enumerate(tensors)}
 
-    def place_in_model(target: str) -> tuple[int, bool]:  # so that parameters keep their order
+    def place_in_model(target: str) -> tuple[int, bool, int]:  # so that parameters keep their order
         owner = order.get(target.rpartition(".")[0], len(order))
-        return order.get(target, owner), target not in order  # a module before what is read of it
+        own = own_order.get(target, len(own_order))
+        return order.get(target, owner), target not in order, own  # a module before its tensors
 
     saved = set(model.state_dict())  # and not the constants that tracing found
     found = {**second, **first}
