@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -63,11 +64,14 @@ def calls_of(run: Callable[[], object]) -> int:
         counts[event] += 1
 
     before = sys.getprofile()
+    gc.collect()
+    gc.disable()  # which calls what is to be told of the end of other models
     sys.setprofile(note)
     try:
         run()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return counts["call"] + counts["c_call"]
 
 
@@ -77,7 +81,7 @@ def calls_of(run: Callable[[], object]) -> int:
 def test_calls_grow_as_the_network(build: type[nn.Module], rule: str) -> None:
     insert(build(2), rule)  # whatever is done once in a process
     few, some, many = (calls_of(lambda n=n: insert(build(n), rule)) for n in (8, 16, 32))
-    assert many - some < 2.1 * (some - few)
+    assert many - some < 2.3 * (some - few)  # twice as much; four times if it were quadratic
 
 
 def test_a_plan_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
