@@ -157,7 +157,8 @@ def _leads_on(recording: Recording, spot: Spot) -> bool:
 def _check_objects(recording: Recording, spot: Spot) -> None:
     """Refuse a tensor that is read on as another object than the one the site would replace."""
     scope, node = spot.scope, spot.node
-    if spot.position == "output" and not recording.is_read(scope, spot.leaf):
+    places = [place for place, output in scope.outputs if output is node] or [spot.leaf]
+    if spot.position == "output" and not any(recording.is_read(scope, at) for at in places):
         given = {source.meta["storage"] for _, source in scope.inputs}
         if node.meta["storage"] in given and recording.outlives(scope, node):
             raise PlacementError(
