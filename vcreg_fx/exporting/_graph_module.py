@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from placement_rules._torch import tables_of
+from placement_rules._torch import tables_of, unsaved_buffers_of
 
 from .._errors import InsertionError
 from .._shared.keeping import keeping_modes, keeping_randomness
@@ -200,6 +200,7 @@ def _join(model: nn.Module, training: SiteTracer, evaluation: SiteTracer) -> fx.
     for table, ordered in zip(tables_of(result), tables_of(root), strict=True):
         table.clear()  # torch.fx filled it in graph order
         table.update(ordered)
+    unsaved_buffers_of(result).update(unsaved_buffers_of(root))  # lost up to torch 2.10
     return result
 
 
