@@ -1183,11 +1183,12 @@ def forms(draw: st.DrawFn) -> Form:
 
 
 @st.composite
-def designs(draw: st.DrawFn) -> Design:
-    """Draw a network: mostly of blocks that add, else of ones that concatenate, or neither."""
+def designs(draw: st.DrawFn, kind: type[Block]) -> Design:
+    """Draw a network of a block of this kind and others that go with it."""
     form = first = draw(forms())
-    kinds = BLOCKS[draw(st.sampled_from((*[0] * 8, 1, 2)))]
-    writes = draw(st.booleans())  # whether blocks may write into what the one before returned
+    kinds = next(kinds for kinds in BLOCKS if kind in kinds)
+    # Whether blocks may write into what the one before returned.
+    writes = kind.may_be_overwritten and (kind.writes_input or draw(st.booleans()))
     stages = []
     for at in range(draw(st.sampled_from((1, 1, 2)))):
         transition = draw(st.sampled_from((None, *TRANSITIONS))) if at else None
@@ -1196,10 +1197,11 @@ def designs(draw: st.DrawFn) -> Design:
         if transition is not None:
             form = transition.leads_to(form)
         norm = draw(st.sampled_from(("batch", "group", "channel")))
-        saves = not writes and draw(st.integers(0, 3)) == 0
-        fewest = 2 if kinds == (Plain,) else 1  # of those only a run shows that they are blocks
-        most = max(fewest, 2 - at)
-        parts = draw(st.lists(_parts(form, kinds, writes, saves), min_size=fewest, max_size=most))
+        saves = not writes and (at > 0 or kind.repeatable) and draw(st.integers(0, 3)) == 0
+        parts = [draw(_parts(form, kinds if at else (kind,), writes, saves))]
+        if kinds == (Plain,) or (not at and draw(st.integers(0, 2)) == 0):
+            # Before or behind it; of Plain, only a run shows that they are blocks.
+            parts.insert(draw(st.integers(0, 1)), draw(_parts(form, kinds, writes, saves)))
         if kinds is ADDING and draw(st.integers(0, 4)) == 4:
             parts.append(draw(_parts(form, (Plain,), writes, saves)))
         repeats = draw(st.sampled_from((1, 1, 1, 2)))

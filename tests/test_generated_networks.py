@@ -18,6 +18,8 @@ from torch import Tensor, nn
 import vcreg_fx
 from tests.models import relative_error
 from tests.networks import (
+    BLOCKS,
+    Block,
     Checkpointed,
     Decorated,
     Design,
@@ -43,7 +45,16 @@ from tests.networks import (
 )
 
 CONFIG = {"gamma": 1.5, "delta": 0.5}
-RULES = ("blocks", "residual", "head", "downsample")
+RULES = (
+    "residual",
+    "blocks | residual | head",
+    "blocks | downsample | residual",
+    "blocks",
+    "residual | head",
+    "downsample | head",
+    "downsample",
+)
+KINDS = [kind for kinds in BLOCKS for kind in kinds]
 
 
 def state(network: nn.Module) -> list[Any]:
@@ -88,10 +99,10 @@ def truth_of(network: Network, x: Tensor, rules: set[str]) -> list[Truth]:
     return listener.truth
 
 
-def check(design: Design, rules: set[str]) -> None:
-    """Insert by the rules, and hold everything against what the network says of itself."""
+def check(design: Design, rule: str) -> None:
+    """Insert by the rule, and hold everything against what the network says of itself."""
     plain, x = design.build(), design.x()
-    rule = " | ".join(sorted(rules))
+    rules = set(rule.split(" | "))
     expected = truth_of(without_checkpointing(design), x, rules)
     model = design.build()
     if not expected:
@@ -134,27 +145,31 @@ def check(design: Design, rules: set[str]) -> None:
     assert same(gradients(model, x), untouched)
 
 
-def networks(examples: int) -> Any:
-    """Run a test on so many networks, with rules; a failure prints how to draw it again."""
-    how = settings(
+def check_networks(kind: type[Block], examples: int) -> None:
+    """Check so many networks that have a block of a kind; a failure prints how to repeat it."""
+
+    @settings(
         max_examples=examples,
         print_blob=True,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
-    rules = st.sets(st.sampled_from(RULES), min_size=1)
-    return lambda test: how(given(design=designs(), rules=rules)(test))
+    @given(design=designs(kind), rule=st.sampled_from(RULES))
+    def run(design: Design, rule: str) -> None:
+        check(design, rule)
+
+    run()
 
 
-@networks(200)
-def test_networks(design: Design, rules: set[str]) -> None:
-    check(design, rules)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_networks(kind: type[Block]) -> None:
+    check_networks(kind, 7)
 
 
 @pytest.mark.slow
-@networks(2000)
-def test_many_networks(design: Design, rules: set[str]) -> None:
-    check(design, rules)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_many_networks(kind: type[Block]) -> None:
+    check_networks(kind, 70)
 
 
 def test_networks_in_a_fresh_process(tmp_path: Path) -> None:
