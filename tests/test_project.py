@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -236,10 +237,40 @@ def test_ci_runs_the_readmes_test_command_and_then_the_linters(tmp_path, right):
     (tmp_path / "README.md").write_text(f"<!-- command: test -->\n```bash\n{block}\n```\n")
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    (tmp_path / ".ci" / "lower_bounds.py").write_text("print('bounds ran')")
     command = ["bash", tmp_path / ".ci" / "run"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == (0 if right else 1), result.stderr
     asked = ("ruff ran: check", "ruff ran: format --check", "mypy ran:", "mkdocs ran: build")
-    order = [result.stdout.index(text) for text in ("\ntests run", *asked)]
+    order = [result.stdout.index(text) for text in ("\ntests run", "bounds ran", *asked)]
     assert order == sorted(order)
     assert not (tmp_path / ".venv").exists(), "it is run in a copy"
+
+
+# What the oldest dependencies are -------------------------------------------------------------
+
+
+@pytest.fixture
+def lower_bounds():
+    pytest.importorskip("tomllib")  # since Python 3.11
+    return runpy.run_path(str(ROOT / ".ci" / "lower_bounds.py"))
+
+
+def test_ci_installs_the_lower_bounds_and_no_others(lower_bounds):
+    declared = (ROOT / "pyproject.toml").read_text("utf-8")
+    lowest = lower_bounds["lowest"]()
+    assert {"torch", "timm", "transformers", "onnx", "pytest"} <= {
+        requirement.split("==")[0] for requirement in lowest
+    }
+    for requirement in lowest:
+        assert f'"{requirement.replace("==", ">=")}"' in declared
+
+
+@pytest.mark.parametrize("requirement", ["a", "a>=1,<2", "a==1", "a>1", "a>=1; python_version>'3'"])
+def test_a_requirement_without_a_lower_bound_is_refused(lower_bounds, requirement):
+    with pytest.raises(ValueError, match="is no name with a lower bound"):
+        lower_bounds["pinned"]([requirement])
+
+
+def test_the_tests_for_the_lower_bounds_exist(lower_bounds):
+    assert [name for name in lower_bounds["TESTS"] if not (ROOT / "tests" / name).exists()] == []
