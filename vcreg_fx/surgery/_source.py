@@ -231,12 +231,12 @@ class Source:
     ) -> tuple[int, list[ast.expr | ast.AugAssign]]:
         if not HAS_POSITIONS:
             line = _line_of(code, instruction)
-            nodes = [node for here in self._expressions.values() for node in here]
-            called = [node.func for node in nodes if isinstance(node, ast.Call)]
+            kinds = _kinds(dis.opname[code.co_code[instruction]])
             return line, [
                 node
-                for node in nodes
-                if line in _lines(node) and _computes(node, name) and node not in called
+                for here in self._expressions.values()
+                for node in here
+                if isinstance(node, kinds) and line in _lines(node) and _computes(node, name)
             ]
         line, end_line, column, end_column = _positions(code)[instruction // 2]
         if line is None or column is None:
@@ -592,6 +592,13 @@ def _line_of(code: types.CodeType, instruction: int) -> int:
         for start, end, line in code.co_lines()
         if start <= instruction < end and line is not None
     )
+
+
+def _kinds(instruction: str) -> tuple[type[ast.expr | ast.AugAssign], ...]:
+    """Return what in the source an instruction that runs an operation can stand for."""
+    if instruction.startswith("CALL"):
+        return (ast.Call,)
+    return (ast.Attribute,) if instruction.startswith("LOAD") else (ast.BinOp, ast.AugAssign)
 
 
 def _lines(node: ast.expr | ast.AugAssign) -> set[int | None]:
