@@ -13,9 +13,15 @@ from torch.multiprocessing import spawn
 from torch.utils.data import Dataset, TensorDataset
 
 import vcreg_fx
+from vcreg_fx.experiments.papers import EXPERIMENTS
 from vcreg_fx.experiments.training import Stopped, TrainSettings, accuracy, fit, predict
 from vcreg_fx.experiments.training._batches import epoch_order
-from vcreg_fx.experiments.training._settings import make_optimizer, rate_factor
+from vcreg_fx.experiments.training._settings import (
+    Average,
+    averaging_weight,
+    make_optimizer,
+    make_schedule,
+)
 
 
 def data(count=64):
@@ -39,8 +45,8 @@ def weights(model):
 
 
 EVERYTHING = TrainSettings(
-    epochs=4, batch_size=16, label_smoothing=0.1, mixup=0.2, cutmix=1.0, ema_decay=0.5, ema_every=2,
-    clip_norm=1.0, repeats=2,
+    epochs=4, batch_size=16, label_smoothing=0.1, mixup=0.2, cutmix=1.0, ema_decay=1 - 1e-6,
+    ema_every=2, clip_norm=1.0, repeats=2,
 )  # fmt: skip
 
 
@@ -95,11 +101,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         fit(network(), data(), TrainSettings(epochs=1, batch_size=16), seed=1, checkpoint=path)
 
 
-def test_a_checkpoint_without_a_schedule_is_refused(tmp_path):
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
     path, settings = tmp_path / "one.pt", TrainSettings(epochs=1, batch_size=16)
     fit(network(), data(), settings, checkpoint=path)
     state = torch.load(path, weights_only=True)
-    del state["schedule"]
+    state["format"] -= 1
     torch.save(state, path)
     with pytest.raises(ValueError, match="by an earlier version"):
         fit(network(), data(), settings, checkpoint=path)
@@ -121,15 +127,25 @@ def test_predicting_leaves_every_module_in_its_mode():
     assert [module.training for module in model] == [True, True, False, True, True, True]
 
 
+def rates(steps, settings):
+    """The learning rate of every step, as a share of the largest."""
+    optimizer = make_optimizer(nn.Linear(2, 2), settings)
+    schedule, found = make_schedule(optimizer, steps, settings), []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"] / settings.learning_rate)
+        optimizer.step()
+        schedule.step()
+    return found
+
+
 def test_the_schedule():
-    settings = TrainSettings(epochs=10, warmup_epochs=2, warmup_start=0.1)
-    found = [rate_factor(step, 100, settings) for step in range(100)]
+    found = rates(100, TrainSettings(epochs=10, warmup_epochs=2, warmup_start=0.1))
     assert found[0] == pytest.approx(0.1)
     assert found[10] == pytest.approx(0.55)
     assert found[20] == 1.0
     assert found[60] == pytest.approx(0.5)
     assert found[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 79 / 80)))
-    assert rate_factor(0, 5, TrainSettings(epochs=1, warmup_epochs=0)) == 1.0
+    assert rates(5, TrainSettings(epochs=1, warmup_epochs=0))[0] == 1.0
 
 
 def test_norms_and_biases_have_a_weight_decay_of_their_own():
@@ -176,14 +192,70 @@ def test_data_in_files_trains_like_data_in_memory():
     assert torch.equal(*found)
 
 
+AVERAGED = TrainSettings(epochs=2, batch_size=16, ema_decay=1 - 1e-6, ema_every=1)
+
+
 def test_averaged_weights():
-    settings = TrainSettings(epochs=1, batch_size=16, ema_decay=0.9, ema_every=1)
-    model, reference = network(), network()
-    before = weights(model)
-    fit(model, data(), settings)
-    fit(reference, data(), TrainSettings(epochs=1, batch_size=16))
-    moved = (weights(model) - before)[:192].norm(), (weights(reference) - before)[:192].norm()
-    assert 0 < moved[0] < moved[1] / 2
+    """Copied in the warm-up, then an average that VCReg's buffers and batch norms share in."""
+    seen = []
+    model, reference = inserted(demean="activations"), inserted(demean="activations")
+    fit(model, data(), AVERAGED, on_epoch=lambda model, epoch: seen.append(weights(model)))
+    live = []
+    plain = TrainSettings(**{**AVERAGED.to_dict(), "ema_decay": 0.0})
+    fit(reference, data(), plain, on_epoch=lambda model, epoch: live.append(weights(model)))
+    assert torch.equal(seen[0], live[0])
+    assert torch.equal(weights(model), seen[1])
+    assert "running_mean" in " ".join(model.state_dict())
+    moved = [(found - live[0])[live[0] != live[1]].abs() for found in (seen[1], live[1])]
+    assert bool((moved[0] > 0).all())
+    assert 0 < moved[0].norm() < moved[1].norm() / 2
+
+
+def test_counts_of_batch_norms_are_not_averaged():
+    model = network()
+    fit(model, data(), AVERAGED)
+    assert int(model[2].num_batches_tracked) == 8
+
+
+def share_of_the_start(settings, steps):
+    """What the averaged weights hold, at the end, of the weights at the end of the warm-up."""
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    average = Average(model, settings, steps)
+    warm = round(settings.warmup_epochs / settings.epochs * steps)
+    for step in range(steps):
+        if step == warm:
+            model.weight.data.zero_()
+        average.update(step)
+    return float(average.model.weight.detach())
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - {"timing"}))
+@pytest.mark.parametrize("scale", ["quick", "default", "paper"])
+def test_nothing_of_the_random_start_is_left_in_the_average(name, scale):
+    preset = EXPERIMENTS[name].presets(scale, None)
+    settings = preset.training
+    images = {"imagenet": 1_281_167, "cifar100": 50_000}.get(preset.data, 1_000)
+    images = preset.train_images or images
+    steps = settings.epochs * max(images // settings.batch_size, 1)
+    assert share_of_the_start(settings, steps) <= 0.01
+
+
+def test_the_average_of_torchvisions_reference():
+    """1 − decay = min(1, (1 − 0.99998) · batch · 32 / epochs), on ImageNet; then updates of it."""
+    settings = EXPERIMENTS["placement"].presets("paper", None).training
+    steps = 90 * (1_281_167 // 4096)
+    assert (settings.ema_decay, settings.ema_every, steps) == (0.99998, 32, 28_080)
+    weight = averaging_weight(settings, steps)
+    assert weight == pytest.approx((1 - 0.99998) * 4096 * 32 / 90, rel=0.003)
+    # CIFAR100 is 26 times smaller, and an average of that decay would hold 40 % of its start.
+    hierarchy = EXPERIMENTS["hierarchy"].presets("paper", None).training
+    plain = (1 - 0.99998) * 4096 * 32 / 200
+    assert (1 - plain) ** (12 * 195 // 32) == pytest.approx(0.38, abs=0.01)
+    assert averaging_weight(hierarchy, 12 * 200) == pytest.approx(
+        plain * 1_281_167 / 50_000, rel=0.03
+    )
+    assert averaging_weight(settings, 20) == 1.0
 
 
 def test_the_penalty_of_mode_loss_is_added():

@@ -174,7 +174,10 @@ def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:
 
 
 def summary(folder: Path) -> str:
-    """Return a table of what all reports in a folder say."""
+    """Return a table of what all reports in a folder say.
+
+    A report whose ``caution`` says why it cannot be relied on is marked.
+    """
     reports = [read_report(path) for path in sorted(folder.glob("*.json"))]
     body = []
     for report in reports:
@@ -182,10 +185,13 @@ def summary(folder: Path) -> str:
         first, *others = report["rows"]
         for row in others:
             if row["rule"] is not None:
-                said = span(row, first, metric), verdict(row, first, metric)
+                so = verdict(row, first, metric) + r" \*" * ("caution" in report)
+                said = span(row, first, metric), so
                 body.append([report["experiment"], row["name"], metric["title"], *said])
     header = ["experiment", "arm", "measured", "difference to none, 95 % interval", "so"]
-    return f"\n{markdown_table(header, body)}\n\n"
+    note = r"\* Not to be relied on, for the reason that its section begins with." + "\n\n"
+    marked = note if any("caution" in report for report in reports) else ""
+    return f"\n{markdown_table(header, body)}\n\n{marked}"
 
 
 def _replace(text: str, name: str, new: str) -> str:

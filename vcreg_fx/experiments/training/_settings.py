@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+)
+from torch.optim.swa_utils import AveragedModel
+
+_IMAGENET = 1_281_167  # images
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,8 @@ class TrainSettings:
     - `repeats`: how often an image occurs in an epoch (repeated augmentation); the epoch is as long
       as with 1.
     - `ema_decay`: of a moving average of the weights, which the model has at the end; 0 for none.
+      As torchvision's ``--model-ema-decay``, 0.99998 there, it is adjusted to the length of
+      training: see `averaging_weight`.
     - `ema_every`: steps between updates of that average.
     - `clip_norm`: the largest norm of the gradient.
     - `amp`: ``"none"``, ``"bfloat16"`` or ``"float16"`` (with a gradient scaler).
@@ -102,25 +112,32 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     return torch.optim.AdamW(groups, rate, weight_decay=decay)
 
 
-def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
-    """Return what the learning rate is multiplied by at a step of all.
-
-    Linear from `warmup_start` over the warm-up, then a cosine down to 0 (Appendix A).
-    """
-    warmup = min(settings.warmup_epochs / settings.epochs, 1.0) * steps
-    if step < warmup:
-        return settings.warmup_start + (1 - settings.warmup_start) * step / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+def warmup_steps(settings: TrainSettings, steps: int) -> int:
+    """Return how many of all steps belong to the warm-up."""
+    if settings.steps is not None:
+        return max(round(0.2 * steps), 2)
+    return round(min(settings.warmup_epochs / settings.epochs, 1.0) * steps)
 
 
 def make_schedule(
     optimizer: torch.optim.Optimizer, steps: int, settings: TrainSettings
 ) -> LRScheduler:
-    """Return the schedule of the learning rate over all steps."""
-    if settings.steps is None:
-        return LambdaLR(optimizer, lambda step: rate_factor(step, steps, settings))
-    rise = max(0.2, 2 / steps)
-    return OneCycleLR(optimizer, settings.learning_rate, total_steps=steps, pct_start=rise)
+    """Return the schedule of the learning rate over all steps.
+
+    Linear from `warmup_start` over the warm-up, then a cosine down to 0 (Appendix A); step by step,
+    where torchvision's reference changes the rate once an epoch.
+    """
+    rise = warmup_steps(settings, steps)
+    if settings.steps is not None:
+        return OneCycleLR(
+            optimizer, settings.learning_rate, total_steps=steps, pct_start=rise / steps
+        )
+    fall = CosineAnnealingLR(optimizer, max(steps - rise, 1))
+    if not rise:
+        return fall
+    return SequentialLR(
+        optimizer, [LinearLR(optimizer, settings.warmup_start, total_iters=rise), fall], [rise]
+    )
 
 
 def make_mixing(
@@ -140,39 +157,62 @@ def make_mixing(
     return mixing
 
 
-class Average:
-    """The exponential moving average of weights and buffers; with ``ema_decay=0``, nothing.
+def averaging_weight(settings: TrainSettings, steps: int) -> float:
+    """Return the weight that the averaged weights give to the trained ones at an update.
 
-    torch's `AveragedModel` would be a copy of the model, begin at the first update instead of the
-    first weights, and average the counts of batch norms.
+    That of torchvision's reference, ``min(1, (1 − ema_decay) · batch · ema_every / epochs)``, for
+    any number of images: there it is left out, because the images are ImageNet's. So the average
+    reaches back over the same share of training, however many steps it has.
+    """
+    return min(1.0, (1 - settings.ema_decay) * _IMAGENET * settings.ema_every / steps)
+
+
+class Average:
+    """The moving average of weights and buffers; with ``ema_decay=0``, the model itself.
+
+    As in torchvision's reference, it is a copy of the weights until the warm-up is over. The counts
+    of batch norms are copied, not averaged.
     """
 
-    def __init__(self, model: nn.Module, settings: TrainSettings) -> None:
-        self._model, self._every, self._decay = model, settings.ema_every, settings.ema_decay
-        self._kept = {name: value.clone() for name, value in self._live()}
+    def __init__(self, model: nn.Module, settings: TrainSettings, steps: int) -> None:
+        self._live, self._every = model, settings.ema_every
+        self._warmup = warmup_steps(settings, steps)
+        weight = averaging_weight(settings, steps)
+        self._average = None
+        if settings.ema_decay:
+            self._average = AveragedModel(
+                model,
+                avg_fn=lambda mean, new, _: (
+                    mean.lerp(new, weight) if mean.is_floating_point() else new
+                ),
+                use_buffers=True,
+            )
 
-    def _live(self) -> list[tuple[str, torch.Tensor]]:
-        return list(self._model.state_dict().items()) if self._decay else []
+    @property
+    def model(self) -> nn.Module:
+        """The model with the averaged weights, which is what training leads to."""
+        if self._average is None:
+            return self._live
+        found: nn.Module = self._average.module
+        return found
 
     def update(self, step: int) -> None:
-        """Move the average towards the weights, every few steps."""
-        if self._decay and step % self._every == 0:
-            for name, value in self._live():
-                if value.is_floating_point():
-                    self._kept[name].lerp_(value, 1 - self._decay)
-                else:
-                    self._kept[name].copy_(value)
+        """Move the average towards the weights after a step, counted from 0, every few steps."""
+        if self._average is not None and step % self._every == 0:
+            self._average.update_parameters(self._live)
+            if step < self._warmup:
+                self._average.n_averaged.zero_()  # so that the next update copies the weights
 
     def apply(self) -> None:
-        """Give the model the averaged weights."""
-        if self._decay:
-            self._model.load_state_dict(self._kept)
+        """Give the trained model the averaged weights."""
+        if self._average is not None:
+            self._live.load_state_dict(self.model.state_dict())
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the average, for a checkpoint."""
-        return self._kept
+        return {} if self._average is None else self._average.state_dict()
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over the average of a checkpoint."""
-        for name, value in state.items():
-            self._kept[name].copy_(value)
+        if self._average is not None:
+            self._average.load_state_dict(state)

@@ -21,6 +21,7 @@ from ._settings import Average, TrainSettings, make_mixing, make_optimizer, make
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 History = list[dict[str, float]]
+_FORMAT = 2  # of checkpoints
 
 
 def fit(  # noqa: PLR0913 - what a user may want to change
@@ -54,8 +55,8 @@ def fit(  # noqa: PLR0913 - what a user may want to change
     - `seed`: of the order of the images. Augmentation draws from torch's random state.
     - `checkpoint`: a file, written after each epoch. If it exists, training goes on from there.
     - `log`: a folder for TensorBoard, ``pip install "vcreg-fx[reproduce]"``.
-    - `on_epoch`: called after each epoch with the model and the epoch, from 1; the numbers that it
-      returns are kept in the history.
+    - `on_epoch`: called after each epoch with the model, which has the averaged weights where there
+      are such, and the epoch, from 1; the numbers that it returns are kept in the history.
     - `on_step`: called with the loss of each step, for which a GPU has to be waited for.
     - `progress`: show a progress bar; by default where the output is a terminal.
 
@@ -90,7 +91,7 @@ def fit(  # noqa: PLR0913 - what a user may want to change
         for epoch in range(len(history) + 1, run.epochs + 1):
             numbers = run.epoch(epoch, seed, flag, stepped)
             if on_epoch is not None:
-                numbers.update(on_epoch(model, epoch) or {})
+                numbers.update(on_epoch(run.average.model, epoch) or {})
             history.append(numbers)
             write(numbers)
             bar.advance(note=f"loss {numbers['loss']:.4g}", steps=0)
@@ -142,7 +143,7 @@ class _Run:
         self._schedule = make_schedule(self._optimizer, self.epochs * self.steps, settings)
         self._mix = make_mixing(settings, classes or 0)
         self._loss = loss or nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
-        self.average = Average(model, settings)
+        self.average = Average(model, settings, self.epochs * self.steps)
         self._scaler = torch.amp.GradScaler(where.device.type, enabled=settings.amp == "float16")
         found = sites(model)
         self._adds_penalty = any(site.config.mode == "loss" for site in found)
@@ -193,6 +194,7 @@ class _Run:
     def state(self, history: History, seed: int) -> dict[str, Any]:
         """Return what a checkpoint holds."""
         return {
+            "format": _FORMAT,
             "settings": self._settings.to_dict(),
             "seed": seed,
             "history": history,
@@ -200,7 +202,7 @@ class _Run:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "average": self.average.state(),
+            "average": self.average.state_dict(),
         }
 
     def restore(self, state: dict[str, Any], path: Path, seed: int) -> History:
@@ -214,12 +216,12 @@ class _Run:
                 f"{path} belongs to a run in which {names} had other values. Remove it, or choose "
                 "another file."
             )
-        if "schedule" not in state:
+        if state.get("format") != _FORMAT:
             raise ValueError(f"{path} was written by an earlier version. Remove it to begin again.")
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
-        self.average.restore(state["average"])
+        self.average.load_state_dict(state["average"])
         history: History = state["history"]
         return history
