@@ -1,0 +1,126 @@
+"""The presets "paper": their numbers beside their places in the papers, and that they train."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from vcreg_fx.ablation import Trial
+from vcreg_fx.experiments.images import ImageSet, load_images
+from vcreg_fx.experiments.papers import EXPERIMENTS, NETWORKS
+from vcreg_fx.experiments.training._settings import (
+    averaging_weight,
+    make_optimizer,
+    make_schedule,
+)
+
+IMAGENET, CIFAR = 1_281_167, 50_000
+LONG_TAIL = {"cifar10": 12_406, "cifar100": 10_847}  # images, with an imbalance of 100
+
+# Settings by their place in VCReg.
+APPENDIX_A = {  # ConvNeXt-Atto on ImageNet, and torchvision's recipe for ConvNeXts
+    "epochs": 90, "batch_size": 4096, "optimizer": "adamw", "warmup_epochs": 5,
+    "weight_decay": 0.05, "norm_weight_decay": 0.0,
+}  # fmt: skip
+TORCHVISION = {
+    "warmup_start": 0.01, "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0,
+    "ema_decay": 0.99998, "ema_every": 32,
+}  # fmt: skip
+APPENDIX_C3 = {**APPENDIX_A, "epochs": 200}
+APPENDIX_C4 = {
+    "epochs": 100, "batch_size": 256, "optimizer": "adamw", "warmup_epochs": 10,
+    "weight_decay": 0.05, "norm_weight_decay": 0.0,
+    "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "ema_decay": 0.0,
+}  # fmt: skip
+RATES = (0.016, 0.008)  # A and C.4
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "network", "settings", "steps", "augment"),
+    [
+        ("placement", "imagenet", "convnext-atto", {**APPENDIX_A, **TORCHVISION}, 312 * 90,
+         "torchvision"),
+        ("collapse", "imagenet", "convnext-atto", {**APPENDIX_A, **TORCHVISION}, 312 * 90,
+         "torchvision"),
+        ("hierarchy", "cifar100", "convnext-atto", {**APPENDIX_C3, **TORCHVISION}, 12 * 200,
+         "torchvision"),
+        ("long-tail", "cifar100", "resnet32", APPENDIX_C4, 42 * 100, "crop"),
+        ("long-tail", "cifar10", "resnet32", APPENDIX_C4, 48 * 100, "crop"),
+    ],
+)  # fmt: skip
+def test_settings_of_the_paper(name, data, network, settings, steps, augment):
+    preset = EXPERIMENTS[name].presets("paper", data)
+    training = preset.training
+    assert (preset.data, preset.network, preset.augment) == (data, network, augment)
+    assert {key: getattr(training, key) for key in settings} == settings
+    assert preset.seeds == 3  # C.1: every experiment three times
+    assert tuple(preset.grid["learning_rate"]) == RATES
+    assert training.learning_rate in RATES
+    images = LONG_TAIL[data] if name == "long-tail" else {"imagenet": IMAGENET}.get(data, CIFAR)
+    assert training.epochs * (images // training.batch_size) == steps
+    rates = rates_of(training, steps)
+    top = training.warmup_epochs * steps // training.epochs
+    assert rates[0] == pytest.approx(0.01)
+    assert rates[top // 2] == pytest.approx(0.505, abs=0.01)
+    assert rates[top] == max(rates) == 1.0
+    assert rates[(top + steps) // 2] == pytest.approx(0.5, abs=0.01)
+    assert rates[-1] < 1e-5
+    if training.ema_decay:
+        reference = (1 - 0.99998) * training.batch_size * 32 / training.epochs
+        weight = averaging_weight(training, steps)
+        assert weight == pytest.approx(reference * IMAGENET / images, rel=0.03)
+
+
+def rates_of(settings, steps):
+    """Return each step's learning rate, as a share of the largest."""
+    optimizer = make_optimizer(nn.Linear(2, 2), settings)
+    schedule, found = make_schedule(optimizer, steps, settings), []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"] / settings.learning_rate)
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+# They train ---------------------------------------------------------------------------------
+
+
+def few_digits(each=40):
+    """Scikit-learn's digits, fewer and small, so that an epoch of a paper's batch is one step."""
+    data = load_images("digits")
+    chosen = torch.cat([(data.train.labels == i).nonzero().flatten()[:each] for i in range(10)])
+    train, test = (
+        ImageSet.of(nn.functional.avg_pool2d(part.pairs.tensors[0], 4), part.labels)
+        for part in (data.train.subset(chosen), data.test)
+    )
+    return replace(data, train=train, test=test)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "chances"),
+    [
+        ("placement", {"probes": ("all",), "strengths": (0.1, 10.0)}, {"mean": 0.1, "own": 0.1}),
+        ("hierarchy", {}, {"subclass": 0.1, "superclass": 0.4}),
+        ("long-tail", {"imbalance": 10}, {"accuracy": 0.1}),
+        ("collapse", {"epochs": (90,), "images": 400, "information_images": 400, "steps": 50},
+         {"accuracy": 0.1, "ncc": 0.1}),
+    ],
+)  # fmt: skip
+def test_a_papers_preset_learns(tmp_path, name, options, chances):
+    """Shrunk in data and model alone, it is far better than chance when it is measured."""
+    experiment = EXPERIMENTS[name]
+    preset = experiment.presets("paper", None)
+    training = replace(preset.training, amp="none")  # bfloat16 is slow on many CPUs
+    preset = preset.but(training=training, options={**preset.options, **options})
+    task = experiment.task(preset, few_digits(), NETWORKS["resnet8-half"], tmp_path)
+    trial = Trial("baseline", None, 0, {}, {"split": "test", "learning_rate": 0.016})
+    torch.manual_seed(0)
+    model = task.build()
+    task.train(model, trial)
+    found = task.evaluate(model, trial)
+    for metric, chance in chances.items():
+        assert found[metric] > chance + 0.4, (metric, found)
