@@ -13,6 +13,9 @@ _LAYERS = {
 }  # fmt: skip
 # What a classifier does to its input first: unit length for a cosine, and other views of it.
 _PREPARATIONS = {"normalize", "t", "T", "mT", "transpose", "unsqueeze", "getitem", "expand"}
+# A layer written out: a row of products or differences a class, then one number of each.
+_ROWS = {"mul", "sub"}
+_REDUCTIONS = {"sum", "mean", "norm", "vector_norm"}
 
 
 def last_layers(recording: Recording) -> tuple[list[fx.Node], set[fx.Node]]:
@@ -46,15 +49,29 @@ def classified(recording: Recording, node: fx.Node) -> fx.Node | None:
     parameters, and not on the model's input. What is only prepared for the product, by scaling it
     to unit length or by another view, is taken as it was before.
     """
-    if node.op != "call_function" or operation(node.target) not in _LAYERS:
+    if node.op != "call_function" or operation(node.target) not in _LAYERS | _ROWS:
         return None
     sources = node.all_input_nodes
     if not any(source in recording.weights for source in sources):
         return None
     taken = next((s for s in sources if s not in recording.weights and is_activation(s)), None)
+    if operation(node.target) in _ROWS and not (taken and _is_written_out(node, taken)):
+        return None
     if taken is None or operation(node.target) in {"linear", "conv1d", "conv2d", "conv3d"}:
         return taken if taken is None or not _is_cosine(taken) else _prepared_from(taken)
     return _prepared_from(taken)
+
+
+def _is_written_out(node: fx.Node, taken: fx.Node) -> bool:
+    """Whether each class has its row in this product, and its users make one number of a row."""
+    if node.meta["val"].numel() <= taken.meta["val"].numel():
+        return False  # a scale or a shift of what is there
+    waiting = list(node.users)
+    for user in waiting:  # grows
+        if user.op == "call_function" and operation(user.target) in _REDUCTIONS:
+            return True
+        waiting += [after for after in user.users if after not in waiting]
+    return False
 
 
 def _is_cosine(node: fx.Node) -> bool:

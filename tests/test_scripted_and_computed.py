@@ -115,6 +115,16 @@ class Addmm(Headed):
         return torch.addmm(self.weight.new_zeros(3), h, self.weight.t())
 
 
+class WrittenOut(Headed):
+    def classify(self, h: Tensor) -> Tensor:
+        return (h[:, None] * self.weight).sum(-1)
+
+
+class Distance(Headed):
+    def classify(self, h: Tensor) -> Tensor:
+        return -(h.unsqueeze(1) - self.weight).square().sum(dim=-1)
+
+
 class Normed(Headed):
     norm = staticmethod(nn.utils.parametrizations.weight_norm)
 
@@ -133,7 +143,21 @@ class OldSpectral(Normed):
     norm = staticmethod(nn.utils.spectral_norm)
 
 
-HEADS = [Headed, Matmul, Einsum, Cosine, CosineSimilarity, Vector, Addmm, Normed, Spectral]
+class Scaled(Normed):
+    """What follows the layer scales its numbers: it is no layer, whatever is summed after it."""
+
+    def classify(self, h: Tensor) -> Tensor:
+        return self.fc(h) * self.weight_of_class - self.weight_of_class.sum()
+
+    def make(self) -> None:
+        super().make()
+        self.weight_of_class = nn.Parameter(torch.rand(3))
+
+
+HEADS = [
+    Headed, Matmul, Einsum, Cosine, CosineSimilarity, Vector, Addmm, WrittenOut, Distance,
+    Normed, Spectral, Scaled,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("cls", HEADS, ids=lambda cls: cls.__name__)
