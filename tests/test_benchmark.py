@@ -19,7 +19,6 @@ import vcreg_fx
 from placement_rules import Layout
 from tests.models import relative_error
 from vcreg_fx import VCRegConfig
-from vcreg_fx._live import LiveSite
 from vcreg_fx.benchmark import VARIANTS, BenchError, BenchResult, Row, bench
 from vcreg_fx.benchmark._clock import Clock, quartiles
 from vcreg_fx.benchmark._floor import Floor
@@ -30,6 +29,7 @@ from vcreg_fx.benchmark._stand_ins import batch_norm, printed
 from vcreg_fx.benchmark._step import Step
 from vcreg_fx.benchmark._variants import make_variant
 from vcreg_fx.cli._app import app
+from vcreg_fx.site._live import LiveSite
 
 
 class Residual(nn.Module):

@@ -237,7 +237,7 @@ def test_second_order_is_refused():
 
 
 def test_other_fields_are_not_dropped(monkeypatch):
-    from vcreg_fx.regularizers import _operator
+    from vcreg_fx.gradient import _exported as _operator
 
     monkeypatch.setitem(_operator._OTHERS, "gamma", 1.0)
     model, _, x = both("resnet18", gamma=2.0)

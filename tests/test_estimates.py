@@ -15,7 +15,7 @@ from placement_rules import Layout
 from tests.models import SMALL, relative_error, task_loss
 from tests.test_gradient import make_site, reference_gradient
 from vcreg_fx import VCRegConfig
-from vcreg_fx.regularizers._estimate import is_due
+from vcreg_fx.gradient._estimate import is_due
 
 NC = Layout.parse("NC")
 

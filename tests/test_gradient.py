@@ -13,7 +13,7 @@ from torch import Tensor
 from placement_rules import Layout
 from tests.strategies import Activation, activations, coefficients, in_memory
 from vcreg_fx import VCRegConfig, vcreg_loss
-from vcreg_fx._live import LiveSite
+from vcreg_fx.site._live import LiveSite
 
 TOLERANCE = {
     torch.float64: 1e-10,
@@ -32,7 +32,7 @@ def added_gradient(h: Tensor, layout: Layout, **config: object) -> Tensor:
     leaf = h.detach().requires_grad_()
     site = make_site(layout, VCRegConfig(**config))
     if h.dtype == torch.float16:
-        from vcreg_fx._loss_scale import LossScale
+        from vcreg_fx.site._loss_scale import LossScale
 
         site.loss_scale = LossScale(1.0)
     site_input = leaf.view_as(leaf)

@@ -10,7 +10,7 @@ import torch
 
 import vcreg_fx
 from tests.models import relative_error, resnet18, task_loss
-from vcreg_fx._loss_scale import LossScale
+from vcreg_fx.site._loss_scale import LossScale
 
 
 def gradients(model: torch.nn.Module, x: torch.Tensor, factor: float = 1.0) -> list[torch.Tensor]:

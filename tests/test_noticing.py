@@ -18,7 +18,7 @@ from torch.optim import optimizer as optimizers
 from torch.utils.checkpoint import checkpoint
 
 import vcreg_fx
-from vcreg_fx import _steps
+from vcreg_fx.site import _steps
 
 X, Y = torch.randn(8, 6, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
 CONFIG: dict[str, Any] = {"alpha": 5.0, "beta": 5.0, "example_inputs": (X,)}

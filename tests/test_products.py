@@ -12,9 +12,9 @@ from placement_rules import Layout
 from tests.strategies import MEMORY, in_memory
 from tests.test_gradient import added_gradient, error, reference_gradient
 from vcreg_fx import vcreg_loss
-from vcreg_fx.regularizers import _blocks
-from vcreg_fx.regularizers._blocks import Blocks
-from vcreg_fx.regularizers._products import add_product, moments
+from vcreg_fx.gradient import _blocks
+from vcreg_fx.gradient._blocks import Blocks
+from vcreg_fx.gradient._products import add_product, moments
 
 SHAPES = {"NC": (400, 0), "NLC": (6, 70, 0), "NCHW": (7, 0, 9, 8), "NHWC": (7, 9, 8, 0)}
 
@@ -130,7 +130,7 @@ def test_factors_of_sixteen_bits_have_float32_sums(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_products_are_in_its_type(dtype: torch.dtype) -> None:
-    from vcreg_fx.regularizers import product_dtype
+    from vcreg_fx.gradient import product_dtype
 
     h = activation("NC", 96, torch.float32)
     with torch.autocast("cpu", dtype):

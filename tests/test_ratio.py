@@ -284,7 +284,7 @@ def test_set_loss_scale_changes_nothing_and_float16_asks_for_none() -> None:
     found = []
     for scale in (None, 1024.0):
         if scale is not None:
-            from vcreg_fx._loss_scale import LossScale
+            from vcreg_fx.site._loss_scale import LossScale
 
             site.loss_scale = LossScale(scale)
         leaf = h.clone().requires_grad_()

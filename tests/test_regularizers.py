@@ -14,7 +14,7 @@ from torch import nn
 import vcreg_fx
 from tests.models import relative_error, resnet18, step, task_loss
 from vcreg_fx import functional
-from vcreg_fx._distributed import GatherSamples
+from vcreg_fx.gradient._ranks import GatherSamples
 
 
 def spread_of(z):

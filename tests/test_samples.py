@@ -20,8 +20,8 @@ import vcreg_fx
 from placement_rules import Layout
 from tests.strategies import MEMORY, in_memory
 from vcreg_fx import VCRegConfig, vcreg_loss
-from vcreg_fx._live import LiveSite
-from vcreg_fx._positions import Positions
+from vcreg_fx.site._live import LiveSite
+from vcreg_fx.site._positions import Positions
 
 LAYOUTS = ("NC", "NLC", "NCL", "LNC", "NCHW", "NHWC", "NCTHW")
 

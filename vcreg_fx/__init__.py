@@ -12,24 +12,8 @@ from placement_rules import RecordingError as RecordingError
 from placement_rules import RuleSyntaxError as RuleSyntaxError
 from placement_rules import UserError as UserError
 
-from ._calibrate import Calibration as Calibration
-from ._calibrate import calibrate as calibrate
-from ._config import VCRegConfig as VCRegConfig
 from ._errors import ExportError as ExportError
 from ._errors import InsertionError as InsertionError
-from ._insert import get_config as get_config
-from ._insert import get_configs as get_configs
-from ._insert import insert as insert
-from ._insert import penalty as penalty
-from ._insert import remove as remove
-from ._insert import set_loss_scale as set_loss_scale
-from ._insert import sites as sites
-from ._live import LiveSite as LiveSite
-from ._measure import Measurement as Measurement
-from ._measure import SiteMeasurement as SiteMeasurement
-from ._measure import measure as measure
-from ._metrics import metrics as metrics
-from ._schedule import CoefficientSchedule as CoefficientSchedule
 from ._version import __version__ as __version__
 from .exporting import draw as draw
 from .exporting import export as export
@@ -38,8 +22,24 @@ from .functional import covariance_loss as covariance_loss
 from .functional import variance_loss as variance_loss
 from .functional import vcreg_loss as vcreg_loss
 from .functional import vicreg_loss as vicreg_loss
+from .gradient import VCRegConfig as VCRegConfig
+from .site import Calibration as Calibration
+from .site import CoefficientSchedule as CoefficientSchedule
+from .site import LiveSite as LiveSite
+from .site import Measurement as Measurement
+from .site import SiteMeasurement as SiteMeasurement
+from .site import calibrate as calibrate
+from .site import measure as measure
+from .site import metrics as metrics
 from .surgery import Plan as Plan
+from .surgery import get_config as get_config
+from .surgery import get_configs as get_configs
+from .surgery import insert as insert
+from .surgery import penalty as penalty
 from .surgery import plan as plan
+from .surgery import remove as remove
+from .surgery import set_loss_scale as set_loss_scale
+from .surgery import sites as sites
 
 if _typing.TYPE_CHECKING:
     from .ablation import ablate as ablate

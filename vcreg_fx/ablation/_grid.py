@@ -11,8 +11,7 @@ from torch import nn
 
 from placement_rules import Rule, Series, parse, record
 
-from .._config import VCRegConfig
-from ..regularizers import choose
+from ..gradient import VCRegConfig, choose
 from ._errors import AblationError
 from ._trial import BASELINE, Trial, to_json
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .._insert import insert, sites
+from ..surgery import insert, sites
 from ._record import Record, check_metrics
 from ._store import Store
 from ._trial import Trial

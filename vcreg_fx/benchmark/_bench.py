@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from placement_rules._torch import room_to_compile
 
-from ..regularizers import product_dtype
+from ..gradient import product_dtype
 from ..surgery import plan
 from ._allocator import keep_freed_memory
 from ._bias import measure_bias

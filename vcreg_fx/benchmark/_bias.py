@@ -13,8 +13,8 @@ from torch import Tensor
 
 from placement_rules import Layout
 
-from .._config import VCRegConfig
-from .._live import LiveSite
+from ..gradient import VCRegConfig
+from ..site import LiveSite
 
 DRAWS = 200
 _SAMPLES, _CHANNELS = 8_192, 64

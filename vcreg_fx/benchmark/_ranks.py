@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from .._insert import insert
+from ..surgery import insert
 from ._allocator import keep_freed_memory
 from ._clock import Quartiles, quartiles
 from ._step import Step

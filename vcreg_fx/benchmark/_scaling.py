@@ -11,8 +11,8 @@ import torch
 
 from placement_rules import Layout
 
-from .._config import VCRegConfig
-from .._live import LiveSite
+from ..gradient import VCRegConfig
+from ..site import LiveSite
 from ._clock import Clock
 
 SAMPLES = (2_048, 4_096, 8_192, 16_384, 32_768, 65_536)

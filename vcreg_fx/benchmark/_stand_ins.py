@@ -10,7 +10,7 @@ from torch import Tensor
 
 from placement_rules import Layout
 
-from .._live import LiveSite
+from ..site import LiveSite
 
 
 class StandIn:

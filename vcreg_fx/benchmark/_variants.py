@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._insert import insert, penalty, sites
-from .._live import LiveSite
-from ..surgery import replace_site
+from ..site import LiveSite, replace_site
+from ..surgery import insert, penalty, sites
 from ._stand_ins import StandIn, batch_norm, printed
 
 IDENTITY = "identity"

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from placement_rules import PlacementError, Site, get_leaf, leaves, operation
 from placement_rules._torch import tree_map
 
-from .._config import VCRegConfig
 from ..functional import vcreg_loss
+from ..gradient import VCRegConfig
 from ..surgery import Plan, plan
 from ._zoo import Example, small
 

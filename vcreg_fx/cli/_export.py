@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .._insert import insert, sites
 from ..exporting import export as export_model
+from ..surgery import insert, sites
 from ._errors import clear_errors
 from ._model import load_checkpoint, load_model
 from ._options import (

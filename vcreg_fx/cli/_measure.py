@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from placement_rules import RecordingError, leaves
 
-from .._calibrate import Calibration
-from .._calibrate import calibrate as calibrate_sites
-from .._insert import insert
-from .._measure import measure
+from ..site import Calibration, measure
+from ..site import calibrate as calibrate_sites
+from ..surgery import insert
 from ._errors import clear_errors
 from ._model import load_checkpoint, load_model, noise_for
 from ._options import (

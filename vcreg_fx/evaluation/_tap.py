@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from placement_rules import Site, at
 
-from .._live import LiveSite
-from ..surgery import live_sites, plan, replace_site, uninstall
+from ..site import LiveSite, live_sites, replace_site
+from ..surgery import plan, uninstall
 
 
 class Tap:

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from .._config import VCRegConfig
 from .._shared.keeping import seeded, using_threads
 from ..evaluation import (
     covariance_spectrum,
@@ -19,6 +18,7 @@ from ..evaluation import (
     mean_correlation,
     share_below,
 )
+from ..gradient import VCRegConfig
 from ..surgery import Plan, plan
 from ._demo_report import DemoResult, DemoSettings, Measurements, write_report
 from ._digits_ablation import build, train_classifier

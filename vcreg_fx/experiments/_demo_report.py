@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._config import VCRegConfig
 from .._shared.tables import markdown_table
 from ..evaluation import sign_test
 from ..exporting import draw
+from ..gradient import VCRegConfig
 from ..surgery import Plan
 from ._digits_ablation import BATCH_SIZE, LEARNING_RATE, STEPS, WEIGHT_DECAY
 from ._gradient_check import SiteCheck

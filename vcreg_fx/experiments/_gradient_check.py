@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .._config import VCRegConfig
-from .._insert import insert, sites
 from ..evaluation import captured
 from ..functional import vcreg_loss
-from ..surgery import Plan
+from ..gradient import VCRegConfig
+from ..surgery import Plan, insert, sites
 
 
 @dataclass(frozen=True)

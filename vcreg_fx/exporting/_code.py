@@ -17,10 +17,10 @@ from torch import Tensor, fx, nn
 
 from placement_rules._torch import buffers_of, has_hooks, parameters_of, unsaved_buffers_of
 
-from .._config import VCRegConfig
 from .._errors import ExportError
-from .._live import LiveSite
 from .._version import __version__
+from ..gradient import VCRegConfig
+from ..site import LiveSite
 from ._nodes import Demean, VCReg
 from ._two_modes import TwoModeGraphModule
 

@@ -14,8 +14,7 @@ from torch import nn
 from placement_rules import Recording, Site, at, record, resolve
 
 from .._errors import ExportError
-from .._insert import get_configs
-from ..surgery import Plan, plan
+from ..surgery import Plan, get_configs, plan
 from ._outline import Part, outline, shape_text
 
 if TYPE_CHECKING:

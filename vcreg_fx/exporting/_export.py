@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from .._errors import ExportError, InsertionError
-from ..surgery import check_model, live_sites
+from ..site import live_sites
+from ..surgery import check_model
 from ._example import find_example
 from ._folder import write_folder
 from ._metadata import make_metadata

@@ -18,7 +18,7 @@ from placement_rules._torch import buffers_of, parameters_of
 
 from .._errors import ExportError, InsertionError
 from .._version import __version__
-from ..surgery import Insertion, carry_insertions
+from ..site import Insertion, carry_insertions
 from ._code import TAKEN, write_code
 from ._example import Example, check_gradients, check_outputs
 from ._graph_module import make_graph, to_graph_module

@@ -13,7 +13,8 @@ from placement_rules._torch import tables_of, unsaved_buffers_of
 
 from .._errors import InsertionError
 from .._shared.keeping import keeping_modes, keeping_randomness
-from ..surgery import carry_insertions, insertions, live_sites, original_class
+from ..site import carry_insertions, insertions, live_sites
+from ..surgery import original_class
 from ._example import find_example
 from ._nodes import Demean, VCReg
 from ._stand_ins import values_by_name, with_given_arguments

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from .._errors import InsertionError
-from .._insert import get_configs
 from .._version import __version__
-from ..surgery import live_sites
+from ..site import live_sites
+from ..surgery import get_configs
 
 KEY = "vcreg_fx.json"  # the file or entry that holds it, in each of the formats
 WEIGHTS = "weights.safetensors"

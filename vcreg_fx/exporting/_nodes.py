@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .._errors import InsertionError
-from .._live import LiveSite
-from ..surgery import TABLE, SiteTable, node_functions
+from ..site import TABLE, LiveSite, SiteTable
+from ..surgery import node_functions
 
 
 class Demean(nn.Module):

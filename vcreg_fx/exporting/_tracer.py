@@ -17,9 +17,9 @@ from torch.fx.proxy import Attribute, TraceError
 
 from placement_rules._torch import FakeCopyMode, FakeTensorMode
 
-from .._live import LiveSite
 from .._shared.keeping import cuda_devices, keeping_randomness
-from ..surgery import has_inside_site, is_covered, is_rewritten, uninstall
+from ..site import LiveSite, is_rewritten
+from ..surgery import has_inside_site, is_covered, uninstall
 from ._nodes import QUESTIONS, Demean, VCReg, expect
 from ._stand_ins import shadow
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._insert import get_configs, insert
-from .._schedule import CoefficientSchedule
-from ..surgery import named_sites
+from ..site import CoefficientSchedule, named_sites
+from ..surgery import get_configs, insert
 
 FILE = "vcreg_fx.json"
 

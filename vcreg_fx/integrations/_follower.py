@@ -12,12 +12,9 @@ from torch import nn
 from placement_rules import Rule, parse
 
 from .._errors import InsertionError
-from .._insert import insert, set_loss_scale, sites
-from .._live import LiveSite
-from .._loss_scale import LossScale
-from .._schedule import CoefficientSchedule, check_schedule
-from ..regularizers import choose
-from ..surgery import insertions, make_config
+from ..gradient import choose
+from ..site import CoefficientSchedule, LiveSite, LossScale, check_schedule, insertions
+from ..surgery import insert, make_config, set_loss_scale, sites
 from ._checkpoints import restore_state, state_of
 
 Schedule = CoefficientSchedule | Mapping[str, Any]

@@ -11,8 +11,7 @@ from torch import nn
 from placement_rules import Rule
 
 from .._errors import InsertionError
-from .._metrics import metrics
-from ..surgery import live_sites
+from ..site import live_sites, metrics
 from ._follower import Follower, Schedule, missing, refuse_engine
 
 KEY = "vcreg_fx"  # of the checkpoint: the state of each attribute

@@ -12,9 +12,8 @@ from torch import nn
 from placement_rules import Rule
 
 from .._errors import InsertionError
-from .._insert import sites
-from .._metrics import metrics
-from ..surgery import unwrapped
+from ..site import metrics, unwrapped
+from ..surgery import sites
 from ._checkpoints import read_state, write_state
 from ._follower import Follower, Schedule, missing, refuse_engine
 

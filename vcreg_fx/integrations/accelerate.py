@@ -10,9 +10,8 @@ from typing import Any
 from torch import nn
 
 from .._errors import InsertionError
-from .._insert import sites
-from .._loss_scale import LossScale
-from ..surgery import unwrapped
+from ..site import LossScale, unwrapped
+from ..surgery import sites
 from ._checkpoints import FILE, read_state, restore_state, state_of, write_state
 from ._follower import refuse_engine
 

@@ -14,23 +14,14 @@ from torch import fx, nn
 from placement_rules._torch import tables_of
 
 from .._errors import InsertionError
-from .._live import LiveSite
-from .._positions import MASKS, run_noted
+from ..site import MASKS, REGISTRY, TABLE, is_rewritten, run_noted, table_of, watch_sites
 from ._forward import Forward
 from ._graph_data import from_data, to_data, to_shown_data
 from ._inside import NewMethod, new_methods
-from ._symbolic import TABLE, tracer_of
+from ._symbolic import tracer_of
 from ._unforeseen import named_error
-from ._watch import REGISTRY, watch_sites
 
 _made: WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = WeakValueDictionary()
-
-
-class SiteTable:
-    """The live sites of one module, as attributes; outside the module tree."""
-
-    def __init__(self, **sites: Any) -> None:
-        self.__dict__.update(sites)
 
 
 def rewritten_class(original: type[nn.Module], forward: Forward, watch: bool) -> type[nn.Module]:
@@ -58,17 +49,6 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class the module had before it was rewritten."""
     found: type[nn.Module] = type(module).__dict__.get("vcreg_original", type(module))
     return found
-
-
-def table_of(module: nn.Module) -> dict[str, LiveSite]:
-    """Return a module's live sites by key; empty if it has none."""
-    table = module.__dict__.get(TABLE)
-    return {} if table is None else dict(vars(table))
-
-
-def is_rewritten(module: nn.Module) -> bool:
-    """Whether the module's class is a generated one, or was derived from one."""
-    return hasattr(type(module), "vcreg_original")
 
 
 def is_covered(module: nn.Module) -> bool:

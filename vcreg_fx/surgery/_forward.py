@@ -11,7 +11,8 @@ from torch import fx
 
 from placement_rules import Recording, Scope, Site, operation
 
-from .._config import VCRegConfig
+from ..gradient import VCRegConfig
+from ..site import TABLE
 from ._graph_data import Shown
 from ._inside import Mark, Place
 from ._nodes import (
@@ -24,7 +25,6 @@ from ._nodes import (
     put_tensor,
     vcreg,
 )
-from ._symbolic import TABLE
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from torch import fx, nn
 from placement_rules import Frame, Recording, Scope, Site, function_of, operation, without_dispatch
 
 from .._errors import InsideError
+from ..site import TABLE
 from ._nodes import demean, demean_activation, get_tensor, put_tensor, vcreg
 from ._source import Source, SourceError, Span, Wrapping, rewrapped
-from ._symbolic import TABLE
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from placement_rules import Recording, Site
-from placement_rules._torch import buffers_of, children_of, unsaved_buffers_of
+from placement_rules._torch import buffers_of, unsaved_buffers_of
 
-from .._config import VCRegConfig
 from .._errors import InsertionError
-from .._live import LiveSite
-from .._positions import MASKS, Positions
-from .._steps import watch_steps
-from ..regularizers import Penalize
-from ._class import SiteTable, is_covered, is_rewritten, original_class, rewritten_class, table_of
+from ..gradient import Penalize, VCRegConfig
+from ..site import (
+    MASKS,
+    REGISTRY,
+    TABLE,
+    Insertion,
+    LiveSite,
+    Positions,
+    SiteTable,
+    is_rewritten,
+    live_sites,
+    table_of,
+    watch_steps,
+)
+from ._class import is_covered, original_class, rewritten_class
 from ._forward import Edit, build_forward
 from ._inside import Place
-from ._symbolic import TABLE
-from ._watch import REGISTRY, Insertion
 
 EDITS = "vcreg_edits"  # the attribute of a rewritten module that lists its edits
 
@@ -172,80 +177,6 @@ def _zeros(module: nn.Module, site: Site) -> torch.Tensor:
     return torch.zeros(site.channels, dtype=dtype, device=device)
 
 
-def live_sites(model: nn.Module) -> list[LiveSite]:
-    """Return the live sites of a model and its modules, in the order of their insertion."""
-    model = unwrapped(model)
-    found = {
-        (path, key): site
-        for path, module in model.named_modules()
-        for key, site in table_of(module).items()
-    }
-    order = [place for insertion in insertions(model) for place in insertion.sites.values()]
-    places = dict.fromkeys([*(place for place in order if place in found), *found])
-    return [found[place] for place in places]
-
-
 def has_inside_site(module: nn.Module) -> bool:
     """Whether a site lies in the middle of the module's own forward."""
     return any(edit.inside for edit in module.__dict__.get(EDITS, ()))
-
-
-def carry_insertions(told: Sequence[Insertion], other: nn.Module) -> None:
-    """Let what was inserted into a model be known of an exported form of it, too."""
-    other.__dict__[REGISTRY] = list(told)
-
-
-def insertions(model: nn.Module) -> list[Insertion]:
-    """Return what was inserted into a model, or into a module of it, as seen from the model.
-
-    In order; first what was inserted into the model itself.
-    """
-    found: list[Insertion] = []
-    seen: set[str] = set()
-    for path, module in unwrapped(model).named_modules():
-        for insertion in module.__dict__.get(REGISTRY, ()):
-            told = insertion.seen_from(path)
-            if not path or not told.sites.keys() <= seen:  # exported forms know of all already
-                found.append(told)
-                seen.update(told.sites)
-    return found
-
-
-def named_sites(model: nn.Module) -> list[tuple[str, LiveSite]]:
-    """Return the live sites with their names as seen from the model, in order.
-
-    A site keeps the name that it was inserted with, which was another one where it was inserted
-    through a module of the model. In an exported form the sites are modules of their own.
-    """
-    model = unwrapped(model)
-    names = {
-        id(s): f"{path}:{s.name.partition(':')[2]}"
-        for path, module in model.named_modules()
-        for s in table_of(module).values()
-        if is_rewritten(module)
-    }
-    return [(names.get(id(s), s.name), s) for s in live_sites(model)]
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside of DistributedDataParallel, DataParallel and a compiled form."""
-    while True:
-        if isinstance(model, (DistributedDataParallel, DataParallel)):
-            model = model.module
-        elif isinstance(inner := children_of(model).get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model
-
-
-def replace_site(model: nn.Module, name: str, stand_in: Any) -> None:
-    """Put another object in the place of a live site; the rewritten forward will call it.
-
-    **Raises:** `InsertionError` if the model has no such site.
-    """
-    for module in model.modules():
-        for key, site in table_of(module).items():
-            if site.name == name:
-                setattr(module.__dict__[TABLE], key, stand_in)
-                return
-    raise InsertionError(f"The model has no site {name}.")

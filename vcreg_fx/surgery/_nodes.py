@@ -12,7 +12,7 @@ from placement_rules import LayoutError, get_leaf, is_recording, is_same, leaves
 from placement_rules._torch import in_backward
 
 from .._errors import InsertionError
-from .._live import LiveSite
+from ..site import LiveSite
 from ._symbolic import site_and_mode, tracer_of
 
 _MOMENTUM = 0.1  # as in torch's batch norms

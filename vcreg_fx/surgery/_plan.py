@@ -28,16 +28,15 @@ from placement_rules import (
 )
 from placement_rules._torch import is_compiled
 
-from .._config import VCRegConfig
 from .._errors import InsertionError
-from .._positions import followed, positions_of
-from ..regularizers import Penalize, choose
-from ._class import set_aside, table_of
+from ..gradient import Penalize, VCRegConfig, choose
+from ..site import Insertion, table_of
+from ._class import set_aside
 from ._forward import key_of
 from ._inside import Mark, Place, PlaceFinder, new_methods
 from ._install import install
+from ._samples import followed, positions_of
 from ._table import table
-from ._watch import Insertion
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from ._class import is_covered, is_rewritten, original_class
+from ..site import is_rewritten
+from ._class import is_covered, original_class
 from ._install import EDITS
 
 

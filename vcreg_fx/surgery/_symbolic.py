@@ -6,9 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .._live import LiveSite
-
-TABLE = "vcreg_sites"  # the attribute of a rewritten module that holds its live sites
+from ..site import TABLE, LiveSite
 
 
 def tracer_of(*values: Any) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from placement_rules import Site
 
+from .._shared.tables import align
+
 
 def table(sites: Sequence[Site]) -> str:
     """Return a table of sites with aligned columns."""
@@ -18,17 +20,6 @@ def table(sites: Sequence[Site]) -> str:
         form = site.form if site.clone is None else f"{site.form}, cloned"
         rows.append((site.name, shape, str(site.layout), str(site.channels), str(site.calls), form))
     return "\n".join([align(rows), *notes(sites)])
-
-
-def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows, the first of which is the head, with aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("─" * width for width in widths))
-    return "\n".join(lines)
 
 
 def notes(sites: Sequence[Site]) -> list[str]:

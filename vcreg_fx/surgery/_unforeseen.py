@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..regularizers import SITE
-from ._symbolic import TABLE
+from ..gradient import SITE
+from ..site import TABLE
 
 _VIEWS = 4  # how many views of a site's tensor are followed
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..._insert import penalty, set_loss_scale, sites
 from ..._shared.progress import Progress
+from ...surgery import penalty, set_loss_scale, sites
 from ._batches import Batches
 from ._distributed import Processes, processes
 from ._resume import Flag, Stopped, load, noticed, save

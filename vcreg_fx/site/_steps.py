@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +16,37 @@ from placement_rules._torch import in_backward
 
 from ._calling import calling_scaler, loss_may_be_scaled, outside_torch, what_follows
 
-if TYPE_CHECKING:
-    from ._live import LiveSite
-
+FORGOTTEN = (
+    'with mode="loss" a backward pass has ended and nobody has read the penalties of its forward '
+    "pass: VCReg has done nothing there, and those penalties are dropped, as the graphs that they "
+    "belong to are spent. Add them to the loss of each step, loss + vcreg_fx.penalty(model), or "
+    'insert with mode="gradient".'
+)
 _LOOKED = 10  # the first steps of an optimizer, in which a GradScaler is looked for
 _MISSED = 10  # steps without a gradient, after which a site is reported
 _watches: weakref.WeakKeyDictionary[nn.Module, StepWatch] = weakref.WeakKeyDictionary()
 _hooks: list[Any] = []
+
+
+class Watched(Protocol):
+    """What is asked of a site at a step."""
+
+    name: str
+    steps: StepWatch | None
+
+    @property
+    def needs_scale(self) -> bool:
+        """Whether the site adds a gradient without knowing how the loop scales its loss."""
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether a step has left its numbers."""
+
+    def forget_unread(self) -> bool:
+        """Drop the penalties that a backward pass has left behind, and say if there were any."""
+
+    def missed_steps(self) -> int | None:
+        """Note a step; return in how many no gradient came to the site, None if one ever did."""
 
 
 class StepWatch:
@@ -35,8 +60,8 @@ class StepWatch:
 
     def __init__(self, model: nn.Module) -> None:
         self.forwarded = False  # whether a forward pass has come since the last backward pass
-        self.sites: weakref.WeakSet[LiveSite] = weakref.WeakSet()
-        self.unreached: weakref.WeakSet[LiveSite] = weakref.WeakSet()  # to which none came yet
+        self.sites: weakref.WeakSet[Watched] = weakref.WeakSet()
+        self.unreached: weakref.WeakSet[Watched] = weakref.WeakSet()  # to which none came yet
         self._model = weakref.ref(model)
         self._passes = 0
         self._told = self._told_unread = False
@@ -69,7 +94,7 @@ class StepWatch:
         count.base, count.summed = self._passes, 0
         scaler = None
         if count.holds and count.looked < _LOOKED:
-            count.looked += any(site.numbers is not None for site in self.sites)
+            count.looked += any(site.has_acted for site in self.sites)
             scaler = calling_scaler() if count.looked else None
         if (k > 1 and count.tells) or scaler is not None:
             self._tell(optimizer, k, scaler)
@@ -83,8 +108,6 @@ class StepWatch:
         """Drop the penalties that a backward pass has left behind, and warn of them once."""
         forgotten = [site for site in self.sites if site.forget_unread()]
         if forgotten and not self._told_unread:
-            from ._live import FORGOTTEN
-
             self._told_unread = True
             message = f"At {len(forgotten)} sites, {FORGOTTEN}"
             warnings.warn(message, stacklevel=outside_torch())
@@ -154,7 +177,7 @@ class _Count:
             self.summed += 1
 
 
-def watch_steps(model: nn.Module, sites: list[LiveSite]) -> StepWatch:
+def watch_steps(model: nn.Module, sites: Iterable[Watched]) -> StepWatch:
     """Watch the steps of the optimizers that train a model; one hook serves the whole process."""
     if not _hooks:
         _hooks.append(register_optimizer_step_post_hook(_after_step))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .surgery import named_sites
+from ._registry import named_sites
 
 
 def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
@@ -31,8 +31,9 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
     names: list[str] = []
     found: list[torch.Tensor] = []
     for name, site in named_sites(model):
-        std, covariance, enough = site.std, site.value, site.enough
-        if site.numbers is None or std is None or covariance is None or enough is None:
+        numbers = site.numbers
+        std, covariance, enough = numbers.std, numbers.loss, numbers.enough
+        if numbers.values is None or std is None or covariance is None or enough is None:
             continue
         variance = torch.relu(site.config.gamma - std).mean() * enough
         if site.penalize is None:
@@ -50,7 +51,7 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
             "nonfinite": (~std.isfinite()).to(std.dtype).mean(),
         }
         if site.config.ratio is not None:
-            values["factor"] = site.numbers[-1]
+            values["factor"] = numbers.values[-1]
         names += [f"{prefix}/{name}/{key}" for key in values]
         found += values.values()
     if not found:

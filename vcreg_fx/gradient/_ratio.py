@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._config import VCRegConfig
-from .._distributed import group_of, group_sum
+from ._config import VCRegConfig
 from ._precision import working_dtype
+from ._ranks import group_of, group_sum
 
 
 def strength(

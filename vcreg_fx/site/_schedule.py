@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from ._config import check_coefficient
-from ._errors import InsertionError
-from .surgery import live_sites
+from .._errors import InsertionError
+from ..gradient import check_coefficient
+from ._registry import live_sites
 
 
 class CoefficientSchedule:

@@ -13,17 +13,18 @@ from torch import Tensor
 from placement_rules import Layout
 from placement_rules._torch import is_batched, under_func_transform, under_vmap
 
-from .._config import VCRegConfig
-from .._distributed import GatherSamples, group_of, group_sum
 from ..functional import covariance_loss, flatten_samples, variance_loss
-from ._choice import Penalize
+from ._closed_form import Statistics, add_gradient, direction
+from ._config import VCRegConfig
 from ._estimate import Draw
 from ._estimate_operator import estimate
-from ._gradient import Statistics, add_gradient, direction
 from ._moments import Moments, moments_of, start_moments
+from ._numbers import Numbers
 from ._precision import autocast_off
 from ._products import add_product
+from ._ranks import GatherSamples, group_of, group_sum
 from ._ratio import strength
+from ._regularizer import Penalize
 
 SITE = "VCReg's site"  # how errors begin to name one
 
@@ -35,7 +36,7 @@ class Settings:
     layout: Layout
     config: VCRegConfig
     clone: bool
-    record: Callable[[Statistics], None]
+    numbers: Numbers  # of the last step
     penalize: Penalize | None = None  # what acts instead of VCReg, if anything
     key: str = ""  # what the draws of estimates depend on
     name: str = "a site"
@@ -99,7 +100,7 @@ class InjectGradient(torch.autograd.Function):
                     base, h, axis, found(), alpha, beta, scale, config, ctx.dtype, grad, absent
                 )
             if seen is not None:
-                settings.record(seen)
+                settings.numbers.record(seen)
         if under_func_transform():
             result = grad + result.detach()  # what arrives keeps its own graph
         return result, *[None] * 9
@@ -133,7 +134,7 @@ class Penalty(torch.autograd.Function):
         with torch.no_grad(), autocast_off(h):
             moments = moments_of(h, settings.layout.axis, reference, config, dtype, absent)
             found = direction(moments, alpha, beta, config)
-            settings.record(found.statistics)
+            settings.numbers.record(found.statistics)
             statistics, centre = found.statistics, found.centre
             assert centre is not None  # algorithm1 has no mode="loss"
             variance_loss = torch.relu(config.number("gamma") - statistics.variances.sqrt()).mean()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from placement_rules import Layout
 
-from .._config import VCRegConfig
+from ._config import VCRegConfig
 from ._moments import Moments, moments_of, present_sum
 from ._precision import working_dtype
 from ._products import add_product

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
 
-from ._distributed import as_data, check_sync
-from ._names import name_of, named_function
+from .._shared.names import name_of, named_function
+from ._ranks import as_data, check_sync
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._config import VCRegConfig
-from ._gradient import Statistics, add_gradient, direction, number
+from ._closed_form import Statistics, add_gradient, direction, number
+from ._config import VCRegConfig
 from ._moments import moments_of, reference_mean
 
 

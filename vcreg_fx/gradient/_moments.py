@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._config import VCRegConfig
-from .._distributed import group_of
+from ._config import VCRegConfig
 from ._precision import working_dtype
 from ._products import moments
+from ._ranks import group_of
 
 _PART = 16
 

@@ -20,22 +20,20 @@ from placement_rules._torch import (
     under_func_transform,
 )
 
-from ._calling import what_follows
-from ._config import VCRegConfig
-from ._distributed import GroupSum, group_of
-from ._loss_scale import LossScale
-from ._positions import Positions
-from ._site_values import SiteValues
-from ._steps import StepWatch
-from .regularizers import (
+from ..gradient import (
+    GroupSum,
     InjectGradient,
     Moments,
+    Numbers,
     Penalize,
     Penalty,
     Settings,
+    VCRegConfig,
     autocast_enabled,
     autocast_off,
+    check_coefficient,
     exported_vcreg,
+    group_of,
     inject_gradient_at,
     naive_penalty,
     present_sum,
@@ -45,18 +43,16 @@ from .regularizers import (
     start_moments,
     working_dtype,
 )
+from ._calling import what_follows
+from ._loss_scale import LossScale
+from ._positions import Positions
+from ._steps import FORGOTTEN, StepWatch
 
 _UNREAD = 64  # the most penalties that a site keeps for the next read
 _COMPILED_UNREAD = 4  # with how many a compiled site says what it costs to keep them
-FORGOTTEN = (
-    'with mode="loss" a backward pass has ended and nobody has read the penalties of its forward '
-    "pass: VCReg has done nothing there, and those penalties are dropped, as the graphs that they "
-    "belong to are spent. Add them to the loss of each step, loss + vcreg_fx.penalty(model), or "
-    'insert with mode="gradient".'
-)
 
 
-class LiveSite(SiteValues):
+class LiveSite:
     """A site of a model into which VCReg was inserted.
 
     **Attributes:**
@@ -68,6 +64,7 @@ class LiveSite(SiteValues):
       the first. Reading them waits for the device.
     - `std`: √(C_ii + ε) of each feature in that step, shape (d,).
     - `step`: with `interval` or `sample`, the backward passes so far.
+    - `numbers`: what these are read from, as it lies on the device.
     """
 
     def __init__(
@@ -81,7 +78,13 @@ class LiveSite(SiteValues):
         clone: bool,
         penalize: Penalize | None = None,
     ) -> None:
-        super().__init__(channels, config, penalize)
+        self.channels = channels
+        self.config = config
+        self.penalize = penalize
+        self.numbers = Numbers(channels, config, other=penalize is not None)
+        self._alpha = torch.tensor(config.alpha, dtype=torch.float64, device="cpu")
+        self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
+        self._step = torch.zeros((), dtype=torch.int64, device="cpu")
         self.name = name
         self.path = path
         self.position = position
@@ -111,6 +114,71 @@ class LiveSite(SiteValues):
     def __repr__(self) -> str:
         """Name the site and its coefficients."""
         return f"{self.name} ({self.layout}, d={self.channels}, α={self.alpha:g}, β={self.beta:g})"
+
+    @property
+    def alpha(self) -> float:
+        """The weight of the variance loss."""
+        return float(self._alpha)
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha.fill_(check_coefficient("alpha", value))
+
+    @property
+    def beta(self) -> float:
+        """The weight of the covariance loss."""
+        return float(self._beta)
+
+    @beta.setter
+    def beta(self, value: float) -> None:
+        self._beta.fill_(check_coefficient("beta", value))
+
+    @property
+    def step(self) -> int:
+        """How many backward passes an estimated site has seen, from which its draws follow.
+
+        Assign what a checkpoint noted, to go on with the same draws.
+        """
+        return int(self._step)
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step.fill_(value)
+
+    @property
+    def variance_loss(self) -> float | None:
+        """ℓ_var of the last step (Eq. 3); zero for less than two samples."""
+        return self.numbers.variance_loss
+
+    @property
+    def covariance_loss(self) -> float | None:
+        """ℓ_cov of the last step (Eq. 4, or Eq. 10 if δ is given); None for a competitor."""
+        return self.numbers.covariance_loss
+
+    @property
+    def penalty(self) -> float | None:
+        """α ℓ_var + β ℓ_cov of the last step (Eq. 5); α times a competitor's value."""
+        if (loss := self.numbers.loss) is not None and self.penalize is not None:
+            return self.alpha * float(loss)
+        variance, covariance = self.variance_loss, self.covariance_loss
+        if variance is None or covariance is None:
+            return None
+        return self.alpha * variance + self.beta * covariance
+
+    @property
+    def std(self) -> Tensor | None:
+        """√(C_ii + ε) of each feature in the last step, shape (d,)."""
+        return self.numbers.std
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples the last step had (n)."""
+        return self.numbers.samples
+
+    @property
+    def factor(self) -> float | None:
+        """What the penalty's gradient was multiplied by in the last step: 1 without `ratio`."""
+        return self.numbers.factor
 
     # What the demean and vcreg nodes call --------------------------------------------------
 
@@ -236,7 +304,7 @@ class LiveSite(SiteValues):
             return result
         if self.config.backend == "naive":
             penalty, statistics = naive_penalty(h, self._alpha, self._beta, self._settings, absent)
-            self._record(statistics)
+            self.numbers.record(statistics)
         else:
             given = (self._alpha, self._beta, self._settings, product_dtype(h))
             penalty = Penalty.apply(h, reference, absent, *given)[0]
@@ -249,6 +317,11 @@ class LiveSite(SiteValues):
     @cached_property
     def _inject(self) -> type[InjectGradient]:
         return inject_gradient_at(self.name)
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether a training step has left its numbers."""
+        return self.numbers.values is not None
 
     @property
     def needs_scale(self) -> bool:
@@ -393,12 +466,12 @@ class LiveSite(SiteValues):
             self.steps.went_back()
 
     def _make_settings(self) -> Settings:
-        how = (self._clone, self._record, self.penalize, self._key, self.name, self._note_injection)
+        how = (self._clone, self.numbers, self.penalize, self._key, self.name, self._note_injection)
         return Settings(self.layout, self.config, *how)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""
-        state = {**super().__getstate__(), "pending": [], "probe": None}
+        state = {**self.__dict__, "pending": [], "probe": None}
         state.update(_backward=False, _injected=False, _left=[False], steps=None)
         state.update(_passed=False, _reached=False, _missed=0)
         del state["_settings"]
@@ -407,7 +480,7 @@ class LiveSite(SiteValues):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copied or loaded site."""
-        super().__setstate__(state)
+        self.__dict__.update(state)
         self._settings = self._make_settings()
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .._config import VCRegConfig
 from .._errors import InsertionError
-from .._names import name_of, named_function
+from .._shared.names import name_of, named_function
 from ..functional import decov_loss, wld_loss
+from ._config import VCRegConfig
 
 Penalize = Callable[[Tensor], Tensor]
 COMPETITORS: dict[str, Penalize] = {"decov": decov_loss, "wld": wld_loss}

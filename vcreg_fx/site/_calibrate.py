@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._errors import InsertionError
+from .._errors import InsertionError
+from .._shared.tables import align
 from ._measure import Measurement, measure
-from .surgery import align, live_sites
+from ._registry import live_sites
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._config import VCRegConfig
+from ._closed_form import Statistics
+from ._config import VCRegConfig
 from ._estimate import Draw, add_estimate
-from ._gradient import Statistics
 from ._precision import autocast_off
 
 _WHAT = "Tensor grad, Tensor h, Tensor alpha, Tensor beta, Tensor? scale, Tensor? absent"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from placement_rules import Layout
 
-from .._config import VCRegConfig
-from ._gradient import add_gradient
+from ._closed_form import add_gradient
+from ._config import VCRegConfig
 from ._moments import moments_of
 from ._precision import autocast_off, product_dtype
 

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 
 from placement_rules import Layout, Rule
 
-from ._config import VCRegConfig
-from ._errors import InsertionError
-from ._live import LiveSite
-from ._loss_scale import LossScale
-from ._steps import forget_steps
-from .regularizers import Penalize, choose
-from .surgery import check_uncovered, live_sites, make_config, named_sites, plan, uninstall
-from .surgery import insertions as _insertions
+from .._errors import InsertionError
+from ..gradient import Penalize, VCRegConfig, choose
+from ..site import LiveSite, LossScale, forget_steps, live_sites, named_sites
+from ..site import insertions as _insertions
+from ._install import check_uncovered, uninstall
+from ._plan import make_config, plan
 
 
 def insert(

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import InsertionError
+from .._errors import InsertionError
+from .._shared.tables import align
+from ..functional import covariance, flatten_samples
+from ..gradient import penalty_gradient, strength
 from ._live import LiveSite
-from .functional import covariance, flatten_samples
-from .regularizers import penalty_gradient, strength
-from .surgery import align, live_sites
+from ._registry import live_sites
 
 if TYPE_CHECKING:
     import pandas

@@ -1,0 +1,32 @@
+"""Sites, live: their coefficients, their strength, the numbers of their last step."""
+
+from ._calibrate import Calibration as Calibration
+from ._calibrate import calibrate as calibrate
+from ._live import LiveSite as LiveSite
+from ._loss_scale import LossScale as LossScale
+from ._measure import Measurement as Measurement
+from ._measure import SiteMeasurement as SiteMeasurement
+from ._measure import measure as measure
+from ._metrics import metrics as metrics
+from ._positions import KNOWN_MASKS as KNOWN_MASKS
+from ._positions import MASKS as MASKS
+from ._positions import Masks as Masks
+from ._positions import Positions as Positions
+from ._positions import run_noted as run_noted
+from ._registry import REGISTRY as REGISTRY
+from ._registry import TABLE as TABLE
+from ._registry import Insertion as Insertion
+from ._registry import SiteTable as SiteTable
+from ._registry import carry_insertions as carry_insertions
+from ._registry import insertions as insertions
+from ._registry import is_rewritten as is_rewritten
+from ._registry import live_sites as live_sites
+from ._registry import named_sites as named_sites
+from ._registry import replace_site as replace_site
+from ._registry import table_of as table_of
+from ._registry import unwrapped as unwrapped
+from ._registry import watch_sites as watch_sites
+from ._schedule import CoefficientSchedule as CoefficientSchedule
+from ._schedule import check_schedule as check_schedule
+from ._steps import forget_steps as forget_steps
+from ._steps import watch_steps as watch_steps

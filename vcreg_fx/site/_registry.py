@@ -1,0 +1,206 @@
+"""Which sites a model has: what VCReg leaves at its modules, and what is read from that.
+
+Sites lie outside the module tree, in a table at the module that owns them; the model that VCReg was
+inserted into lists the insertions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from placement_rules import at
+from placement_rules._torch import children_of
+
+from .._errors import InsertionError
+from ._live import LiveSite
+from ._steps import watch_of, watch_steps
+
+TABLE = "vcreg_sites"  # the attribute of a rewritten module that holds its live sites
+REGISTRY = "vcreg_insertions"  # the attribute of a model that lists what was inserted into it
+
+
+class SiteTable:
+    """The live sites of one module, as attributes; outside the module tree."""
+
+    def __init__(self, **sites: Any) -> None:
+        self.__dict__.update(sites)
+
+
+@dataclass
+class Insertion:
+    """One call of ``insert``: what it was asked for, and the sites it made.
+
+    **Attributes:**
+
+    - `rule`: the rule as a string.
+    - `config`: the `VCRegConfig`'s fields.
+    - `sites`: site name → module path and the key of the site in that module.
+    - `layout`: the layout that was given, if any.
+    - `regularizer`: its name, or the user's function.
+    """
+
+    rule: str
+    config: dict[str, Any]
+    sites: dict[str, tuple[str, str]]
+    layout: str | None = None
+    regularizer: Any = "vcreg"
+    reported: set[str] = field(default_factory=set)
+
+    def seen_from(self, path: str) -> Insertion:
+        """Return the insertion into the module at ``path`` of a model as one into that model."""
+        if not path:
+            return self
+        sites = {
+            f"{path}{'' if name.startswith(':') else '.'}{name}": (
+                f"{path}.{owner}".rstrip("."),
+                key,
+            )
+            for name, (owner, key) in self.sites.items()
+        }
+        return replace(self, rule=str(at(*sites)), sites=sites)
+
+
+def table_of(module: nn.Module) -> dict[str, LiveSite]:
+    """Return a module's live sites by key; empty if it has none."""
+    table = module.__dict__.get(TABLE)
+    return {} if table is None else dict(vars(table))
+
+
+def is_rewritten(module: nn.Module) -> bool:
+    """Whether the module's class is a generated one, or was derived from one."""
+    return hasattr(type(module), "vcreg_original")
+
+
+def live_sites(model: nn.Module) -> list[LiveSite]:
+    """Return the live sites of a model and its modules, in the order of their insertion."""
+    model = unwrapped(model)
+    found = {
+        (path, key): site
+        for path, module in model.named_modules()
+        for key, site in table_of(module).items()
+    }
+    order = [place for insertion in insertions(model) for place in insertion.sites.values()]
+    places = dict.fromkeys([*(place for place in order if place in found), *found])
+    return [found[place] for place in places]
+
+
+def carry_insertions(told: Sequence[Insertion], other: nn.Module) -> None:
+    """Let what was inserted into a model be known of an exported form of it, too."""
+    other.__dict__[REGISTRY] = list(told)
+
+
+def insertions(model: nn.Module) -> list[Insertion]:
+    """Return what was inserted into a model, or into a module of it, as seen from the model.
+
+    In order; first what was inserted into the model itself.
+    """
+    found: list[Insertion] = []
+    seen: set[str] = set()
+    for path, module in unwrapped(model).named_modules():
+        for insertion in module.__dict__.get(REGISTRY, ()):
+            told = insertion.seen_from(path)
+            if not path or not told.sites.keys() <= seen:  # exported forms know of all already
+                found.append(told)
+                seen.update(told.sites)
+    return found
+
+
+def named_sites(model: nn.Module) -> list[tuple[str, LiveSite]]:
+    """Return the live sites with their names as seen from the model, in order.
+
+    A site keeps the name that it was inserted with, which was another one where it was inserted
+    through a module of the model. In an exported form the sites are modules of their own.
+    """
+    model = unwrapped(model)
+    names = {
+        id(s): f"{path}:{s.name.partition(':')[2]}"
+        for path, module in model.named_modules()
+        for s in table_of(module).values()
+        if is_rewritten(module)
+    }
+    return [(names.get(id(s), s.name), s) for s in live_sites(model)]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside of DistributedDataParallel, DataParallel and a compiled form."""
+    while True:
+        if isinstance(model, (DistributedDataParallel, DataParallel)):
+            model = model.module
+        elif isinstance(inner := children_of(model).get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def replace_site(model: nn.Module, name: str, stand_in: Any) -> None:
+    """Put another object in the place of a live site; the rewritten forward will call it.
+
+    **Raises:** `InsertionError` if the model has no such site.
+    """
+    for module in model.modules():
+        for key, site in table_of(module).items():
+            if site.name == name:
+                setattr(module.__dict__[TABLE], key, stand_in)
+                return
+    raise InsertionError(f"The model has no site {name}.")
+
+
+# Sites that were lost ---------------------------------------------------------------------------
+
+
+def lost_sites(model: nn.Module) -> list[str]:
+    """Return the names of sites whose module was replaced since they were inserted."""
+    lost = []
+    for insertion in model.__dict__.get(REGISTRY, ()):
+        for name, (path, key) in insertion.sites.items():
+            try:
+                owner = model.get_submodule(path)
+            except AttributeError:
+                lost.append(name)
+                continue
+            if not hasattr(owner.__dict__.get(TABLE), key):
+                lost.append(name)
+    return lost
+
+
+def _present(model: nn.Module, insertion: Insertion) -> list[LiveSite]:
+    """Return the live sites of an insertion that are still there."""
+    found = []
+    for path, key in insertion.sites.values():
+        try:
+            table = model.get_submodule(path).__dict__.get(TABLE)
+        except AttributeError:  # its module was replaced, which is reported by itself
+            continue
+        if isinstance(site := getattr(table, key, None), LiveSite):
+            found.append(site)
+    return found
+
+
+def watch_sites(model: nn.Module) -> None:
+    """Warn once, by name, of sites that were lost before a training forward."""
+    if not model.training or torch.compiler.is_compiling():
+        return
+    insertions = model.__dict__.get(REGISTRY, ())
+    watch = watch_of(model)
+    if watch is None:  # a copy, or loaded
+        watch = watch_steps(model, [site for each in insertions for site in _present(model, each)])
+    watch.look_for_unread()
+    told = set().union(*(insertion.reported for insertion in insertions))
+    fresh = [name for name in lost_sites(model) if name not in told]
+    if not fresh:
+        return
+    for insertion in insertions:
+        insertion.reported.update(fresh)
+    warnings.warn(
+        f"VCReg no longer acts at {', '.join(fresh)}: the modules were replaced after insert (as "
+        "reset_classifier and convert_sync_batchnorm do). Call vcreg_fx.remove(model), then insert "
+        "again.",
+        stacklevel=3,
+    )
