@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CORE = ("functional", "regularizers", "surgery", "exporting")
+CORE = ("functional", "gradient", "site", "surgery", "exporting", "_shared")
 UPPER = tuple(
     f"vcreg_fx.{name}"
     for name in (

@@ -187,8 +187,7 @@ def _tell_insertions(model: nn.Module, folder: Path) -> None:
     told = []
     for found in read_metadata(folder)["insertions"]:
         config = {k: v for k, v in found.items() if k not in {"rule", "layout", "coefficients"}}
-        places = dict.fromkeys(found["coefficients"], ("", ""))
-        told.append(Insertion(found["rule"], config, places, found["layout"]))
+        told.append(Insertion(found["rule"], config, list(found["coefficients"]), found["layout"]))
     carry_insertions(told, model)
 
 

@@ -16,8 +16,7 @@ from placement_rules._torch import is_batched, under_func_transform, under_vmap
 from ..functional import covariance_loss, flatten_samples, variance_loss
 from ._closed_form import Statistics, add_gradient, direction
 from ._config import VCRegConfig
-from ._estimate import Draw
-from ._estimate_operator import estimate
+from ._estimate import Draw, estimate
 from ._moments import Moments, moments_of, start_moments
 from ._numbers import Numbers
 from ._precision import autocast_off

@@ -20,6 +20,7 @@ from ._registry import SiteTable as SiteTable
 from ._registry import carry_insertions as carry_insertions
 from ._registry import insertions as insertions
 from ._registry import is_rewritten as is_rewritten
+from ._registry import key_of as key_of
 from ._registry import live_sites as live_sites
 from ._registry import named_sites as named_sites
 from ._registry import replace_site as replace_site

@@ -57,7 +57,7 @@ def metrics(model: nn.Module, prefix: str = "vcreg") -> dict[str, float]:
     if not found:
         return {}
     device = found[0].device
-    numbers = torch.stack([value.double().to(device) for value in found]).tolist()
-    result = dict(zip(names, numbers, strict=True))
+    fetched = torch.stack([value.double().to(device) for value in found]).tolist()
+    result = dict(zip(names, fetched, strict=True))
     result[f"{prefix}/penalty"] = sum(v for k, v in result.items() if k.endswith("/penalty"))
     return result

@@ -6,6 +6,7 @@ inserted into lists the insertions.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -41,14 +42,14 @@ class Insertion:
 
     - `rule`: the rule as a string.
     - `config`: the `VCRegConfig`'s fields.
-    - `sites`: site name → module path and the key of the site in that module.
+    - `sites`: the names of the sites.
     - `layout`: the layout that was given, if any.
     - `regularizer`: its name, or the user's function.
     """
 
     rule: str
     config: dict[str, Any]
-    sites: dict[str, tuple[str, str]]
+    sites: list[str]
     layout: str | None = None
     regularizer: Any = "vcreg"
     reported: set[str] = field(default_factory=set)
@@ -57,14 +58,18 @@ class Insertion:
         """Return the insertion into the module at ``path`` of a model as one into that model."""
         if not path:
             return self
-        sites = {
-            f"{path}{'' if name.startswith(':') else '.'}{name}": (
-                f"{path}.{owner}".rstrip("."),
-                key,
-            )
-            for name, (owner, key) in self.sites.items()
-        }
+        sites = [f"{path}{'' if name.startswith(':') else '.'}{name}" for name in self.sites]
         return replace(self, rule=str(at(*sites)), sites=sites)
+
+
+def place_of(name: str) -> tuple[str, str]:
+    """Return the path of the module that owns a site, and the site's key in its table."""
+    return name.partition(":")[0], key_of(name)
+
+
+def key_of(name: str) -> str:
+    """Return a site's name among those of its module, as an identifier."""
+    return re.sub(r"\W+", "_", name.partition(":")[2]).strip("_")
 
 
 def table_of(module: nn.Module) -> dict[str, LiveSite]:
@@ -86,7 +91,7 @@ def live_sites(model: nn.Module) -> list[LiveSite]:
         for path, module in model.named_modules()
         for key, site in table_of(module).items()
     }
-    order = [place for insertion in insertions(model) for place in insertion.sites.values()]
+    order = [place_of(name) for insertion in insertions(model) for name in insertion.sites]
     places = dict.fromkeys([*(place for place in order if place in found), *found])
     return [found[place] for place in places]
 
@@ -106,7 +111,7 @@ def insertions(model: nn.Module) -> list[Insertion]:
     for path, module in unwrapped(model).named_modules():
         for insertion in module.__dict__.get(REGISTRY, ()):
             told = insertion.seen_from(path)
-            if not path or not told.sites.keys() <= seen:  # exported forms know of all already
+            if not path or not seen.issuperset(told.sites):  # exported forms know of all already
                 found.append(told)
                 seen.update(told.sites)
     return found
@@ -159,7 +164,8 @@ def lost_sites(model: nn.Module) -> list[str]:
     """Return the names of sites whose module was replaced since they were inserted."""
     lost = []
     for insertion in model.__dict__.get(REGISTRY, ()):
-        for name, (path, key) in insertion.sites.items():
+        for name in insertion.sites:
+            path, key = place_of(name)
             try:
                 owner = model.get_submodule(path)
             except AttributeError:
@@ -173,7 +179,7 @@ def lost_sites(model: nn.Module) -> list[str]:
 def _present(model: nn.Module, insertion: Insertion) -> list[LiveSite]:
     """Return the live sites of an insertion that are still there."""
     found = []
-    for path, key in insertion.sites.values():
+    for path, key in map(place_of, insertion.sites):
         try:
             table = model.get_submodule(path).__dict__.get(TABLE)
         except AttributeError:  # its module was replaced, which is reported by itself

@@ -13,13 +13,13 @@ from ._insert import remove as remove
 from ._insert import set_loss_scale as set_loss_scale
 from ._insert import sites as sites
 from ._install import has_inside_site as has_inside_site
+from ._install import suspended as suspended
 from ._install import uninstall as uninstall
 from ._plan import Plan as Plan
 from ._plan import check_model as check_model
 from ._plan import make_config as make_config
+from ._plan import notes as notes
 from ._plan import plan as plan
-from ._suspend import suspended as suspended
-from ._table import notes as notes
 
 __all__ = [
     "Plan",

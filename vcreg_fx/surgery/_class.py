@@ -18,7 +18,7 @@ from ..site import MASKS, REGISTRY, TABLE, is_rewritten, run_noted, table_of, wa
 from ._forward import Forward
 from ._graph_data import from_data, to_data, to_shown_data
 from ._inside import NewMethod, new_methods
-from ._symbolic import tracer_of
+from ._nodes import tracer_of
 from ._unforeseen import named_error
 
 _made: WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = WeakValueDictionary()
@@ -38,7 +38,7 @@ def rewritten_class(original: type[nn.Module], forward: Forward, watch: bool) ->
     """
     source = forward.outer.python_code("self").src
     # A made class keeps its original alive, and so its id.
-    key = (id(original), source, forward.marks, str(forward.shown), watch)
+    key = (id(original), source, forward.inside, str(forward.shown), watch)
     made = _made.get(key)
     if made is None:
         made = _made[key] = _make(original, forward, watch, source)
@@ -64,7 +64,7 @@ def set_aside(model: nn.Module) -> None:
 
 
 def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -> type[nn.Module]:
-    methods = new_methods(forward.marks)
+    methods = new_methods(forward.inside)
     bases, own = _bases(original, methods)
     inside: Any = own.pop("forward", original.forward)
     rewritten = _compile(forward.outer)
@@ -105,7 +105,7 @@ def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -
         if not (isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__):  # type: ignore[attr-defined]
             return reduced
         shown = None if forward.shown is forward.outer else to_shown_data(forward.shown)
-        data = (to_data(forward.outer), forward.marks, shown)
+        data = (to_data(forward.outer), forward.inside, shown)
         return (_rebuild, (original, data, watch, *reduced[1][1:]), *reduced[2:])
 
     namespace: dict[str, Any] = {
@@ -181,8 +181,8 @@ def _compile(graph: fx.Graph) -> Any:
 
 def _rebuild(original: type[nn.Module], data: Any, watch: bool, *args: Any) -> nn.Module:
     """Make an empty instance of the rewritten class, when a module is unpickled or copied."""
-    outer, marks, shown = data
+    outer, inside, shown = data
     graph = from_data(outer)
-    forward = Forward(graph, marks, graph if shown is None else from_data(shown))
+    forward = Forward(graph, inside, graph if shown is None else from_data(shown))
     cls = rewritten_class(original, forward, watch)
     return cls.__new__(cls, *args)

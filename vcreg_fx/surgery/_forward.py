@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
-from placement_rules import Recording, Scope, Site, operation
+from placement_rules import operation
 
-from ..gradient import VCRegConfig
 from ..site import TABLE
+from ._edit import Edit
 from ._graph_data import Shown
-from ._inside import Mark, Place
 from ._nodes import (
     check_arguments,
     demean,
@@ -28,74 +27,6 @@ from ._nodes import (
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One site of a module, as its forward sees it.
-
-    **Attributes:**
-
-    - `name`: the site's name.
-    - `position`, `leaf`: where in the module it is.
-    - `demeans`: whether the activation itself is demeaned.
-    - `place`: for a site in the middle of the forward, where in the source it is.
-    - `at`: the recorded call and node, with which the module's graph is shown.
-    """
-
-    name: str
-    position: str
-    leaf: tuple[int | str, ...]
-    demeans: bool
-    place: Place | None = None
-    at: tuple[Scope, fx.Node] | None = None
-
-    @classmethod
-    def of(cls, site: Site, config: VCRegConfig, place: Place | None) -> Edit:
-        """Return the edit for a planned site."""
-        demeans = config.demean == "activations"
-        at = (site.scope, site.node)
-        return cls(site.name, site.position, site.leaf, demeans, place, at)
-
-    def detached(self) -> Edit:
-        """Return the edit without the recording, as it is kept with the module."""
-        return replace(self, at=None)
-
-    def found_in(self, recording: Recording) -> Edit:
-        """Return a kept edit with its node in a new recording of the model, for the shown graph."""
-        for scope in recording.calls(self.name.partition(":")[0]):
-            for node in scope.graph.nodes:
-                if node.name == self.position:
-                    return replace(self, at=(scope, node))
-        return self
-
-    @property
-    def inside(self) -> bool:
-        """Whether the site lies in the middle of the module's forward."""
-        return self.position not in {"input", "output"}
-
-    @property
-    def key(self) -> str:
-        """The site's name among those of its module, as an identifier."""
-        return key_of(self.position, self.leaf)
-
-    @property
-    def buffer(self) -> str | None:
-        """The name of the running mean that ``demean="activations"`` adds to the module."""
-        return f"vcreg_{self.key}_running_mean" if self.demeans else None
-
-    @property
-    def mark(self) -> Mark | None:
-        """What is marked in the module's source, if the site lies in the middle of it."""
-        return None if self.place is None else Mark(self.place, self.key, self.leaf, self.buffer)
-
-
-def key_of(position: str, leaf: tuple[int | str, ...]) -> str:
-    """Return a site's name among those of its module, as an identifier."""
-    parts = [position, *(str(key) for key in leaf)]
-    if parts == ["input", "0"]:
-        parts = ["input"]
-    return "".join(c if c.isalnum() else "_" for c in "_".join(parts))
-
-
-@dataclass(frozen=True)
 class Forward:
     """A module's new forward.
 
@@ -103,12 +34,12 @@ class Forward:
 
     - `outer`: takes ``*args, **kwargs``, calls ``self.vcreg_original_forward``, and holds the nodes
       for sites at the module's inputs and outputs.
-    - `marks`: the sites in the middle of the original forward.
+    - `inside`: the sites in the middle of the original forward.
     - `shown`: the graph that the module's class shows.
     """
 
     outer: fx.Graph
-    marks: tuple[Mark, ...]
+    inside: tuple[Edit, ...]
     shown: fx.Graph
 
 
@@ -121,9 +52,9 @@ def build_forward(forward: Any, edits: Sequence[Edit]) -> Forward:
     - `edits`: its sites.
     """
     outer = _outer(forward, edits)
-    marks = tuple(edit.mark for edit in edits if edit.mark is not None)
-    within = [edit for edit in edits if edit.inside and edit.at is not None]
-    return Forward(outer, marks, _recorded(within) if within else outer)
+    inside = tuple(edit.detached() for edit in edits if edit.place is not None)
+    within = [edit for edit in edits if edit.place is not None and edit.at is not None]
+    return Forward(outer, inside, _recorded(within) if within else outer)
 
 
 def _recorded(edits: Sequence[Edit]) -> fx.Graph:

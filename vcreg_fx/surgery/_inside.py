@@ -21,47 +21,9 @@ from placement_rules import Frame, Recording, Scope, Site, function_of, operatio
 
 from .._errors import InsideError
 from ..site import TABLE
+from ._edit import Edit, Place
 from ._nodes import demean, demean_activation, get_tensor, put_tensor, vcreg
 from ._source import Source, SourceError, Span, Wrapping, rewrapped
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in the source of a module's class the tensor of a site is computed.
-
-    **Attributes:**
-
-    - `cls`, `method`: the class that defines the method, and the method's name.
-    - `span`: the expression.
-    - `execution`, `executions`: which of its executions in one call of the method makes the tensor,
-      and how many there were.
-    - `digest`: of the method's source.
-    """
-
-    cls: type
-    method: str
-    span: Span
-    execution: int
-    executions: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Mark:
-    """One site in the middle of a forward.
-
-    **Attributes:**
-
-    - `place`: where it is computed.
-    - `key`: the site's name among those of its module.
-    - `leaf`: where in the value of the expression the tensor is.
-    - `buffer`: the name of its running mean, if the activation itself is demeaned.
-    """
-
-    place: Place
-    key: str
-    leaf: tuple[int | str, ...]
-    buffer: str | None
 
 
 def refusal(scope: Scope, position: str, reason: str) -> InsideError:
@@ -293,19 +255,20 @@ class NewMethod:
     text: str
 
 
-def new_methods(marks: Sequence[Mark]) -> list[NewMethod]:
+def new_methods(edits: Sequence[Edit]) -> list[NewMethod]:
     """Return the methods with the sites that are marked in them.
 
     **Raises:** `InsideError` if the source is no longer what it was when the sites were planned.
     """
-    together: dict[tuple[type, str], list[Mark]] = {}
-    for mark in marks:
-        together.setdefault((mark.place.cls, mark.place.method), []).append(mark)
+    together: dict[tuple[type, str], list[Edit]] = {}
+    for edit in edits:
+        if edit.place is not None:
+            together.setdefault((edit.place.cls, edit.place.method), []).append(edit)
     made = []
     for (cls, method), here in together.items():
         try:
             source = _source(cls, method)
-            if any(mark.place.digest != source.digest for mark in here):
+            if any(edit.place and edit.place.digest != source.digest for edit in here):
                 raise SourceError(
                     "its source has changed since VCReg was inserted. Insert into the model anew"
                 )
@@ -319,25 +282,26 @@ def new_methods(marks: Sequence[Mark]) -> list[NewMethod]:
     return made
 
 
-def _wrappings(marks: Sequence[Mark]) -> list[Wrapping]:
-    by_span: dict[Span, list[Mark]] = {}
-    for mark in marks:
-        by_span.setdefault(mark.place.span, []).append(mark)
+def _wrappings(edits: Sequence[Edit]) -> list[Wrapping]:
+    by_span: dict[Span, list[tuple[Edit, Place]]] = {}
+    for edit in edits:
+        if (place := edit.place) is not None:
+            by_span.setdefault(place.span, []).append((edit, place))
     found = []
     for span, here in by_span.items():
-        sites: list[str | None] = [None] * max(mark.place.executions for mark in here)
-        for mark in here:
-            place = mark.place
-            if sites[place.execution] is not None or mark.leaf != here[0].leaf:
+        leaf = here[0][0].leaf
+        sites: list[str | None] = [None] * max(place.executions for _, place in here)
+        for edit, place in here:
+            if sites[place.execution] is not None or edit.leaf != leaf:
                 raise SourceError(f"line {span.line + 1} of it computes more than one site at once")
-            sites[place.execution] = mark.key
-        found.append(Wrapping(span, tuple(sites), here[0].leaf))
+            sites[place.execution] = edit.key
+        found.append(Wrapping(span, tuple(sites), leaf))
     return found
 
 
-def _marker(marks: Sequence[Mark]) -> Callable[..., Any]:
+def _marker(edits: Sequence[Edit]) -> Callable[..., Any]:
     """Return the function that rewritten source calls at its sites."""
-    buffers: Mapping[str, str | None] = {mark.key: mark.buffer for mark in marks}
+    buffers: Mapping[str, str | None] = {edit.key: edit.buffer for edit in edits}
 
     def mark_site(
         module: nn.Module,

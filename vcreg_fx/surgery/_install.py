@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -26,8 +28,8 @@ from ..site import (
     watch_steps,
 )
 from ._class import is_covered, original_class, rewritten_class
-from ._forward import Edit, build_forward
-from ._inside import Place
+from ._edit import Edit
+from ._forward import build_forward
 
 EDITS = "vcreg_edits"  # the attribute of a rewritten module that lists its edits
 
@@ -35,39 +37,42 @@ EDITS = "vcreg_edits"  # the attribute of a rewritten module that lists its edit
 def install(
     model: nn.Module,
     sites: Sequence[Site],
-    places: Mapping[str, Place],
+    edits: Sequence[Edit],
     recording: Recording,
     insertion: Insertion,
     config: VCRegConfig,
-    penalize: Penalize | None = None,
-    positions: Mapping[str, Positions] | None = None,
-) -> nn.Module:
+    penalize: Penalize | None,
+    positions: Mapping[str, Positions],
+) -> dict[str, LiveSite]:
     """Rewrite the modules that own ``sites``, in place.
 
     **Arguments:**
 
-    - `sites`: the planned sites.
-    - `places`: where in the source those in the middle of forwards are, by name.
+    - `sites`, `edits`: the planned sites, and what each asks of its module.
     - `recording`: the recording they were planned on.
     - `insertion`: what to remember of this insertion.
     - `config`: what to apply at the sites.
     - `penalize`: what to apply instead of VCReg, if anything.
     - `positions`: which positions are samples, by the names of sites where not all may be.
 
+    **Returns:** the live sites, by name.
+
     **Raises:** `InsertionError` if a site is taken, or a forward cannot be rewritten; nothing has
     been changed then.
     """
-    edits: dict[str, list[Edit]] = {"": []}
-    for site in sites:
-        if config.demean == "activations" and not site.shape:
+    demeans = config.demean == "activations"
+    edits = [replace(edit, demeans=demeans) for edit in edits]
+    by_path: dict[str, list[Edit]] = {"": []}
+    for site, edit in zip(sites, edits, strict=True):
+        if demeans and not site.shape:
             raise InsertionError(
                 f"{site.name}: the model could not be recorded, so the number of channels is "
                 'unknown, and with it the running mean of demean="activations". Pass '
                 'example_inputs=, or use demean="statistics".'
             )
-        edits.setdefault(site.path, []).append(Edit.of(site, config, places.get(site.name)))
+        by_path.setdefault(site.path, []).append(edit)
     classes = {}
-    for path, added in edits.items():
+    for path, added in by_path.items():
         module = model.get_submodule(path)
         present: tuple[Edit, ...] = module.__dict__.get(EDITS, ())
         check_uncovered(module)
@@ -77,16 +82,21 @@ def install(
         forward = build_forward(original.forward, every)
         classes[path] = rewritten_class(original, forward, not path or REGISTRY in module.__dict__)
     _swap_classes(model, classes)
-    for site in sites:
-        edit = Edit.of(site, config, places.get(site.name)).detached()
-        live = _attach(model.get_submodule(site.path), site, edit, config, penalize)
-        live.positions = (positions or {}).get(site.name)
+    live = {}
+    for site, edit in zip(sites, edits, strict=True):
+        made = LiveSite(
+            site.name, site.path, site.position, site.layout, site.channels, config,
+            clone=site.clone is not None, penalize=penalize,
+        )  # fmt: skip
+        made.positions = positions.get(site.name)
+        _attach(model.get_submodule(site.path), made, edit, site.dtype)
+        live[site.name] = made
     model.__dict__.setdefault(REGISTRY, []).append(insertion)
-    masks = {id(p.masks): p.masks for p in (positions or {}).values() if p.masks is not None}
+    masks = {id(p.masks): p.masks for p in positions.values() if p.masks is not None}
     if masks:
         model.__dict__[MASKS] = [*model.__dict__.get(MASKS, ()), *masks.values()]
     watch_steps(model, live_sites(model))
-    return model
+    return live
 
 
 def _check_free(module: nn.Module, present: Sequence[Edit], added: Sequence[Edit]) -> None:
@@ -123,19 +133,15 @@ def _swap_classes(model: nn.Module, classes: dict[str, type[nn.Module]]) -> None
         done.append((module, before))
 
 
-def _attach(
-    module: nn.Module, site: Site, edit: Edit, config: VCRegConfig, penalize: Penalize | None
-) -> LiveSite:
-    live = LiveSite(
-        site.name, site.path, site.position, site.layout, site.channels, config,
-        clone=site.clone is not None, penalize=penalize,
-    )  # fmt: skip
+def _attach(module: nn.Module, live: LiveSite, edit: Edit, dtype: torch.dtype) -> None:
     module.__dict__.setdefault(TABLE, SiteTable())
     setattr(module.__dict__[TABLE], edit.key, live)
-    module.__dict__[EDITS] = (*module.__dict__.get(EDITS, ()), edit)
+    module.__dict__[EDITS] = (*module.__dict__.get(EDITS, ()), edit.detached())
     if edit.buffer is not None:
-        module.register_buffer(edit.buffer, _zeros(module, site))
-    return live
+        near = next(module.parameters(), None)
+        device = near.device if near is not None else torch.device("cpu")
+        kept = torch.float64 if dtype == torch.float64 else torch.float32
+        module.register_buffer(edit.buffer, torch.zeros(live.channels, dtype=kept, device=device))
 
 
 def check_uncovered(module: nn.Module) -> None:
@@ -170,13 +176,27 @@ def uninstall(module: nn.Module) -> None:
     object.__setattr__(module, "__class__", original_class(module))
 
 
-def _zeros(module: nn.Module, site: Site) -> torch.Tensor:
-    near = next(module.parameters(), None)
-    device = near.device if near is not None else torch.device("cpu")
-    dtype = torch.float64 if site.dtype == torch.float64 else torch.float32
-    return torch.zeros(site.channels, dtype=dtype, device=device)
-
-
 def has_inside_site(module: nn.Module) -> bool:
     """Whether a site lies in the middle of the module's own forward."""
-    return any(edit.inside for edit in module.__dict__.get(EDITS, ()))
+    return any(edit.place is not None for edit in module.__dict__.get(EDITS, ()))
+
+
+@contextmanager
+def suspended(model: nn.Module) -> Iterator[None]:
+    """Let the model be as it was before `insert`, as far as nothing of its output depends on it.
+
+    Modules whose activations are demeaned in eval mode too stay as they are, and so do those whose
+    class was changed again since.
+    """
+    changed = []
+    for module in model.modules():
+        demeans = any(edit.demeans for edit in module.__dict__.get(EDITS, ()))
+        if is_rewritten(module) and not is_covered(module) and not demeans:
+            changed.append((module, type(module)))
+    try:
+        for module, _ in changed:
+            object.__setattr__(module, "__class__", original_class(module))
+        yield
+    finally:
+        for module, rewritten in changed:
+            object.__setattr__(module, "__class__", rewritten)

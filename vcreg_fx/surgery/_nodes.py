@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from placement_rules import LayoutError, get_leaf, is_recording, is_same, leaves, replace_leaf
 from placement_rules._torch import in_backward
 
 from .._errors import InsertionError
-from ..site import LiveSite
-from ._symbolic import site_and_mode, tracer_of
+from ..site import TABLE, LiveSite
 
 _MOMENTUM = 0.1  # as in torch's batch norms
 
@@ -155,3 +154,35 @@ def _place(args: Any, kwargs: Any, names: tuple[str, ...], path: Any) -> tuple[A
     elif isinstance(first, str) and first not in kwargs and first in names:
         first = names.index(first)
     return (args if isinstance(first, int) else kwargs), (first, *rest)
+
+
+def tracer_of(*values: Any) -> Any:
+    """Return the tracer that has demean and vcreg nodes of its own, if one traces the values."""
+    for value in values:
+        if isinstance(value, fx.Proxy) and hasattr(value.tracer, "demean_activation"):
+            return value.tracer
+    return None
+
+
+def site_and_mode(site: LiveSite, h: fx.Proxy) -> tuple[fx.Proxy, fx.Proxy]:
+    """Return nodes that read the live site and its module's mode, for any other tracer.
+
+    They are read as the rewritten forward reads them, so that what is traced in train mode trains
+    with VCReg, and follows ``train()`` and ``eval()`` there.
+
+    **Raises:** `TypeError` if the site's module is not part of what is traced.
+    """
+    tracer = h.tracer
+    root = getattr(tracer, "root", None)
+    for path, module in root.named_modules() if isinstance(root, nn.Module) else ():
+        table = module.__dict__.get(TABLE)
+        for key, found in ({} if table is None else vars(table)).items():
+            if found is site:
+                prefix = f"{path}." if path else ""
+                live = tracer.create_proxy("get_attr", f"{prefix}{TABLE}.{key}", (), {})
+                return live, tracer.create_proxy("get_attr", f"{prefix}training", (), {})
+    raise TypeError(
+        f"Symbolic tracing in train mode would lose VCReg at {site.name}, whose module is not part "
+        "of what is traced. Trace the model itself, or trace in eval mode, where VCReg does "
+        "nothing; vcreg_fx.to_graph_module(model) keeps VCReg as nodes."
+    )

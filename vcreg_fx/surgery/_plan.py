@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,14 +29,14 @@ from placement_rules import (
 from placement_rules._torch import is_compiled
 
 from .._errors import InsertionError
+from .._shared.tables import align
 from ..gradient import Penalize, VCRegConfig, choose
-from ..site import Insertion, table_of
+from ..site import Insertion
 from ._class import set_aside
-from ._forward import key_of
-from ._inside import Mark, Place, PlaceFinder, new_methods
+from ._edit import Edit
+from ._inside import PlaceFinder, new_methods
 from ._install import install
 from ._samples import followed, positions_of
-from ._table import table
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Plan:
     - `sites`: the selected sites in the order in which they are computed.
     - `recording`: the forward pass on which the rule was decided.
     - `layout`: the layout that was given, if any.
-    - `places`: where in the source the sites in the middle of forwards are, by name.
+    - `edits`: what each site asks of the forward of its module.
     """
 
     model: nn.Module
@@ -58,7 +58,7 @@ class Plan:
     sites: list[Site]
     recording: Recording = field(repr=False)
     layout: Layout | None = None
-    places: dict[str, Place] = field(default_factory=dict, repr=False)
+    edits: tuple[Edit, ...] = field(default=(), repr=False)
 
     def apply(
         self,
@@ -82,18 +82,18 @@ class Plan:
         penalize, config, name = choose(regularizer, make_config(config, overrides))
         check_model(self.model)
         self._check_coefficients(coefficients or {}, config)
-        sites = {site.name: (site.path, key_of(site.position, site.leaf)) for site in self.sites}
+        names = [site.name for site in self.sites]
         layout = None if self.layout is None else str(self.layout)
-        insertion = Insertion(str(self.rule), config.to_dict(), sites, layout, name)
+        insertion = Insertion(str(self.rule), config.to_dict(), names, layout, name)
         positions = positions_of(self.model, self.recording, self.sites, config)
         with torch.inference_mode(mode=False):  # tensors made there could not be trained with
-            how = (self.recording, insertion, config, penalize, positions)
-            install(self.model, self.sites, self.places, *how)
+            live = install(
+                self.model, self.sites, self.edits, self.recording, insertion, config, penalize,
+                positions,
+            )  # fmt: skip
         for name, values in (coefficients or {}).items():
-            path, key = sites[name]
-            live = table_of(self.model.get_submodule(path))[key]
             for coefficient, value in values.items():
-                setattr(live, coefficient, value)
+                setattr(live[name], coefficient, value)
         return self.model
 
     def _check_coefficients(
@@ -176,7 +176,8 @@ def plan(
         known = None if given is None else unrecorded(model, parsed, given)
         if known is None:
             raise
-        return Plan(model, parsed, known[1], known[0], given)
+        edits = tuple(Edit.of(site, None) for site in known[1])
+        return Plan(model, parsed, known[1], known[0], given, edits)
     sites = resolve(recording, parsed.require(recording), given)
     for path in dict.fromkeys(site.path for site in sites):
         module = model.get_submodule(path)
@@ -186,21 +187,20 @@ def plan(
                 "accelerate's hooks do); a rewritten forward would never run. Insert before that, "
                 "or use a rule that selects another module."
             )
-    return Plan(model, parsed, sites, recording, given, _places(recording, sites))
+    return Plan(model, parsed, sites, recording, given, _edits(recording, sites))
 
 
-def _places(recording: Recording, sites: list[Site]) -> dict[str, Place]:
+def _edits(recording: Recording, sites: list[Site]) -> tuple[Edit, ...]:
     """Find the sites in the middle of forwards in the source, and try to rewrite it there."""
     finder = PlaceFinder(recording)
-    found = {site.name: finder.find(site) for site in sites if site.form == "inside"}
-    marks: dict[str, list[Mark]] = {}
-    for site in sites:
-        if site.name in found:
-            mark = Mark(found[site.name], key_of(site.position, site.leaf), site.leaf, None)
-            marks.setdefault(site.path, []).append(mark)
-    for together in dict.fromkeys(map(tuple, marks.values())):  # once where modules are alike
+    edits = [Edit.of(s, finder.find(s) if s.form == "inside" else None) for s in sites]
+    inside: dict[str, list[Edit]] = {}
+    for site, edit in zip(sites, edits, strict=True):
+        if edit.place is not None:
+            inside.setdefault(site.path, []).append(edit)
+    for together in dict.fromkeys(map(tuple, inside.values())):  # once where modules are alike
         new_methods(together)
-    return found
+    return tuple(edits)
 
 
 def make_config(config: VCRegConfig | None, overrides: dict[str, Any]) -> VCRegConfig:
@@ -246,3 +246,38 @@ def check_model(model: nn.Module) -> None:
                 f"{where} sharded by fully_shard. Insert first, then shard: the rewritten modules "
                 "are sharded as they are."
             )
+
+
+def table(sites: Sequence[Site]) -> str:
+    """Return a table of sites with aligned columns."""
+    rows = [("site", "shape", "layout", "channels", "calls", "form")]
+    for site in sites:
+        if not site.shape:
+            rows.append((site.name, "not recorded", str(site.layout), "?", "?", site.form))
+            continue
+        shape = " × ".join(str(size) for size in site.shape)
+        form = site.form if site.clone is None else f"{site.form}, cloned"
+        rows.append((site.name, shape, str(site.layout), str(site.channels), str(site.calls), form))
+    return "\n".join([align(rows), *notes(sites)])
+
+
+def notes(sites: Sequence[Site]) -> list[str]:
+    """Return what a reader of the table should know: clones, and sites with few samples."""
+    found = [
+        f"{site.name}: returned as a clone, because {site.clone} writes to it in place."
+        for site in sites
+        if site.clone is not None and site.shape
+    ]
+    if lost := [site.name for site in sites if not site.leads_on]:
+        found.append(
+            f"{', '.join(lost)}: the model's output does not depend on it, so no gradient comes "
+            'back there; mode="gradient" adds nothing, mode="loss" does.'
+        )
+    if narrow := [site for site in sites if site.samples < site.channels]:
+        batch = max(-(-site.channels * site.shape[0] // site.samples) for site in narrow)
+        names = narrow[0].name if len(narrow) == 1 else f"{len(narrow)} sites"
+        found.append(
+            f"{names}: fewer samples than channels (n < d) in batches below {batch}; the "
+            "covariance matrix then lacks full rank and is noisy."
+        )
+    return found
