@@ -175,7 +175,7 @@ def test_forgotten_penalties_are_told_once_and_dropped() -> None:
     assert len(told) == 1
     model(x)
     vcreg_fx.penalty(model).backward()  # of that forward alone: the graphs of others are gone
-    assert [len(site.pending) for site in vcreg_fx.sites(model)] == [0, 0]
+    assert [len(site.passes.pending) for site in vcreg_fx.sites(model)] == [0, 0]
 
 
 def test_penalties_without_any_backward_do_not_pile_up() -> None:
@@ -183,7 +183,7 @@ def test_penalties_without_any_backward_do_not_pile_up() -> None:
     with pytest.warns(UserWarning, match="64 times since its penalties were last read"):
         for _ in range(70):
             model(x)
-    assert {len(site.pending) for site in vcreg_fx.sites(model)} == {64}
+    assert {len(site.passes.pending) for site in vcreg_fx.sites(model)} == {64}
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
@@ -218,7 +218,7 @@ def test_backward_passes_of_others_leave_penalties_behind_alone() -> None:
         model(x).detach()
         model(x)
         for site in vcreg_fx.sites(model):
-            del site.pending[1:]  # those of the two passes that are thrown away
+            del site.passes.pending[1:]  # those of the two passes that are thrown away
         (waiting + vcreg_fx.penalty(model)).backward()
     assert relative_error(gradients(model), expected) < 1e-6
 
@@ -232,7 +232,7 @@ def test_compiled_code_tells_of_penalties_that_nobody_reads() -> None:
             compiled(x).sum().backward()
     texts = [str(warning.message) for warning in told]
     assert sum("which compiles the model anew for each number" in text for text in texts) == 2
-    assert max(len(site.pending) for site in vcreg_fx.sites(model)) <= 9
+    assert max(len(site.passes.pending) for site in vcreg_fx.sites(model)) <= 9
 
 
 def test_loops_that_read_are_not_told() -> None:

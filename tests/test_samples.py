@@ -63,7 +63,7 @@ def gradient_at(
     if not site.active(x, True):
         return arriving.clone()
     out = site.regularize(x, site.reference_mean(x))
-    loss = site.take_pending()[0] if site.config.mode == "loss" else None
+    loss = site.passes.take()[0] if site.config.mode == "loss" else None
     outputs, grads = ([out], [arriving]) if loss is None else ([out, loss], [arriving, None])
     return torch.autograd.grad(outputs, leaf, grads)[0]
 

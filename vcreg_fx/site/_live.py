@@ -45,6 +45,7 @@ from ..gradient import (
 )
 from ._calling import what_follows
 from ._loss_scale import LossScale
+from ._passes import Passes
 from ._positions import Positions
 from ._steps import FORGOTTEN, StepWatch
 
@@ -91,19 +92,13 @@ class LiveSite:
         self.layout = layout
         self.loss_scale: LossScale | None = None
         self.steps: StepWatch | None = None  # where the passes of an untold loop are counted
-        self.pending: list[Tensor] = []
+        self.passes = Passes()
         self.probe: Callable[[Tensor, Tensor | None], None] | None = None  # notes, and does no more
         self.positions: Positions | None = None  # says which are no samples, where not all are
         self._clone = clone
         seed = torch.initial_seed() if config.sync is False else 0  # ranks act in the same steps
         self._key = f"{name}:{seed}"
         self._warned: set[str] = set()
-        self._left = [False]  # whether one came in the backward pass of the latest forward pass
-        self._backward = False  # whether a gradient came to the site since its last forward
-        self._injected = False  # and whether it came through what the site returned
-        self._passed = False  # whether a training forward has come since the last step
-        self._reached = False  # whether a gradient has ever come
-        self._missed = 0  # the steps without one, from the first on
         self._settings = self._make_settings()
 
     @property
@@ -337,16 +332,17 @@ class LiveSite:
 
     def _keep(self, penalty: Tensor) -> None:
         """Keep a penalty until it is read."""
+        pending = self.passes.pending
         if torch.compiler.is_compiling():
-            if len(self.pending) == _COMPILED_UNREAD:
+            if len(pending) == _COMPILED_UNREAD:
                 _tell_of_compilations(self)
+            pending.append(penalty)
         else:
-            penalty.vcreg_left = self._left  # type: ignore[attr-defined]
+            self.passes.keep(penalty)
             if self.positions is not None:
                 self.positions.look_back(penalty)
-        self.pending.append(penalty)
-        if len(self.pending) > _UNREAD:
-            del self.pending[0]
+        if len(pending) > _UNREAD:
+            del pending[0]
             self._warn_once(
                 f"{self.name} was passed {_UNREAD} times since its penalties were last read; older "
                 "ones are dropped. Add them to the loss of each step, loss + "
@@ -357,43 +353,19 @@ class LiveSite:
         """Say what went wrong in the step before, and watch this one."""
         if in_backward() or under_func_transform():
             return
-        if self.forget_unread():
+        passes = self.passes
+        if passes.forget_unread():
             self._warn_once(f"{self.name}: {FORGOTTEN}")
-        if self._backward and not self._injected and self.config.mode == "gradient":
+        if passes.came_back and not passes.injected and self.config.mode == "gradient":
             self._warn_once(
                 f"{self.name} received a gradient, but not through what the site returned, so that "
                 "VCReg has done nothing there: what follows reads the tensor from another place "
                 "(an object that the module changed in place, or a tensor it kept). Use a rule "
                 "that selects the input of the module that reads it."
             )
-        self._backward = self._injected = False
-        self._passed = True
-        self._left = left = [False]
-
-        def note_backward(grad: Tensor) -> None:  # noqa: ARG001 (a hook's argument)
-            self._backward = self._reached = left[0] = True
-
-        h.register_hook(note_backward)
+        passes.forward(h)
         if self.steps is not None:
             self.steps.forwarded = True
-
-    def missed_steps(self) -> int | None:
-        """Note a step; return in how many no gradient came to the site, None if one ever did."""
-        self._missed += self._passed
-        self._passed = False
-        return None if self._reached else self._missed
-
-    def forget_unread(self) -> bool:
-        """Drop the penalties of forward passes whose own backward pass has left them behind.
-
-        **Returns:** whether there were any.
-        """
-        since = [self._backward]  # what is known of those of compiled code
-        kept = [p for p in self.pending if not getattr(p, "vcreg_left", since)[0]]
-        forgotten = len(kept) < len(self.pending)
-        if forgotten:
-            self.pending = kept
-        return forgotten
 
     def _start_exchange(
         self, h: Tensor, reference: Tensor | None, dtype: torch.dtype, absent: Tensor | None
@@ -408,11 +380,6 @@ class LiveSite:
             return None
         with torch.no_grad(), autocast_off(h):
             return start_moments(h, self.layout.axis, reference, self.config, dtype, absent)
-
-    def take_pending(self) -> list[Tensor]:
-        """Return the penalties that were not read yet, and forget them."""
-        pending, self.pending = self.pending, []
-        return pending
 
     # ---------------------------------------------------------------------------------------
 
@@ -461,7 +428,7 @@ class LiveSite:
             warnings.warn(message, stacklevel=2)
 
     def _note_injection(self) -> None:
-        self._injected = True
+        self.passes.injected = True
         if self.steps is not None and self.needs_scale:
             self.steps.went_back()
 
@@ -471,9 +438,7 @@ class LiveSite:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""
-        state = {**self.__dict__, "pending": [], "probe": None}
-        state.update(_backward=False, _injected=False, _left=[False], steps=None)
-        state.update(_passed=False, _reached=False, _missed=0)
+        state = {**self.__dict__, "probe": None, "steps": None}
         del state["_settings"]
         state.pop("_inject", None)
         return state

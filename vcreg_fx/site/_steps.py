@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from placement_rules._torch import in_backward
 
 from ._calling import calling_scaler, loss_may_be_scaled, outside_torch, what_follows
+from ._passes import Passes
 
 FORGOTTEN = (
     'with mode="loss" a backward pass has ended and nobody has read the penalties of its forward '
@@ -33,6 +34,7 @@ class Watched(Protocol):
 
     name: str
     steps: StepWatch | None
+    passes: Passes
 
     @property
     def needs_scale(self) -> bool:
@@ -41,12 +43,6 @@ class Watched(Protocol):
     @property
     def has_acted(self) -> bool:
         """Whether a step has left its numbers."""
-
-    def forget_unread(self) -> bool:
-        """Drop the penalties that a backward pass has left behind, and say if there were any."""
-
-    def missed_steps(self) -> int | None:
-        """Note a step; return in how many no gradient came to the site, None if one ever did."""
 
 
 class StepWatch:
@@ -106,7 +102,7 @@ class StepWatch:
 
     def look_for_unread(self) -> None:
         """Drop the penalties that a backward pass has left behind, and warn of them once."""
-        forgotten = [site for site in self.sites if site.forget_unread()]
+        forgotten = [site for site in self.sites if site.passes.forget_unread()]
         if forgotten and not self._told_unread:
             self._told_unread = True
             message = f"At {len(forgotten)} sites, {FORGOTTEN}"
@@ -118,7 +114,7 @@ class StepWatch:
             return
         late = []
         for site in list(self.unreached):
-            missed = site.missed_steps()
+            missed = site.passes.missed_steps()
             if missed is None or missed >= _MISSED:
                 self.unreached.discard(site)
             late += [site.name] if missed is not None and missed >= _MISSED else []

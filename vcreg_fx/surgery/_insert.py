@@ -153,7 +153,7 @@ def penalty(model: nn.Module) -> Tensor:
             'No site of this model has mode="loss". With mode="gradient" the penalty\'s gradient '
             "is added during backward, and nothing has to be added to the loss."
         )
-    terms = [term for site in waiting for term in site.take_pending()]
+    terms = [term for site in waiting for term in site.passes.take()]
     if not terms:
         parameter = next(iter(model.parameters()), None)
         return torch.zeros((), device=None if parameter is None else parameter.device)
