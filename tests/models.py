@@ -18,16 +18,29 @@ def resnet18() -> nn.Module:
     return torchvision.models.resnet18(num_classes=5)
 
 
-def convnext_atto() -> nn.Module:
-    return timm.create_model("convnext_atto", num_classes=5, drop_path_rate=0.1)
+def resnet10() -> nn.Module:
+    """Half of a ResNet-18's blocks, for what is compiled."""
+    block = torchvision.models.resnet.BasicBlock
+    return torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=5)
+
+
+def convnext() -> nn.Module:
+    """ConvNeXt's blocks and downsampling layers, few and narrow."""
+    return timm.models.ConvNeXt(
+        num_classes=5, depths=(1, 2, 2, 1), dims=(16, 24, 32, 40), drop_path_rate=0.1
+    )
 
 
 def vit_tiny() -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5, depth=3)
 
 
-def swin_t() -> nn.Module:
-    return torchvision.models.swin_t(num_classes=5)
+def swin() -> nn.Module:
+    """Swin-T's blocks, two narrow stages of them."""
+    return torchvision.models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=24, depths=[2, 2], num_heads=[2, 4], window_size=[7, 7],
+        stochastic_depth_prob=0.2, num_classes=5,
+    )  # fmt: skip
 
 
 def r3d_18() -> nn.Module:
@@ -37,9 +50,9 @@ def r3d_18() -> nn.Module:
 Build = Callable[[], nn.Module]
 SMALL: dict[str, tuple[Build, tuple[int, ...]]] = {
     "resnet18": (resnet18, (4, 3, 32, 32)),
-    "convnext_atto": (convnext_atto, (4, 3, 32, 32)),
+    "convnext": (convnext, (4, 3, 32, 32)),
     "vit_tiny": (vit_tiny, (4, 3, 32, 32)),
-    "swin_t": (swin_t, (3, 3, 32, 32)),
+    "swin": (swin, (3, 3, 32, 32)),
     "r3d_18": (r3d_18, (3, 3, 4, 16, 16)),
 }
 

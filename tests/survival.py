@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 import vcreg_fx
-from tests.models import relative_error
+from tests.models import convnext, relative_error, swin
 from vcreg_fx import rules
 
 Grads = list[Tensor | None]
@@ -121,8 +121,8 @@ class penalties:  # noqa: N801
 CASES = [
     Case("ResNet-18", lambda: torchvision.models.resnet18(num_classes=5), (4, 3, 32, 32)),
     Case(
-        "ConvNeXt-Atto",
-        lambda: timm.create_model("convnext_atto", num_classes=5, drop_path_rate=0.1),
+        "ConvNeXt",
+        convnext,
         (4, 3, 32, 32),
     ),
     Case(
@@ -132,8 +132,8 @@ CASES = [
         "residual | head",
     ),
     Case(
-        "Swin-T",
-        lambda: torchvision.models.swin_t(num_classes=5),
+        "Swin",
+        swin,
         (4, 3, 32, 32),
         "residual | head",
     ),

@@ -12,8 +12,7 @@ from torch import nn
 import vcreg_fx
 from tests.models import SMALL, step, task_loss
 
-SWIN = pytest.param("swin_t", marks=pytest.mark.slow)
-NAMES = ["resnet18", "convnext_atto", "vit_tiny", SWIN]
+NAMES = ["resnet18", "convnext", "vit_tiny", "swin"]
 
 
 def both(
@@ -76,7 +75,7 @@ def test_onnx_export():
 
 
 @pytest.mark.parametrize("options", [{}, {"rule": "residual"}, {"demean": "activations"}], ids=str)
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", SWIN])
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny", "swin"])
 def test_torchvision_feature_extractors(name, options):
     from torchvision.models.feature_extraction import (
         create_feature_extractor,

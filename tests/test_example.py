@@ -31,7 +31,11 @@ def train(folder: Path, *options: str, launch: tuple[str, ...] = ()) -> str:
 
 
 @pytest.mark.parametrize(
-    "options", [("--compile", "aot_eager"), ("--amp", "float16", "--accumulate", "1")]
+    "options",
+    [
+        pytest.param(("--compile", "aot_eager"), marks=pytest.mark.slow),
+        ("--amp", "float16", "--accumulate", "1"),
+    ],
 )
 def test_resuming_continues_bit_by_bit(tmp_path: Path, options: tuple[str, ...]) -> None:
     whole = train(tmp_path, *options, "--epochs", "2", "--checkpoint", "whole.pt")
@@ -57,6 +61,7 @@ def test_resuming_continues_bit_by_bit(tmp_path: Path, options: tuple[str, ...])
         assert all(torch.equal(state[key], again[key]) for key in state)
 
 
+@pytest.mark.slow
 def test_vcreg_changes_the_training(tmp_path: Path) -> None:
     train(tmp_path, "--epochs", "1", "--checkpoint", "with.pt")
     train(tmp_path, "--epochs", "1", "--vcreg", "", "--checkpoint", "without.pt")
@@ -65,6 +70,7 @@ def test_vcreg_changes_the_training(tmp_path: Path) -> None:
     assert any(not torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path) -> None:
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     printed = train(tmp_path, "--epochs", "1", "--sync", launch=launch)

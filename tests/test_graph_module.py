@@ -15,7 +15,7 @@ from vcreg_fx.exporting import Demean, TwoModeGraphModule, VCReg
 
 
 @pytest.mark.parametrize("demean", ["statistics", "activations"])
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny", "swin_t"])
+@pytest.mark.parametrize("name", ["resnet18", "convnext", "vit_tiny", "swin"])
 def test_trains_and_evaluates_as_the_model_does(name: str, demean: str) -> None:
     build, shape = SMALL[name]
     model, x = build(), torch.randn(shape)
@@ -103,7 +103,7 @@ def transformed(graph):
     ("name", "rule", "two"),
     [
         ("resnet18", "blocks", False),
-        ("convnext_atto", "blocks", True),
+        ("convnext", "blocks", True),
         ("vit_tiny", "residual", False),
     ],
 )
@@ -129,7 +129,7 @@ def test_copies_and_passes_keep_both_modes(name, rule, two, make):
 
 
 def test_a_graph_put_in_place_stays_there():
-    model = vcreg_fx.insert(SMALL["convnext_atto"][0](), "blocks")
+    model = vcreg_fx.insert(SMALL["convnext"][0](), "blocks")
     graph = vcreg_fx.to_graph_module(model)
     changed = copy.deepcopy(graph.graph)
     graph.graph = changed
@@ -140,7 +140,7 @@ def test_a_graph_put_in_place_stays_there():
 
 
 def test_parameters_keep_their_order():
-    model = vcreg_fx.insert(SMALL["swin_t"][0](), "blocks")
+    model = vcreg_fx.insert(SMALL["swin"][0](), "blocks")
     graph = vcreg_fx.to_graph_module(model)
     assert [n for n, _ in graph.named_parameters()] == [n for n, _ in model.named_parameters()]
     assert vcreg_fx.get_config(graph) == vcreg_fx.get_config(model)

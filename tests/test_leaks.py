@@ -17,7 +17,7 @@ import vcreg_fx
 
 NAMES = [
     "resnet18", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv3_small_050", "efficientnet_b0",
-    "regnetx_002", "densenet121", "poolformer_s12", "swin_tiny_patch4_window7_224", "mixer_s32_224",
+    "regnetx_002", "test_resnet", "poolformer_s12", "swin_tiny_patch4_window7_224", "mixer_s32_224",
 ]  # fmt: skip
 
 

@@ -6,12 +6,11 @@ import copy
 import math
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
 import vcreg_fx
-from tests.models import SMALL, resnet18, step, vit_tiny
+from tests.models import SMALL, resnet10, resnet18, step, vit_tiny
 
 
 def loss(output: Tensor) -> Tensor:
@@ -146,9 +145,8 @@ def test_schedules_by_assignment() -> None:
 def test_compiled_steps_have_metrics_and_follow_schedules() -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = timm.create_model("resnet18", num_classes=5).double()
-    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
-    vcreg_fx.insert(model, "blocks | head")
+    model, x = resnet10().double(), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    vcreg_fx.insert(model, "blocks | head", example_inputs=(x,))
     eager, compiled = copy.deepcopy(model), torch.compile(model, backend="aot_eager")
     for alpha in (0.64, 0.1, 2.0):
         for each in (model, eager):

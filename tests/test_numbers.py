@@ -171,7 +171,7 @@ def test_forgotten_penalties_are_told_once_and_dropped() -> None:
         assert len(told) == 1
         for _ in range(60):
             model(x).sum().backward()
-            assert alive() == before + 1
+        assert alive() == before + 1
     assert len(told) == 1
     model(x)
     vcreg_fx.penalty(model).backward()  # of that forward alone: the graphs of others are gone

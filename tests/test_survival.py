@@ -392,14 +392,14 @@ def _compiled(case: Case, backend: str, *, dynamic: bool | None = None) -> None:
         assert graphs == counters["stats"]["unique_graphs"], "VCReg made it compile again"
 
 
-@row("Compilation", slow=("Swin-T",))
+@row("Compilation", slow=("ResNet-18", "ConvNeXt", "Swin"))
 def test_compile_eager(case: Case) -> None:
     """`torch.compile`, backends eager and aot_eager, `fullgraph=True`: one graph, compiled once"""
     _compiled(case, "eager")
     _compiled(case, "aot_eager")
 
 
-@row("Compilation", slow=("ResNet-18", "ConvNeXt-Atto", "Swin-T"))
+@row("Compilation", slow=("ResNet-18", "ConvNeXt", "Swin", "VideoMAE"))
 def test_compile_dynamic(case: Case) -> None:
     """`torch.compile(dynamic=True)`: one graph for every batch size"""
     _compiled(case, "aot_eager", dynamic=True)
@@ -701,7 +701,7 @@ def matrix() -> str:
 ABSENT = {  # skipped above: the model has no such thing
     ("test_channels_last", "VideoMAE"),
     ("test_own_checkpointing", "ResNet-18"),
-    ("test_own_checkpointing", "Swin-T"),
+    ("test_own_checkpointing", "Swin"),
 }
 
 
