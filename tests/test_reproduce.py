@@ -44,6 +44,7 @@ from vcreg_fx.experiments.papers import (
     CifarResNet,
     Preset,
     ReproductionError,
+    _placement,
     render,
     reproduce,
     write_evidence,
@@ -371,6 +372,61 @@ def test_trials_that_fail_are_not_left_out_silently(tmp_path):
         study(tmp_path, Toy()).run([Arm("one", fixed={"x": 9})])
     with pytest.raises(AblationError, match="Every attempt"):
         study(tmp_path / "b", Toy()).run([Arm("one", grid={"x": (9,), "y": (1, 2)})])
+
+
+class Guarded(TensorDataset):
+    """Test images that must not be looked at yet."""
+
+    opened = False
+
+    @property
+    def tensors(self):
+        assert Guarded.opened, "A search looks at test images."
+        return self._tensors
+
+    @tensors.setter
+    def tensors(self, found):
+        self._tensors = found
+
+
+def guarded(data):
+    pairs = Guarded(*data.test.pairs.tensors)
+    return replace(data, test=ImageSet(pairs, data.test.labels))
+
+
+@pytest.mark.parametrize("name", ["placement", "hierarchy", "long-tail", "collapse"])
+def test_no_search_looks_at_test_images(tmp_path, monkeypatch, name):
+    digits = load_images("digits")
+    few = digits.train.subset(balanced_indices(digits.train.labels, 300, 0))
+    few = guarded(replace(digits, train=few, test=digits.test.subset(torch.arange(100))))
+    monkeypatch.setattr(_placement, "load_images", lambda name: few)
+    monkeypatch.setattr(_placement, "downstream", lambda *_: (few.train.pairs, few.test.pairs))
+    tried, ablate = [], Study._ablate
+
+    def watched(self, arm, point, seeds, split, **changes):
+        Guarded.opened = split == "test"
+        tried.append(split)
+        return ablate(self, arm, point, seeds, split, **changes)
+
+    monkeypatch.setattr(Study, "_ablate", watched)
+    experiment = EXPERIMENTS[name]
+    arms = [Arm("none"), Arm("VCReg", "blocks", grid=TINY.grid)]
+    monkeypatch.setitem(EXPERIMENTS, name, replace(experiment, arms=lambda _: arms))
+    preset = experiment.presets("quick", None)
+    options = {"probes": ("unseen", "all", "digits", "dtd"), "images": 60, "strengths": (1.0,),
+               "information_images": 60, "steps": 5, "epochs": (1,), "largest": 20}  # fmt: skip
+    preset = preset.but(
+        training=replace(preset.training, epochs=1),
+        train_images=preset.train_images and 60,
+        validation=100,
+        grid=TINY.grid,
+        options={**preset.options, **{k: options[k] for k in options if k in preset.options}},
+        seeds=2,
+    )
+    outcome = reproduce(name, tmp_path / "out", preset=preset, data=few, network=network)
+    assert tried[:2] == ["validation"] * 2 and tried[2:] == ["test"] * 4
+    assert all(len(row["by_seed"]) == 2 for row in outcome.report["rows"])
+    assert not any("failed" in found for found in outcome.report["search"][1]["attempts"])
 
 
 # A whole experiment -------------------------------------------------------------------------

@@ -94,7 +94,7 @@ class ImageData:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of an image: (channels, height, width)."""
-        image, _ = self.test.pairs[0]
+        image, _ = self.train.pairs[0]
         return tuple(image.shape)
 
     @property

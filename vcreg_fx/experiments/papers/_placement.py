@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ...ablation import Trial
 from ...evaluation import extract_features, logistic_probe
-from ..images import ImageSet, load_images
+from ..images import ImageSet, load_images, split_indices
 from ..images._datasets import DOWNSTREAM, downstream
 from ..training import TrainSettings
 from ._experiment import (
@@ -25,9 +25,11 @@ from ._experiment import (
 )
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_scatter
+from ._study import VALIDATION
 
 RULES = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
 _STRENGTHS = (0.001, 0.1, 10.0, 1000.0)
+_HELD_OUT = 0.2  # of another data set's training images, in the search
 
 
 class PlacementTask(ImageTask):
@@ -61,7 +63,7 @@ class PlacementTask(ImageTask):
             elif name == "all":
                 sides = [self.features(model, part) for part in (roles.train, roles.measure)]
             else:
-                sides = self._elsewhere(model, name)
+                sides = self._elsewhere(model, name, trial["split"] == VALIDATION)
             found[name] = logistic_probe(
                 *sides[0], *sides[1], strengths=self.preset["strengths"], seed=trial.seed
             ).accuracy
@@ -71,21 +73,31 @@ class PlacementTask(ImageTask):
             "own": self.accuracy(model, roles.measure),
         }
 
-    def _elsewhere(self, model: nn.Module, name: str) -> list[tuple[Tensor, Tensor]]:
-        """Return features and labels of both splits of another data set."""
+    def _elsewhere(
+        self, model: nn.Module, name: str, searching: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return features and labels of another data set, to train a probe on and to measure it.
+
+        The search measures on a fifth of the training images; the test images are not touched.
+        """
+        train, test = self._splits(name)
+        known, labels = self._features_of(model, train)
+        if not searching:
+            return [(known, labels), self._features_of(model, test)]
+        return [(known[part], labels[part]) for part in split_indices(labels, _HELD_OUT)]
+
+    def _splits(self, name: str) -> tuple[Dataset[Any], ...]:
         if name == "digits":
             other = load_images("digits")
-            return [self.features(model, part) for part in (other.train, other.test)]
-        sides = []
-        for part in downstream(name, self.data.root):
-            loader: DataLoader[Any] = DataLoader(
-                part, batch_size=256, num_workers=self.preset.training.workers
-            )
-            found = extract_features(model, loader)
-            if found.labels is None:
-                raise ValueError(f"{name} has no labels.")
-            sides.append((found.only, found.labels))
-        return sides
+            return other.train.pairs, other.test.pairs
+        return downstream(name, self.data.root)
+
+    def _features_of(self, model: nn.Module, data: Dataset[Any]) -> tuple[Tensor, Tensor]:
+        loader = DataLoader(data, batch_size=256, num_workers=self.preset.training.workers)
+        found = extract_features(model, loader)
+        if found.labels is None:
+            raise ValueError("A probe needs labels.")
+        return found.only, found.labels
 
 
 def presets(scale: str, data: str | None) -> Preset:
