@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import math
@@ -62,7 +63,7 @@ from vcreg_fx.experiments.papers._two_moons import (
     margin_of,
     moons,
 )
-from vcreg_fx.experiments.training import Stopped, TrainSettings
+from vcreg_fx.experiments.training import Stopped, TrainSettings, fit
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ("placement", "hierarchy", "long-tail", "two-moons", "collapse")
@@ -136,12 +137,75 @@ def test_paper_presets_search_the_papers_grid(name):
     first, *others = EXPERIMENTS[name].arms(preset)
     assert first.rule is None
     assert len(first.points) == 2
-    assert {len(arm.points) for arm in others} == {40}
+    layers = [arm for arm in others if "alpha" in arm.fixed]
+    assert {len(arm.points) for arm in layers} == {2}
+    assert {len(arm.points) for arm in others if arm not in layers} == {40}
 
 
 def test_placement_compares_the_four_placements():
     arms = EXPERIMENTS["placement"].arms(EXPERIMENTS["placement"].presets("paper", None))
-    assert [arm.rule for arm in arms] == [None, "VCReg1", "VCReg2", "VCReg3", "VCReg4"]
+    assert list(dict.fromkeys(arm.rule for arm in arms)) == [
+        None, "VCReg1", "VCReg2", "VCReg3", "VCReg4",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_every_experiment_tells_the_layer_from_the_penalty(name):
+    """None, the mean removal layer alone, and both conventions with it and without."""
+    arms = EXPERIMENTS[name].arms(EXPERIMENTS[name].presets("default", None))
+    by_rule = {}
+    for arm in arms:
+        by_rule.setdefault(arm.rule, []).append(arm)
+    assert by_rule.pop(None)[0].fixed == {}
+    assert by_rule
+    for found in by_rule.values():
+        alone = [arm.fixed for arm in found if "alpha" in arm.fixed]
+        assert alone == [{"demean": "activations", "alpha": 0.0, "beta": 0.0}]
+        kinds = [
+            (arm.fixed["convention"], arm.fixed.get("demean", "statistics"))
+            for arm in found if "alpha" not in arm.fixed
+        ]  # fmt: skip
+        assert sorted(kinds) == sorted(
+            (convention, demean)
+            for convention in ("exact", "algorithm1")
+            for demean in ("statistics", "activations")
+        )
+    assert len({arm.name for arm in arms}) == len(arms)
+
+
+class MeanRemoval(nn.Module):
+    """Appendix A's layer, by itself: less the batch mean, in eval mode less a running mean."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+
+    def forward(self, x):
+        if not self.training:
+            return x - self.mean
+        found = x.mean(dim=0)
+        self.mean.lerp_(found.detach(), 0.1)
+        return x - found
+
+
+def test_vcreg_without_strength_is_the_mean_removal_layer():
+    """α = β = 0 with ``demean="activations"`` trains the same weights, bit for bit."""
+    torch.manual_seed(0)
+    plain = network((1, 4, 4), 4)
+    model, layers = copy.deepcopy(plain), list(copy.deepcopy(plain))
+    reference = nn.Sequential(*layers[:3], MeanRemoval(8), layers[3], MeanRemoval(8), *layers[4:])
+    arm = next(arm for arm in EXPERIMENTS["hierarchy"].arms(TINY) if "alpha" in arm.fixed)
+    vcreg_fx.insert(model, arm.rule, example_inputs=(torch.zeros(2, 1, 4, 4),), **arm.fixed)
+    assert len(vcreg_fx.sites(model)) == 2
+    images, labels = torch.randn(64, 1, 4, 4) + 1, torch.arange(64) % 4
+    trained, answers = [], []
+    for each in (model, reference, plain):
+        torch.manual_seed(1)
+        fit(each, TensorDataset(images, labels), TrainSettings(epochs=3, batch_size=16))
+        trained.append(torch.cat([parameter.flatten() for parameter in each.parameters()]))
+        answers.append(each.eval()(images))
+    assert torch.equal(trained[0], trained[1]) and not torch.equal(trained[0], trained[2])
+    assert torch.equal(answers[0], answers[1])
 
 
 def test_placement_trains_on_some_classes_and_probes_others(tmp_path):
@@ -478,12 +542,15 @@ def run(folder, **changes):
 def test_own_model_and_data(tmp_path):
     records = []
     outcome = run(tmp_path / "one", on_record=records.append)
-    assert len(records) == 2 * 2 + 3 * 2
+    assert len(records) == 4 * 2 + 6 * 2
     report = json.loads((tmp_path / "one" / "hierarchy.json").read_text())
     assert report == outcome.report
     names = [row["name"] for row in report["rows"]]
-    assert names == ["no VCReg", "VCReg", "VCReg (Algorithm 1)"]
-    assert report["rows"][2]["settings"]["convention"] == "algorithm1"
+    assert names == [
+        "no VCReg", "mean removal alone", "VCReg", "VCReg, mean removed", "VCReg, Algorithm 1",
+        "VCReg, Algorithm 1, mean removed",
+    ]  # fmt: skip
+    assert report["rows"][5]["settings"]["convention"] == "algorithm1"
     assert set(report["rows"][0]["by_seed"]) == {"0", "1"}
     assert (tmp_path / "one" / "hierarchy.png").stat().st_size > 1000
     assert not list((tmp_path / "one" / "checkpoints").iterdir())
@@ -520,7 +587,7 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
             assert len(list((tmp_path / "stopped" / "checkpoints").iterdir())) == 1
         outcome = run(tmp_path / "stopped")
     # Every epoch was trained once: what was stopped went on after its last whole epoch.
-    assert len(steps) == 2 * (2 * 2 + 3 * 2)
+    assert len(steps) == 2 * (4 * 2 + 6 * 2)
     assert numbers(outcome.report) == numbers(whole.report)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -609,6 +676,15 @@ def test_a_rival_is_compared_with_vcreg_alone():
     report["rival"] = "up"
     part = render(report).split("| difference to up | score |")[1].split("\n\n")[0]
     assert part.splitlines()[2:] == ["| down | **−19.50 [−25.85, −13.15]** |"]
+
+
+def test_what_stands_behind_a_layer_is_compared_with_the_layer_alone():
+    report = report_of([0.5, 0.51], [0.6, 0.61], [0.7, 0.72], [0.5, 0.53])
+    for row, alpha in zip(report["rows"][1:], (0, 0.5, 0.5), strict=True):
+        row.update(rule="blocks", settings={"demean": "activations", "alpha": alpha})
+    report["rows"][3]["settings"]["demean"] = "statistics"
+    part = render(report).split("| difference to mean removal alone | score |")[1]
+    assert part.split("\n\n")[0].splitlines()[2:] == ["| down | **+10.50 [+4.15, +16.85]** |"]
 
 
 def test_accuracies_of_classes_are_shown():
@@ -804,9 +880,9 @@ def test_under_torchrun(tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("RANK SAYS 3") == 2
+    assert result.stdout.count("RANK SAYS 6") == 2
     report = json.loads((tmp_path / "out" / "hierarchy.json").read_text())
-    assert all(row["by_seed"]["0"]["superclass"] > 0.3 for row in report["rows"][:2])
+    assert all(row["by_seed"]["0"]["superclass"] > 0.3 for row in report["rows"][:3])
 
 
 def test_image_sets():

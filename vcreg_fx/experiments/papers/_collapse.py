@@ -19,7 +19,7 @@ from ._experiment import (
     Metric,
     Paper,
     Preset,
-    vcreg_arms,
+    baseline_and_vcreg,
 )
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_curves
@@ -119,7 +119,7 @@ COLLAPSE = Experiment(
     title="Neural collapse and compression",
     summary="CDNV, NCC and mutual information over training",
     presets=presets,
-    arms=lambda preset: vcreg_arms(preset.grid, conventions=False),
+    arms=baseline_and_vcreg,
     task=CollapseTask,
     metrics=(
         Metric("cdnv", "CDNV"),

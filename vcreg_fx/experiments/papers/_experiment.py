@@ -107,26 +107,42 @@ class Arm:
         ]
 
 
-def vcreg_arms(
-    grid: Mapping[str, Sequence[Any]], rule: str = "blocks", conventions: bool = True
-) -> list[Arm]:
-    """Return the baseline and VCReg, with the exact gradient and as the paper prints it.
+NONE = "no VCReg"
+LAYER: Mapping[str, Any] = {"demean": "activations", "alpha": 0.0, "beta": 0.0}
+"""Appendix A's mean removal layer alone: nothing is added to the gradient."""
 
-    As printed is Algorithm 1 behind the mean removal layer of Appendix A, which it needs.
+
+def vcreg_arms(
+    grid: Mapping[str, Sequence[Any]], rule: str = "blocks", name: str = "VCReg"
+) -> list[Arm]:
+    """Return what tells the parts of VCReg at some sites apart, beside a model without any.
+
+    The mean removal layer of Appendix A alone; the exact gradient and Algorithm 1, each without
+    that layer and behind it. The last is what the paper describes.
 
     What is in the grid but does not concern VCReg, such as ``learning_rate``, is searched for the
-    baseline, too.
-
-    **Arguments:**
-
-    - `conventions`: with ``convention="algorithm1"`` as an arm of its own.
+    layer alone, too.
     """
-    shared = {name: values for name, values in grid.items() if name not in {"alpha", "beta"}}
-    arms = [Arm("no VCReg", grid=shared), Arm("VCReg", rule, {"convention": "exact"}, grid)]
-    if conventions:
-        printed = {"convention": "algorithm1", "demean": "activations"}
-        arms.append(Arm("VCReg (Algorithm 1)", rule, printed, grid))
-    return arms
+    removed = {"demean": "activations"}
+    printed = {"convention": "algorithm1"}
+    return [
+        Arm("mean removal alone" if name == "VCReg" else f"{name}, mean removal alone", rule, LAYER,
+            shared_grid(grid)),
+        Arm(name, rule, {"convention": "exact"}, grid),
+        Arm(f"{name}, mean removed", rule, {"convention": "exact", **removed}, grid),
+        Arm(f"{name}, Algorithm 1", rule, printed, grid),
+        Arm(f"{name}, Algorithm 1, mean removed", rule, {**printed, **removed}, grid),
+    ]  # fmt: skip
+
+
+def shared_grid(grid: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """Return what of a grid does not concern VCReg, which is searched for every arm."""
+    return {name: values for name, values in grid.items() if name not in {"alpha", "beta"}}
+
+
+def baseline_and_vcreg(preset: Preset) -> list[Arm]:
+    """Return what most experiments compare: no VCReg, and the arms of VCReg at the blocks."""
+    return [Arm(NONE, grid=shared_grid(preset.grid)), *vcreg_arms(preset.grid)]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from ._experiment import (
     Paper,
     Preset,
     ReproductionError,
-    vcreg_arms,
+    baseline_and_vcreg,
 )
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_scatter
@@ -90,7 +90,7 @@ HIERARCHY = Experiment(
     title="Hierarchical classification",
     summary="train on superclasses, probe subclasses",
     presets=presets,
-    arms=lambda preset: vcreg_arms(preset.grid),
+    arms=baseline_and_vcreg,
     task=HierarchyTask,
     metrics=(
         Metric("subclass", "subclass probe", percent=True),

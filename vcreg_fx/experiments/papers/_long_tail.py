@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from ...ablation import Trial
 from ..images import long_tail_counts, long_tail_indices, shot_groups, split_indices
 from ..training import TrainSettings, accuracy
-from ._experiment import PAPER_GRID, SMALL_GRID, Experiment, Metric, Paper, Preset, vcreg_arms
+from ._experiment import (
+    PAPER_GRID,
+    SMALL_GRID,
+    Experiment,
+    Metric,
+    Paper,
+    Preset,
+    baseline_and_vcreg,
+)
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_scatter
 from ._study import VALIDATION
@@ -97,7 +105,7 @@ LONG_TAIL = Experiment(
     title="Long-tail learning",
     summary="train on a long-tailed subset, test on balanced images",
     presets=presets,
-    arms=lambda preset: vcreg_arms(preset.grid),
+    arms=baseline_and_vcreg,
     task=LongTailTask,
     metrics=(
         Metric("accuracy", "accuracy", percent=True),

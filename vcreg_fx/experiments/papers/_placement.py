@@ -22,6 +22,8 @@ from ._experiment import (
     Metric,
     Paper,
     Preset,
+    baseline_and_vcreg,
+    vcreg_arms,
 )
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_scatter
@@ -138,12 +140,9 @@ def presets(scale: str, data: str | None) -> Preset:
 
 
 def arms(preset: Preset) -> list[Arm]:
-    """Return what is compared."""
-    shared = {k: v for k, v in preset.grid.items() if k not in {"alpha", "beta"}}
-    return [
-        Arm("no VCReg", grid=shared),
-        *(Arm(rule, rule, {"convention": "exact"}, preset.grid) for rule in RULES),
-    ]
+    """Return what is compared: no VCReg, and the arms of VCReg at each placement."""
+    none, *_ = baseline_and_vcreg(preset)
+    return [none, *(arm for rule in RULES for arm in vcreg_arms(preset.grid, rule, rule))]
 
 
 def _draw(report: dict[str, Any], path: Path) -> None:

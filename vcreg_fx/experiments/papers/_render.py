@@ -27,9 +27,10 @@ def render(report: dict[str, Any]) -> str:
         f"**{report['caution']}**" if "caution" in report else "",
         how(report),
         _ours(report),
-        _differences(report, report["rows"][0], report["rows"][1:]),
+        _differences(report, report["rows"][0]["name"], _to(report["rows"][0], report["rows"][1:])),
         _NOTE,
         _rival(report),
+        _differences(report, "mean removal alone", _beyond_the_layer(report)),
         _per_class(report),
         "\n".join(f"- {sentence}" for sentence in conclusions(report)),
         _paper(report),
@@ -64,26 +65,45 @@ def _ours(report: dict[str, Any]) -> str:
     return f"{markdown_table(header, body)}\n\n{note}"
 
 
+_Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def _to(first: dict[str, Any], rows: list[dict[str, Any]]) -> _Pairs:
+    return [(row, first) for row in rows]
+
+
 def _rival(report: dict[str, Any]) -> str:
     """Return the differences of VCReg to the arm that it is to be compared with, too."""
     rows = [row for row in report["rows"] if row["name"] == report.get("rival")]
     ours = [row for row in report["rows"] if row["rule"] is not None]
-    return _differences(report, rows[0], ours) if rows else ""
+    return _differences(report, rows[0]["name"], _to(rows[0], ours)) if rows else ""
 
 
-def _differences(report: dict[str, Any], first: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def _beyond_the_layer(report: dict[str, Any]) -> _Pairs:
+    """Return each arm behind a mean removal layer with the one that has this layer alone."""
+    removed = [row for row in report["rows"] if row["settings"].get("demean") == "activations"]
+    alone = {row["rule"]: row for row in removed if row["settings"]["alpha"] == 0}
+    return [
+        (row, alone[row["rule"]])
+        for row in removed
+        if row["settings"]["alpha"] and row["rule"] in alone
+    ]
+
+
+def _differences(report: dict[str, Any], first: str, pairs: _Pairs) -> str:
+    """Return a table of differences, each of a row to another one; nothing without pairs."""
     metrics, body = _shown(report), []
-    for row in rows:
+    for row, other in pairs:
         cells = []
         for metric in metrics:
-            found = difference_of(row, first, metric["name"])
+            found = difference_of(row, other, metric["name"])
             text = f"{number(found.mean, metric, '+')} [{number(found.low, metric, '+')}, "
             text += f"{number(found.high, metric, '+')}]"
             sure = found.low > 0 or found.high < 0
             cells.append(f"**{text}**" if sure else text)
         body.append([row["name"], *cells])
-    header = [f"difference to {first['name']}", *(metric["title"] for metric in metrics)]
-    return markdown_table(header, body)
+    header = [f"difference to {first}", *(metric["title"] for metric in metrics)]
+    return markdown_table(header, body) if body else ""
 
 
 def _per_class(report: dict[str, Any]) -> str:

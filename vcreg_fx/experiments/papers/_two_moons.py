@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from ...ablation import Trial
 from ...functional import spectral_decoupling_loss
 from ..training import TrainSettings, fit
-from ._experiment import Arm, Experiment, Metric, Paper, Preset, ReproductionError
+from ._experiment import (
+    Arm,
+    Experiment,
+    Metric,
+    Paper,
+    Preset,
+    ReproductionError,
+    vcreg_arms,
+)
 from ._networks import Factory
 from ._render import summary_of
 
@@ -255,17 +263,14 @@ def presets(scale: str, data: str | None) -> Preset:  # noqa: ARG001 - as all pr
 
 
 def arms(preset: Preset) -> list[Arm]:
-    """Return what the figures compare, and VCReg as it is printed."""
-    printed = {"convention": "algorithm1", "demean": "activations"}
+    """Return what the figures compare."""
     return [
         Arm("no regularization"),
         Arm("L2", grid={"weight_decay": (0.01, 0.1, 1.0)}),
         Arm("dropout", grid={"dropout": (0.1, 0.3, 0.5)}),
         Arm("batch norm", fixed={"batch_norm": True}),
         Arm("spectral decoupling", grid={"decoupling": (0.003, 0.03, 0.3)}),
-        Arm("VCReg", _RULE, {"convention": "exact"}, preset.grid),
-        Arm("VCReg, demeaned", _RULE, {**printed, "convention": "exact"}, preset.grid),
-        Arm("VCReg (Algorithm 1)", _RULE, printed, preset.grid),
+        *vcreg_arms(preset.grid, _RULE),
     ]
 
 
