@@ -27,13 +27,13 @@ APPENDIX_A = {  # ConvNeXt-Atto on ImageNet, and torchvision's recipe for ConvNe
 }  # fmt: skip
 TORCHVISION = {
     "warmup_start": 0.01, "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0,
-    "ema_decay": 0.99998, "ema_every": 32,
+    "ema_decay": 0.99998, "ema_every": 32, "repeats": 4,
 }  # fmt: skip
 APPENDIX_C3 = {**APPENDIX_A, "epochs": 200}
 APPENDIX_C4 = {
     "epochs": 100, "batch_size": 256, "optimizer": "adamw", "warmup_epochs": 10,
     "weight_decay": 0.05, "norm_weight_decay": 0.0,
-    "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "ema_decay": 0.0,
+    "mixup": 0.0, "cutmix": 0.0, "repeats": 1, "label_smoothing": 0.0, "ema_decay": 0.0,
 }  # fmt: skip
 RATES = (0.016, 0.008)  # A and C.4
 

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 import vcreg_fx
 from vcreg_fx.ablation import AblationError, AblationOptions, Trial
 from vcreg_fx.cli._app import app
+from vcreg_fx.evaluation import ProbeResult
 from vcreg_fx.experiments.images import (
     CIFAR100_SUPERCLASSES,
     DataError,
@@ -38,7 +39,7 @@ from vcreg_fx.experiments.images import (
     shot_groups,
     split_indices,
 )
-from vcreg_fx.experiments.images._datasets import by_label, downstream
+from vcreg_fx.experiments.images._datasets import DOWNSTREAM, Downstream, by_label, downstream
 from vcreg_fx.experiments.papers import (
     EXPERIMENTS,
     Arm,
@@ -51,6 +52,7 @@ from vcreg_fx.experiments.papers import (
     write_evidence,
 )
 from vcreg_fx.experiments.papers._hierarchy import HierarchyTask
+from vcreg_fx.experiments.papers._image_task import Roles
 from vcreg_fx.experiments.papers._long_tail import LongTailTask
 from vcreg_fx.experiments.papers._networks import find_network
 from vcreg_fx.experiments.papers._outcome import SUMMARY, generated, section, summary
@@ -316,6 +318,9 @@ def test_imagenet_through_a_class_file(tmp_path):
     file = tmp_path / "some.json"
     file.write_text(json.dumps({"b": ["n04", "n01"], "a": ["n02"]}))
     data = load_images("imagenet", tmp_path, classes=file, size=16)
+    recipe = load_images("imagenet", tmp_path, augment="torchvision")
+    assert recipe.shape == recipe.test.pairs[0][0].shape == (3, 224, 224)
+    assert recipe.train.training[0][0].shape == (3, 176, 176)  # torchvision's recipe
     assert data.classes == ("n04", "n01", "n02")
     assert data.groups == {"b": (0, 1), "a": (2,)}
     assert data.train.labels.bincount().tolist() == [3, 3, 3]
@@ -368,10 +373,53 @@ def test_cifar_through_torchvisions_loader(monkeypatch, augment):
 
 def test_downstream_data_through_torchvisions_loaders(monkeypatch):
     monkeypatch.setattr("torchvision.datasets.DTD", Pictures)
-    train, test = downstream("dtd", "somewhere", size=16)
-    assert train[0][0].shape == test[0][0].shape == (3, 16, 16)
+    found = downstream("dtd", "somewhere", size=16)
+    assert all(part[0][0].shape == (3, 16, 16) for part in found)
     with pytest.raises(DataError, match="--data-root"):
         downstream("dtd", None)
+
+
+def test_downstream_data_with_validation_images_of_its_own(monkeypatch):
+    """C.1, as Kornblith et al. 2021: they choose λ, and train the last probe, too."""
+    opened = []
+
+    def open_one(root, transform, split):
+        opened.append(split)
+        return Pictures(root, transform)
+
+    for name, splits in DOWNSTREAM.items():
+        monkeypatch.setattr(f"torchvision.datasets.{splits.kind}", open_one)
+        opened.clear()
+        found = downstream(name, "somewhere")
+        has = name in {"aircraft", "flowers", "dtd"}
+        assert (found.validation is not None) == has
+        assert opened == (["train", "test", "val"] if has else [splits.train, "test"])
+    assert DOWNSTREAM["pets"].train == "trainval"
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_validation_images_train_the_last_probe(tmp_path, monkeypatch, split):
+    digits = load_images("digits")
+    parts = [digits.train.subset(torch.arange(i * 200, i * 200 + 200)).pairs for i in range(3)]
+    monkeypatch.setattr(_placement, "downstream", lambda *_: Downstream(*parts))
+    probed = []
+
+    def probe(known, labels, new, truth, validation, **_):
+        probed.append((len(known), len(labels), len(new), len(truth), validation))
+        return ProbeResult.of(truth, truth)
+
+    monkeypatch.setattr(_placement, "logistic_probe", probe)
+    preset = EXPERIMENTS["placement"].presets("quick", None)
+    preset = preset.but(options={**preset.options, "probes": ("dtd",)})
+    task = PlacementTask(preset, digits, network, tmp_path)
+    roles = Roles(digits.train, digits.train)
+    assert task.measure(task.build(), roles, trial(split))["dtd"] == 1.0
+    ((*counts, validation),) = probed
+    if split == "validation":
+        assert (counts, validation) == ([320, 320, 80, 80], 0.2)
+    else:
+        assert counts == [200, 200, 200, 200]
+        assert [len(part) for part in validation] == [200, 200]
 
 
 @pytest.mark.parametrize(
@@ -464,7 +512,11 @@ def test_no_search_looks_at_test_images(tmp_path, monkeypatch, name):
     few = digits.train.subset(balanced_indices(digits.train.labels, 300, 0))
     few = guarded(replace(digits, train=few, test=digits.test.subset(torch.arange(100))))
     monkeypatch.setattr(_placement, "load_images", lambda name: few)
-    monkeypatch.setattr(_placement, "downstream", lambda *_: (few.train.pairs, few.test.pairs))
+    monkeypatch.setattr(
+        _placement,
+        "downstream",
+        lambda *_: Downstream(few.train.pairs, few.test.pairs, few.train.pairs),
+    )
     tried, ablate = [], Study._ablate
 
     def watched(self, arm, point, seeds, split, **changes):

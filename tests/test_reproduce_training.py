@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import signal
+from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.multiprocessing import spawn
@@ -148,12 +150,23 @@ def test_the_schedule():
     assert rates(5, TrainSettings(epochs=1, warmup_epochs=0))[0] == 1.0
 
 
-def test_norms_and_biases_have_a_weight_decay_of_their_own():
+def test_norms_have_a_weight_decay_of_their_own():
     model = network()
-    groups = make_optimizer(model, TrainSettings(weight_decay=0.3)).param_groups
-    assert [(g["weight_decay"], len(g["params"])) for g in groups] == [(0.3, 2), (0.0, 4)]
-    plain = make_optimizer(model, TrainSettings(norm_weight_decay=None)).param_groups
-    assert [len(g["params"]) for g in plain] == [6]
+    settings = TrainSettings(weight_decay=0.3)
+    weights, norms = make_optimizer(model, settings).param_groups
+    assert (weights["weight_decay"], norms["weight_decay"]) == (0.3, 0.0)
+    assert norms["params"] == list(model[2].parameters())  # and biases decay, as in the papers
+    assert len(weights["params"]) == 4
+    plain = make_optimizer(model, replace(settings, norm_weight_decay=None)).param_groups
+    assert [group["weight_decay"] for group in plain] == [0.3, 0.3]
+    convnext = timm.create_model("test_convnext", num_classes=3)
+    weights, norms = make_optimizer(convnext, settings).param_groups
+    names = {id(p): name for name, p in convnext.named_parameters()}
+    found = {names[id(p)] for p in norms["params"]}
+    assert found == {name for name in names.values() if ".norm" in name or ".downsample.0" in name
+                     or name.startswith("stem.1")}  # fmt: skip
+    assert any("gamma" in names[id(p)] for p in weights["params"])  # layer scale
+    assert len(norms["params"]) + len(weights["params"]) == len(names)
 
 
 def test_the_order_of_an_epoch():

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,15 +21,26 @@ DATA = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet")
 
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class _Splits(NamedTuple):
+    """A data set of torchvision: the name of its class, and of its splits."""
+
+    kind: str
+    train: str
+    test: str = "test"
+    validation: str | None = None
+
+
 DOWNSTREAM = {
-    "food101": ("Food101", {"split": "train"}, {"split": "test"}),
-    "cars": ("StanfordCars", {"split": "train"}, {"split": "test"}),
-    "aircraft": ("FGVCAircraft", {"split": "trainval"}, {"split": "test"}),
-    "pets": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
-    "flowers": ("Flowers102", {"split": "train"}, {"split": "test"}),
-    "dtd": ("DTD", {"split": "train"}, {"split": "test"}),
+    "food101": _Splits("Food101", "train"),
+    "cars": _Splits("StanfordCars", "train"),
+    "aircraft": _Splits("FGVCAircraft", "train", validation="val"),
+    "pets": _Splits("OxfordIIITPet", "trainval"),
+    "flowers": _Splits("Flowers102", "train", validation="val"),
+    "dtd": _Splits("DTD", "train", validation="val"),
 }
-"""Table 7's downstream data sets: torchvision's class, and the arguments of its two splits."""
+"""Table 7's downstream data sets."""
 
 CIFAR100_SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
     "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
@@ -73,8 +84,9 @@ def load_images(
     - `augment`: of the training images: ``"none"``, ``"crop"`` (CIFAR) or ``"torchvision"``, what
       torchvision's recipe does to an image.
     - `classes`: a class file for ImageNet, see `read_classes`.
-    - `size`: the side of Fashion-MNIST's images, which are padded from 28, or of ImageNet's crops;
-      the others have 32.
+    - `size`: the side of Fashion-MNIST's images, which are padded from 28, or of ImageNet's crops
+      to measure on (224; those to train on have 176, as torchvision's recipe has it); the others
+      have 32.
 
     **Raises:** `DataError` for an unknown name, or if the data is not there.
     """
@@ -106,7 +118,7 @@ def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
         "torchvision": [
             v2.RandomCrop(32, padding=4),
             v2.RandomHorizontalFlip(),
-            v2.TrivialAugmentWide(),
+            v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR),
         ],
     }
     after = [v2.RandomErasing(0.1)] if augment == "torchvision" else []
@@ -136,8 +148,14 @@ def imagenet(
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    plain = downstream_transform(size)
-    changes = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), v2.TrivialAugmentWide()]
+    # As torchvision's recipe for ConvNeXts: crops of 176 to train on, of 224 from 232 to measure.
+    crop, resize = round(size * 176 / 224), round(size * 232 / 224)
+    plain = _transform([v2.Resize(resize), v2.CenterCrop(size)], *_IMAGENET)
+    changes = [
+        v2.RandomResizedCrop(crop),
+        v2.RandomHorizontalFlip(),
+        v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR),
+    ]
     mixed = _transform(changes, *_IMAGENET, [v2.RandomErasing(0.1)])
     folder = None if root is None else Path(root)
     sets = [
@@ -206,17 +224,26 @@ def read_classes(path: str | Path) -> dict[str, tuple[str, ...]]:
     return {group: tuple(map(str, names)) for group, names in found.items()}
 
 
-def downstream(name: str, root: str | Path | None, size: int = 224) -> tuple[Dataset[Any], ...]:
-    """Return the two splits of one of table 7's data sets, prepared as in Appendix C.1.
+class Downstream(NamedTuple):
+    """The parts of a downstream data set; validation images only where it has a split of them."""
+
+    train: Dataset[Any]
+    test: Dataset[Any]
+    validation: Dataset[Any] | None
+
+
+def downstream(name: str, root: str | Path | None, size: int = 224) -> Downstream:
+    """Return one of table 7's data sets, prepared as in Appendix C.1.
 
     **Raises:** `DataError` if it is not there.
     """
     from torchvision import datasets
 
-    kind, train, test = DOWNSTREAM[name]
-    found = getattr(datasets, kind)
-    transform = downstream_transform(size)
-    return tuple(_open(found, root, transform=transform, **part) for part in (train, test))
+    splits = DOWNSTREAM[name]
+    kind, transform = getattr(datasets, splits.kind), downstream_transform(size)
+    parts = [splits.train, splits.test, *filter(None, [splits.validation])]
+    found = [_open(kind, root, transform=transform, split=part) for part in parts]
+    return Downstream(found[0], found[1], found[2] if splits.validation else None)
 
 
 def downstream_transform(size: int = 224) -> Callable[[Any], Tensor]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...ablation import Trial
-from ...evaluation import extract_features, logistic_probe
+from ...evaluation import ProbeResult, extract_features, logistic_probe
 from ..images import ImageSet, load_images, split_indices
-from ..images._datasets import DOWNSTREAM, downstream
+from ..images._datasets import DOWNSTREAM, Downstream, downstream
 from ..training import TrainSettings
 from ._experiment import (
     IMAGENET_TRAINING,
@@ -44,6 +45,11 @@ class PlacementTask(ImageTask):
         return list(range(len(self.data.classes)))[:count]
 
     @property
+    def unseen(self) -> list[int]:
+        """The others."""
+        return list(range(len(self.seen), len(self.data.classes)))
+
+    @property
     def outputs(self) -> int:
         """The number of classes that the network is trained on."""
         return len(self.seen)
@@ -56,42 +62,51 @@ class PlacementTask(ImageTask):
 
     def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return the accuracies of the downstream probes, their mean, and the network's own."""
-        found = {}
-        for name in self.preset["probes"]:
-            if name == "unseen":
-                rest = [i for i in range(len(self.data.classes)) if i not in self.seen]
-                parts = [part.of_classes(rest) for part in (roles.train, roles.measure)]
-                sides = [self.features(model, part) for part in parts]
-            elif name == "all":
-                sides = [self.features(model, part) for part in (roles.train, roles.measure)]
-            else:
-                sides = self._elsewhere(model, name, trial["split"] == VALIDATION)
-            found[name] = logistic_probe(
-                *sides[0], *sides[1], strengths=self.preset["strengths"], seed=trial.seed
-            ).accuracy
+        found = {
+            name: self._probe(model, name, roles, trial).accuracy for name in self.preset["probes"]
+        }
         return {
             **found,
             "mean": sum(found.values()) / len(found),
             "own": self.accuracy(model, roles.measure),
         }
 
-    def _elsewhere(
-        self, model: nn.Module, name: str, searching: bool
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Return features and labels of another data set, to train a probe on and to measure it.
+    def _probe(self, model: nn.Module, name: str, roles: Roles, trial: Trial) -> ProbeResult:
+        """Train a linear probe on one of the downstream tasks, and test it.
 
-        The search measures on a fifth of the training images; the test images are not touched.
+        The search measures on a fifth of another data set's training images, and does not touch its
+        test images. At the end, its validation images choose λ, and train the probe then, too.
         """
-        train, test = self._splits(name)
-        known, labels = self._features_of(model, train)
-        if not searching:
-            return [(known, labels), self._features_of(model, test)]
-        return [(known[part], labels[part]) for part in split_indices(labels, _HELD_OUT)]
+        validation: float | tuple[Tensor, Tensor] = 0.2
+        if name in {"unseen", "all"}:
+            known, new = (
+                self.features(model, part.of_classes(self.unseen) if name == "unseen" else part)
+                for part in (roles.train, roles.measure)
+            )
+        else:
+            data = self._elsewhere(name)
+            known = self._features_of(model, data.train)
+            if data.validation is not None:
+                validation = self._features_of(model, data.validation)
+            if trial["split"] == VALIDATION:
+                if isinstance(validation, tuple):
+                    known = (
+                        torch.cat([known[0], validation[0]]),
+                        torch.cat([known[1], validation[1]]),
+                    )
+                validation = _HELD_OUT
+                parts = split_indices(known[1], _HELD_OUT)
+                known, new = ((known[0][part], known[1][part]) for part in parts)
+            else:
+                new = self._features_of(model, data.test)
+        return logistic_probe(
+            *known, *new, validation=validation, strengths=self.preset["strengths"], seed=trial.seed
+        )
 
-    def _splits(self, name: str) -> tuple[Dataset[Any], ...]:
+    def _elsewhere(self, name: str) -> Downstream:
         if name == "digits":
             other = load_images("digits")
-            return other.train.pairs, other.test.pairs
+            return Downstream(other.train.pairs, other.test.pairs, None)
         return downstream(name, self.data.root)
 
     def _features_of(self, model: nn.Module, data: Dataset[Any]) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class TrainSettings:
       schedule instead of warm-up and cosine.
     - `optimizer`: ``"adamw"`` or ``"sgd"``.
     - `learning_rate`: at the end of the warm-up; then it follows a cosine down to 0.
-    - `weight_decay`; `norm_weight_decay`: that of norm layers and biases, where it is not None.
+    - `weight_decay`; `norm_weight_decay`: that of norm layers, where it is not None.
     - `momentum`: of SGD.
     - `warmup_epochs`: the learning rate rises linearly from `warmup_start` of itself.
     - `label_smoothing`: of the cross-entropy.
@@ -95,21 +95,33 @@ class TrainSettings:
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Return the optimizer; norm layers and biases have a weight decay of their own."""
+    """Return the optimizer; norm layers may have a weight decay of their own."""
     rate, decay = settings.learning_rate, settings.weight_decay
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    norms, others = _norms_and_others(model)
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": norms}]
     if settings.norm_weight_decay is not None:
-        trained = [p for p in model.parameters() if p.requires_grad]
-        vectors = [p for p in trained if p.ndim <= 1]
-        others = [p for p in trained if p.ndim > 1]
-        groups = [
-            {"params": others},
-            {"params": vectors, "weight_decay": settings.norm_weight_decay},
-        ]
-        groups = [group for group in groups if group["params"]]
+        groups[1]["weight_decay"] = settings.norm_weight_decay
+    groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, rate, momentum=settings.momentum, weight_decay=decay)
     return torch.optim.AdamW(groups, rate, weight_decay=decay)
+
+
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+
+
+def _norms_and_others(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters of norm layers and all others, each once."""
+    norms = {p for module in model.modules() if isinstance(module, _NORMS)
+             for p in module.parameters(recurse=False)}  # fmt: skip
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in trained if p in norms], [p for p in trained if p not in norms]
 
 
 def warmup_steps(settings: TrainSettings, steps: int) -> int:
