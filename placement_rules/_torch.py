@@ -43,10 +43,10 @@ def find(name: str, since: str, purpose: str) -> Any:
             found = importlib.import_module(path) if inside is _LACKING else inside
         except ModuleNotFoundError as error:
             raise ImportError(
-                f"torch {torch.__version__} has no {path}, a private name that vcreg_fx uses: "
+                f"torch {torch.__version__} has no {path}, a private name that this package uses: "
                 f"{purpose.splitlines()[0]} Releases since {since} had it, up to {NEWEST}, the "
-                "newest that this version of vcreg_fx was tested with. Install one of those, "
-                f'pip install "torch>={since},<={NEWEST}.99", or a newer vcreg_fx.'
+                "newest that this version of the package was tested with. Install one of those, "
+                f'pip install "torch>={since},<={NEWEST}.99", or a newer version of the package.'
             ) from error
         found = found() if part.endswith("()") else found
     USED[name] = since
@@ -90,7 +90,7 @@ def graph_task() -> int:
 
 @uses("torch._C._get_tracing_state", since="1.13")
 def in_jit_trace() -> bool:
-    """Whether torch.jit.trace runs this, which loses gradients of VCReg."""
+    """Whether torch.jit.trace runs this, which loses gradients that are injected."""
     return torch._C._get_tracing_state() is not None
 
 

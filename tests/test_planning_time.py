@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import vcreg_fx
-from placement_rules import _record, _recorder, _results, record
+from placement_rules import record
+from placement_rules.recording import _record, _recorder, _results
 from vcreg_fx.surgery import _source
 
 

@@ -26,6 +26,8 @@ UPPER = tuple(
         "cli",
     )
 )
+FLOORS = ("axes", "recording", "structure", "rules")  # of placement_rules, the lowest first
+WITHOUT_CIRCLES = ("placement_rules",)
 TOP_LEVEL = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -85,10 +87,83 @@ def imports_below(forbidden: tuple[str, ...], paths: list[Path]) -> list[str]:
     return found
 
 
+def imports_between(package: Path) -> dict[str, set[str]]:
+    """Return, for every module of a package, those of it that it imports, at any depth."""
+    files = {}
+    for file in package.rglob("*.py"):
+        parts = file.relative_to(package.parent).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    found = {}
+    for module, file in files.items():
+        is_package = file.name == "__init__.py"
+        names = imported_names(file.read_text("utf-8"), module, is_package=is_package)
+        pairs = [(name, name.rpartition(".")[0]) for _, name in names]
+        found[module] = {name if name in files else owner for name, owner in pairs} & set(files)
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> Iterator[set[str]]:
+    """Yield what of one folder, modules or folders in it, imports each other in a circle.
+
+    What lies in a folder is looked at as one, so that two folders form no circle either. The face
+    of a folder, its ``__init__``, is a module in it.
+    """
+    inside: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    for module, others in imports.items():
+        for other in others - {module}:
+            here, there = (f"{name}.__init__".split(".") for name in (module, other))
+            depth = next(i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b)
+            folder = inside.setdefault(tuple(here[:depth]), {})
+            folder.setdefault(here[depth], set()).add(there[depth])
+            folder.setdefault(there[depth], set())
+    for above in inside.values():
+        while free := [name for name, others in above.items() if not others & set(above)]:
+            for name in free:
+                del above[name]
+        if above:
+            yield set(above)
+
+
+@pytest.mark.parametrize("package", WITHOUT_CIRCLES)
+def test_nothing_imports_in_a_circle(package):
+    """Imports inside functions and under TYPE_CHECKING count."""
+    assert list(circles(imports_between(ROOT / package))) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"a": "from .b import x", "b": "import top.c", "c": ""}, []),
+        ({"a": "from .b import x", "b": "def f():\n    from .a import y"}, [{"a", "b"}]),
+        ({"a": "if TYPE_CHECKING:\n    from . import b", "b": "import top.a"}, [{"a", "b"}]),
+        ({"__init__": "from .a import x", "a": "from . import x"}, [{"__init__", "a"}]),
+        ({"r/a": "from ..s.b import x", "s/b": "", "s/c": "from ..r import a"}, [{"r", "s"}]),
+        ({"r/a": "from .b import x", "r/b": "from top.r.a import y", "c": ""}, [{"a", "b"}]),
+        ({"r/a": "from ..s import x", "s/__init__": "from .b import x", "s/b": ""}, []),
+    ],
+)
+def test_circles_are_found(tmp_path, files, found):
+    for name, source in files.items():
+        file = tmp_path / "top" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source)
+    assert list(circles(imports_between(tmp_path / "top"))) == found
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_a_floor_of_placement_rules_uses_those_below_it(floor):
+    upper = FLOORS[FLOORS.index(floor) + 1 :]
+    forbidden = tuple(f"placement_rules.{name}" for name in upper)
+    assert imports_below(forbidden, [ROOT / "placement_rules" / floor]) == []
+
+
 def test_placement_rules_know_nothing_of_vcreg():
+    """But for the four rules that carry its name."""
     paths = [ROOT / "placement_rules"]
     assert list(paths[0].glob("*.py"))
     assert imports_below(("vcreg_fx",), paths) == []
+    for file in paths[0].rglob("*.py"):
+        assert not re.findall(r"(?i)vcreg(?![1-4]\b).*", file.read_text("utf-8")), file
 
 
 def test_the_core_knows_nothing_of_what_is_built_on_it():

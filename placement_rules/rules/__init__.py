@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from .._names import register
 from ._at import at as at
 from ._blocks import blocks as blocks
 from ._custom import custom as custom
 from ._downsample import downsample as downsample
 from ._head import head as head
 from ._modules import modules as modules
+from ._names import register
 from ._pattern import pattern as pattern
 from ._pick import every as every
 from ._pick import first as first

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 
 from .._errors import PlacementError
-from .._recording import Recording, is_activation
-from .._rule import Found, Rule
-from .._spot import locate
+from .._node import is_activation
+from ..recording import Recording
+from ._rule import Found, Rule
+from ._spot import locate
 
 
 class At(Rule):

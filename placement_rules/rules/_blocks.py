@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from .._blocks import BlockSearch
-from .._recording import Recording, Scope, is_activation, keeps_container_forward
-from .._residuals import Ancestry
-from .._rule import Found, Rule
+from .._node import is_activation
+from ..recording import Recording, Scope, keeps_container_forward
+from ..structure import Ancestry, BlockSearch
+from ._rule import Found, Rule
 
 
 class Blocks(Rule):

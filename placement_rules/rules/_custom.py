@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from torch import fx
 
 from .._errors import PlacementError
-from .._recording import Recording, Scope
-from .._rule import Found, Rule
+from ..recording import Recording, Scope
+from ._rule import Found, Rule
 
 
 class Custom(Rule):

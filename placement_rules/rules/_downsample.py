@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from .._blocks import BlockSearch
-from .._recording import Recording, Scope, is_activation, value
-from .._rule import Found, Rule
+from .._node import is_activation, value
+from ..recording import Recording, Scope
+from ..structure import BlockSearch
 from ._blocks import block_output
+from ._rule import Found, Rule
 
 
 class Downsample(Rule):

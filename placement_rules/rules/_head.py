@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .._classifiers import classified, last_layers
-from .._recording import Recording, is_activation
-from .._rule import Found, Rule
+from .._node import is_activation
+from ..recording import Recording
+from ..structure import classified, last_layers
+from ._rule import Found, Rule
 
 
 class Head(Rule):

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from torch import nn
 
 from .._errors import PlacementError
-from .._recording import Recording, is_activation
-from .._rule import Found, Rule
+from .._node import is_activation
+from ..recording import Recording
+from ._rule import Found, Rule
 
 Wanted = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 

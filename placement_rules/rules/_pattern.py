@@ -10,9 +10,9 @@ from torch import fx
 from torch.fx.proxy import GraphAppendingTracer
 
 from .._errors import PlacementError
-from .._operation import operation
-from .._recording import Recording, Scope, is_activation
-from .._rule import Found, Rule
+from .._node import is_activation, operation
+from ..recording import Recording, Scope
+from ._rule import Found, Rule
 
 _COMMUTING = {"add", "mul"}
 Bound = dict[fx.Node, fx.Node]

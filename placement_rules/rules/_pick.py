@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from .._errors import PlacementError
-from .._recording import Recording
-from .._rule import Found, Rule
-from .._spot import Spot
+from ..recording import Recording
+from ._parse import parse
+from ._rule import Found, Rule
+from ._spot import Spot
 
 
 class Pick(Rule):
     """Selects some of what another rule selects, by their order."""
 
     def __init__(self, how: Literal["every", "first", "last"], rule: Rule | str, k: int) -> None:
-        from .._parse import parse  # a rule's parts may be strings
-
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise PlacementError(f"{how}({rule}, {k!r}): the number must be at least 1.")
         self.how, self.rule, self.k = how, parse(rule), k

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from .._classifiers import last_layers
-from .._recording import Recording
-from .._residuals import helper_add, residual_adds
-from .._rule import Found, Rule
+from ..recording import Recording
+from ..structure import helper_add, last_layers, residual_adds
+from ._rule import Found, Rule
 
 
 class Residual(Rule):

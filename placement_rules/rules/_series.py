@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .._parse import parse
-from .._recording import Recording
-from .._rule import Rule
+from ..recording import Recording
 from ._at import At
+from ._parse import parse
+from ._rule import Rule
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import groupby
 from weakref import WeakKeyDictionary
 
-from .._blocks import BlockSearch
 from .._errors import PlacementError
-from .._recording import Recording
-from .._rule import Filter, Found, Rule
-from .._spot import Spot
+from ..recording import Recording
+from ..structure import BlockSearch
 from ._blocks import blocks
+from ._rule import Filter, Found, Rule
+from ._spot import Spot
 
 
 class Stages(Rule):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from placement_rules import operation, wrapped_by
-from placement_rules._surroundings import SYNTAX_TREES
+from placement_rules.recording import SYNTAX_TREES
 
 _READING = threading.Lock()  # linecache does not expect several threads
 HAS_POSITIONS = hasattr(types.CodeType, "co_positions")  # since Python 3.11

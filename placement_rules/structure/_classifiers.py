@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from ._operation import operation
-from ._recording import Recording, is_activation
+from .._node import is_activation, operation
+from ..recording import Recording
 
 _LAYERS = {
     "linear", "conv1d", "conv2d", "conv3d", "matmul", "addmm", "mm", "einsum", "tensordot", "inner",

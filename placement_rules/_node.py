@@ -1,10 +1,13 @@
-"""The plain name of a torch function, however it was written."""
+"""What the nodes of recorded graphs stand for: a function under its plain name, a tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor, fx
+
+from ._errors import PlacementError
 from ._torch import operator_name
 
 _IN_PLACE = {"iadd": "add", "isub": "sub", "imul": "mul", "itruediv": "div"}
@@ -28,3 +31,19 @@ def operation(function: Callable[..., Any] | str) -> str:
     if name.startswith("r") and name[1:] in _REFLECTED:
         name = name[1:]
     return _IN_PLACE.get(name, name)
+
+
+def value(node: fx.Node) -> Tensor:
+    """Return the (data-less) tensor of a recorded node."""
+    tensor = node.meta.get("val")
+    if not isinstance(tensor, Tensor):
+        raise PlacementError(f"The node {node.name} does not stand for one tensor.")
+    return tensor
+
+
+def is_activation(node: object) -> bool:
+    """Whether ``node`` is a graph node that stands for one floating-point tensor."""
+    if not isinstance(node, fx.Node):
+        return False
+    tensor = node.meta.get("val")
+    return isinstance(tensor, Tensor) and tensor.is_floating_point()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._torch import FakeTensor, storage_of, without_dispatch_to_modes
+from .._torch import FakeTensor, storage_of, without_dispatch_to_modes
 
 # What these return is a new tensor, and depends on the metadata of their arguments alone.
 _REMEMBERED = {F.linear, F.layer_norm, F.gelu, torch.matmul, Tensor.matmul, Tensor.__matmul__}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ._torch import MODULE_CALLS
+from .._torch import MODULE_CALLS
 
 Method = tuple[type, str]  # the class that defines a method, and the name it has there
 

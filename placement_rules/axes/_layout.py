@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ._errors import LayoutError
+from .._errors import LayoutError
 
 _NAMES = {
     (2, 1): "NC",
@@ -21,8 +21,7 @@ _NAMES = {
 class Layout:
     """The number of axes of a tensor and which of them holds the channels.
 
-    Every other axis holds samples: each spatial location counts as a sample of its own (VCReg,
-    section 3.2, "Spatial Dimensions").
+    Every other axis holds samples: each spatial location counts as a sample of its own.
 
     **Arguments:**
 

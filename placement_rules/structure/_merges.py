@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from ._operation import operation
-from ._recording import Scope, is_activation
+from .._node import is_activation, operation
+from ..recording import Scope
 from ._residuals import Ancestry
 
 _CONCATENATIONS = {"cat", "concat", "concatenate"}

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ._errors import PlacementError
-from ._recording import Recording, Scope, is_batch_norm, keeps_container_forward
-from ._tree import Path, format_path
+from .._errors import PlacementError
+from ..recording import Path, Recording, Scope, format_path, is_batch_norm, keeps_container_forward
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from ._axes import UnionFind
-from ._axis_rules import axis_links
-from ._layout import Layout
-from ._operation import operation
-from ._recording import Recording, value
+from .._node import operation, value
+from ..axes import Layout, UnionFind, axis_links
+from ..recording import Recording
 
 _MOVES = {  # entries along an axis that they leave as long as it was
     "flip", "fliplr", "flipud", "roll", "sort", "msort", "gather", "take_along_dim", "topk", "mode",

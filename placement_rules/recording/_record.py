@@ -11,16 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._errors import ExampleInputsError, RecordingError
+from .._torch import FakeCopyMode, FakeTensorMode, compiled_parts_eager, tree_map
 from ._copy import copy_model
-from ._errors import ExampleInputsError, RecordingError
-from ._inputs import Inputs, candidate_inputs
+from ._inputs import Inputs, candidate_inputs, other_sizes
 from ._pass import Pass
 from ._recorder import Recorder
-from ._recording import Recording, forget_data
+from ._recording import Recording
 from ._results import Results
-from ._sizes import other_sizes
 from ._surroundings import keeping_randomness, quiet
-from ._torch import FakeCopyMode, FakeTensorMode, compiled_parts_eager, tree_map
 from ._training import TrainingPass
 
 Prepare = Callable[[nn.Module], None]
@@ -187,7 +186,11 @@ def _record_real(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
 
 
 def _without_data(item: Any) -> Any:
-    return forget_data(item) if isinstance(item, torch.Tensor) else item
+    """Return a tensor of the same shape, strides and type that holds no data, for a tensor."""
+    if not isinstance(item, torch.Tensor):
+        return item
+    shape = tuple(item.shape)
+    return torch.empty_strided(shape, item.stride(), dtype=item.dtype, device="meta")
 
 
 def _run(

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from torch import fx
 
+from .._errors import LayoutError
+from .._node import value
 from ._axis_rules import axis_links, channel_evidence
-from ._errors import LayoutError
 from ._layout import Layout
-from ._recording import value
 
 Axis = tuple[fx.Node, int]
 

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import fx
 
-from ._errors import NoSiteError
-from ._recording import Recording, Scope
+from .._errors import NoSiteError
+from ..recording import Recording, Scope
 from ._spot import Spot, locate
 
 Found = tuple[Scope, fx.Node]

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import fx
 
-from ._operation import operation
-from ._recording import Scope, is_activation, value
-from ._tree import get_leaf
+from .._node import is_activation, operation, value
+from ..recording import Scope, get_leaf
 
 _LOGIT_STEPS = {
     "add",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from ._errors import PlacementError, RuleSyntaxError
+from .._errors import PlacementError, RuleSyntaxError
+from ..recording import SYNTAX_TREES
 from ._names import NAMES
 from ._rule import Rule
-from ._surroundings import SYNTAX_TREES
 
 
 def parse(rule: Rule | str) -> Rule:

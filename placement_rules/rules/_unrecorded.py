@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from ._layout import Layout
-from ._recording import Recording, Scope, keeps_container_forward
+from ..axes import Layout
+from ..recording import Recording, Scope, Writes, keeps_container_forward
+from ._modules import modules
 from ._rule import Rule
 from ._site import Site
-from ._writes import Writes
-from .rules import modules
 
 
 def unrecorded(model: nn.Module, rule: Rule, layout: Layout) -> tuple[Recording, list[Site]] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ._operation import operation
+from .._node import operation
 from ._reshape import reshape_links
 
 Axis = tuple[fx.Node, int]

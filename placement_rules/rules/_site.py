@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from ._errors import LayoutError, PlacementError
-from ._layout import Layout
-from ._recording import Recording, Scope, value
-from ._sizes import check_on_other_sizes
+from .._errors import LayoutError, PlacementError
+from .._node import value
+from ..axes import Layout
+from ..recording import Path, Recording, Scope
 from ._spot import Spot
-from ._tree import Path
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Site:
     - `layout`: which axis holds the channels.
     - `calls`: how often one forward pass of the model passes here.
     - `leads_on`: whether the model's output depends on the tensor. Where it does not, no gradient
-      comes back to the site, and VCReg's cannot be added to it.
+      comes back to the site, and none can be added to it.
     - `clone`: the in-place write further down that makes a copy of the tensor necessary, if any.
     """
 
@@ -193,7 +192,7 @@ def _layout(recording: Recording, spot: Spot, given: Layout | None) -> Layout:
         return given
     try:
         found = recording.layout(spot.node)
-        check_on_other_sizes(recording, spot, found)
+        _check_on_other_sizes(recording, spot, found)
         return found
     except LayoutError as error:
         letters = "NCHW" if len(shape) == 4 else "NLC"
@@ -201,3 +200,49 @@ def _layout(recording: Recording, spot: Spot, given: Layout | None) -> Layout:
             f"The channel axis of {spot.name} cannot be inferred with certainty: {error}. "
             f'Pass layout=, one letter an axis with C for the channels, such as "{letters}".'
         ) from error
+
+
+def _check_on_other_sizes(recording: Recording, spot: Spot, found: Layout) -> None:
+    """Refuse a channel axis that was found only because another axis is of the same size.
+
+    A reshape, or a function that aligns axes, may carry the wrong one along where sizes are equal
+    by chance. So the model is recorded on inputs of other sizes until the channels' size differs
+    from all others, as far as the model takes any.
+
+    **Raises:** `LayoutError` if another axis, or none, is found there.
+    """
+    shape = tuple(value(spot.node).shape)
+    alike = {a for a, size in enumerate(shape) if size == shape[found.axis]} - {found.axis}
+    for other in recording.on_other_sizes() if alike else ():
+        twin = _twin(other, spot)
+        if twin is None or value(twin).ndim != len(shape):
+            continue
+        sizes = tuple(value(twin).shape)
+        apart = {axis for axis in alike if sizes[axis] != sizes[found.axis]}
+        if not apart:
+            continue
+        try:
+            agreed, why = other.layout(twin) == found, "another axis is found"
+        except LayoutError as error:
+            agreed, why = False, str(error)
+        if not agreed:
+            raise LayoutError(
+                f"of the tensor of shape {shape}, axis {found.axis} seems to hold channels, but on "
+                f"an input of another size, where the shape is {sizes}, {why}"
+            )
+        alike -= apart
+        if not alike:
+            return
+
+
+def _twin(other: Recording, spot: Spot) -> fx.Node | None:
+    """Return the node of another recording at the same place."""
+    calls = other.calls(spot.scope.path)
+    if spot.scope.call >= len(calls):
+        return None
+    scope = calls[spot.scope.call]
+    if spot.position in {"output", "input"}:
+        found = dict(scope.outputs if spot.position == "output" else scope.inputs).get(spot.leaf)
+    else:
+        found = scope.named.get(spot.position)
+    return found if found is not None and isinstance(found.meta.get("val"), Tensor) else None

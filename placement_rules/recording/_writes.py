@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ._torch import storage_of, version_of
+from .._torch import storage_of, version_of
 
 
 @dataclass(frozen=True)

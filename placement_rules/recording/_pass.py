@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
+from .._torch import forward_hooks_of, function_modes, version_of, without_functions
 from ._results import Results
-from ._torch import forward_hooks_of, function_modes, version_of, without_functions
 from ._tree import leaves
 from ._writes import Writes
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ._operation import operation
+from .._node import operation
+from .._torch import storage_of
 from ._pass import Pass
 from ._results import Results
-from ._torch import storage_of
 from ._tree import Path, leaves
 from ._writes import Write
 

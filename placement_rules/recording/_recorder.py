@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from ._operation import operation
+from .._node import operation
+from .._torch import FakeTensorMode, storage_of, tree_map
 from ._origin import Origin, OriginFinder
 from ._pass import Pass
 from ._recording import Recording, Scope
 from ._results import Results, another
-from ._torch import FakeTensorMode, storage_of, tree_map
 from ._tree import get_leaf, leaves
 from ._writes import Write
 

@@ -9,21 +9,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from ._errors import LayoutError, PlacementError
-from ._layout import Layout
-from ._torch import BASES_OF_BATCH_NORMS
+from .._errors import LayoutError
+from .._node import value
+from .._torch import BASES_OF_BATCH_NORMS
+from ..axes import ChannelAxes, Layout
 from ._training import Key, TrainingPass, keys_of
-from ._tree import get_leaf
+from ._tree import Path, get_leaf
 from ._writes import Write, Writes
-
-if TYPE_CHECKING:
-    from ._axes import ChannelAxes
-    from ._tree import Path
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -182,8 +178,6 @@ class Recording:
     @cached_property
     def axes(self) -> ChannelAxes:
         """The channel axes of all recorded tensors, worked out once."""
-        from ._axes import ChannelAxes
-
         return ChannelAxes(self.flat, self.weights)
 
     def layout(self, node: fx.Node) -> Layout:
@@ -333,22 +327,6 @@ class Recording:
         return {}
 
 
-def value(node: fx.Node) -> Tensor:
-    """Return the (data-less) tensor of a recorded node."""
-    tensor = node.meta.get("val")
-    if not isinstance(tensor, Tensor):
-        raise PlacementError(f"The node {node.name} does not stand for one tensor.")
-    return tensor
-
-
-def is_activation(node: object) -> bool:
-    """Whether ``node`` is a graph node that stands for one floating-point tensor."""
-    if not isinstance(node, fx.Node):
-        return False
-    tensor = node.meta.get("val")
-    return isinstance(tensor, Tensor) and tensor.is_floating_point()
-
-
 def keeps_container_forward(module: nn.Module) -> bool:
     """Whether the module is a plain container: it only calls its children (or is not called)."""
     return isinstance(module, _CONTAINERS) and (
@@ -360,10 +338,3 @@ def keeps_container_forward(module: nn.Module) -> bool:
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether ``convert_sync_batchnorm`` would rebuild the module."""
     return isinstance(module, BASES_OF_BATCH_NORMS)
-
-
-def forget_data(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape, strides and type that holds no data."""
-    return torch.empty_strided(
-        tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device="meta"
-    )

@@ -11,11 +11,11 @@ from weakref import WeakKeyDictionary
 
 from torch import fx, nn
 
+from .._torch import BASES_OF_CONVOLUTIONS
+from ..recording import Recording, Scope, keeps_container_forward
 from ._classifiers import last_layers
 from ._merges import concatenations
-from ._recording import Recording, Scope, keeps_container_forward
 from ._residuals import add_operands, residual_adds
-from ._torch import BASES_OF_CONVOLUTIONS
 
 _ADD = "its own forward adds a residual"
 _CONCATENATION = "its own forward concatenates branches"

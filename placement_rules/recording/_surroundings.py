@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ._torch import FAKE_LOGGER
+from .._torch import FAKE_LOGGER
 
 # Held while Python makes objects of a syntax tree, or compiles them: releases such as 3.11.7 count
 # how deep they are for all threads at once, and fail where another's turn comes in the middle.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .._torch import tree_map
+from ._tree import leaves
 
 _BATCH = 2
 _LENGTH = 16  # tokens, where the model fixes no number
@@ -135,3 +138,60 @@ def _floats(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
     dtype = dtypes[0] if dtypes else torch.get_default_dtype()
     return torch.zeros(shape, dtype=dtype, device=_device(model))
+
+
+# The same inputs in other sizes ------------------------------------------------------------
+
+
+def other_sizes(inputs: Inputs) -> Iterator[Inputs]:
+    """Yield inputs with more, or fewer, places and examples, the most telling first.
+
+    Which axes hold places is not known, so that a model may refuse some of them. Tensors beside
+    the one with the most axes follow it where their sizes are the same.
+    """
+    tensors = [tensor for _, tensor in leaves((inputs.args, inputs.kwargs)) if tensor.ndim]
+    if not tensors:
+        return
+    main = max(tensors, key=lambda tensor: tensor.ndim)
+    choices = _places(main)
+    for batch in (main.shape[0] + 1, main.shape[0]):
+        for places in choices:
+            for factor in (2.0, 0.5):
+                shape = [batch, *main.shape[1:]]
+                for axis in places:
+                    shape[axis] = int(shape[axis] * factor)
+                if all(shape):
+                    yield _resized(inputs, main, shape)
+    yield _resized(inputs, main, [main.shape[0] + 1, *main.shape[1:]])
+
+
+def _places(tensor: Tensor) -> list[Sequence[int]]:
+    """Return which axes may be places: those behind the channels, or between batch and channels."""
+    ndim = tensor.ndim
+    if ndim == 2:
+        return [] if tensor.is_floating_point() else [(1,)]
+    return [range(2, ndim), range(1, ndim - 1)] if ndim > 2 else []
+
+
+def _resized(inputs: Inputs, main: Tensor, shape: Sequence[int]) -> Inputs:
+    changed = dict(zip(main.shape[1:], shape[1:], strict=True))
+    batch = {main.shape[0]: shape[0]}
+
+    def resize(item: Any) -> Any:
+        if not isinstance(item, Tensor) or not item.ndim:
+            return item
+        wanted = [(changed if axis else batch).get(n, n) for axis, n in enumerate(item.shape)]
+        for axis, size in enumerate(shape if item is main else wanted):
+            item = _of_size(item, axis, size)
+        return item
+
+    with torch.no_grad():
+        args, kwargs = tree_map(resize, (inputs.args, inputs.kwargs))
+    return Inputs(args, kwargs, f"{inputs.origin}, of another size")
+
+
+def _of_size(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """Cut a tensor along an axis, or repeat what it holds: numbers of tokens stay what they are."""
+    if size > tensor.shape[axis]:
+        tensor = torch.cat([tensor] * -(-size // tensor.shape[axis]), dim=axis)
+    return tensor.narrow(axis, 0, size)

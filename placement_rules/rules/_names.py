@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ._errors import PlacementError
+from .._errors import PlacementError
 from ._rule import Rule
 
 NAMES: dict[str, Rule | Callable[..., Any]] = {}
