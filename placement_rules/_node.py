@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, fx
 
@@ -33,6 +33,19 @@ def operation(function: Callable[..., Any] | str) -> str:
     return _IN_PLACE.get(name, name)
 
 
+def called(node: fx.Node) -> str:
+    """Return the plain name of the function that a node calls; empty if it calls none."""
+    return operation(node.target) if node.op == "call_function" else ""
+
+
+def does(node: fx.Node) -> str:
+    """Return the function that a node calls; of a module that does one function, that function."""
+    if node.op == "call_module":
+        inner = [n for n in node.meta["scope"].graph.nodes if n.op.startswith("call")]
+        return does(inner[0]) if len(inner) == 1 else ""
+    return called(node)
+
+
 def value(node: fx.Node) -> Tensor:
     """Return the (data-less) tensor of a recorded node."""
     tensor = node.meta.get("val")
@@ -41,7 +54,7 @@ def value(node: fx.Node) -> Tensor:
     return tensor
 
 
-def is_activation(node: object) -> bool:
+def is_activation(node: object) -> TypeGuard[fx.Node]:
     """Whether ``node`` is a graph node that stands for one floating-point tensor."""
     if not isinstance(node, fx.Node):
         return False

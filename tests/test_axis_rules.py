@@ -83,6 +83,7 @@ LINES: dict[str, tuple[Callable[[Tensor], Tensor], int | None]] = {
     "matrix norm": (lambda x: torch.linalg.norm(x, dim=(0, 2)), 0),
     "cosine_similarity": (lambda x: F.cosine_similarity(x, x * 2, dim=2), 1),
     "cosine_similarity over channels": (lambda x: F.cosine_similarity(x, x * 2), REFUSED),
+    "pairwise_distance": (lambda x: F.pairwise_distance(x, x * 2), 1),
     "trapezoid": (lambda x: torch.trapezoid(x, dim=2), 1),
     "trapezoid over channels": (lambda x: torch.trapezoid(x, dim=1), REFUSED),
     "trapezoid over samples": (lambda x: torch.trapz(x, dim=0), 0),

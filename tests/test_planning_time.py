@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import vcreg_fx
 from placement_rules import record
-from placement_rules.recording import _record, _recorder, _results
+from placement_rules.recording import _fast, _record, _recorder
 from vcreg_fx.surgery import _source
 
 
@@ -165,7 +165,7 @@ def test_remembered_results_are_those_of_torch(
         ]  # fmt: skip
 
     found = described()
-    monkeypatch.setattr(_results, "_REMEMBERED", set())
+    monkeypatch.setattr(_fast, "_REMEMBERED", set())
     monkeypatch.setattr(_recorder, "another", lambda tensor: tensor.view_as(tensor))
     assert found == described()
 
@@ -173,7 +173,7 @@ def test_remembered_results_are_those_of_torch(
 def test_operations_of_blocks_that_are_alike_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 28 linear layers and layer norms, in both modes, three differ in what they are given."""
     made: list[Tensor] = []
-    new = _results._new
-    monkeypatch.setattr(_results, "_new", lambda *given: made.append(new(*given)) or made[-1])
+    new = _fast._new
+    monkeypatch.setattr(_fast, "_new", lambda *given: made.append(new(*given)) or made[-1])
     insert(Blocks(6), "residual")
     assert len(made) == 28 - 3

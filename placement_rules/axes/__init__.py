@@ -3,7 +3,9 @@
 This floor knows graphs of functions alone: nodes, each with its tensor without data.
 """
 
-from ._axis_rules import axis_links as axis_links
+# Each of these files says of a family of functions what they do to axes.
+from . import _elementwise, _layers, _products, _reductions, _shapes  # noqa: F401
 from ._channels import ChannelAxes as ChannelAxes
 from ._channels import UnionFind as UnionFind
 from ._layout import Layout as Layout
+from ._operations import axis_links as axis_links

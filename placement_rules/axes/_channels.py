@@ -14,10 +14,8 @@ from torch import fx
 
 from .._errors import LayoutError
 from .._node import value
-from ._axis_rules import axis_links, channel_evidence
 from ._layout import Layout
-
-Axis = tuple[fx.Node, int]
+from ._operations import Axis, axis_links, channel_evidence
 
 
 class UnionFind:

@@ -44,40 +44,39 @@ def _from_timm(model: nn.Module) -> Iterator[Inputs]:
         sizes["patch_embed.img_size"] = _pair(built_for)
     if "input_size" in cfg:
         sizes["pretrained_cfg['input_size']"] = _pair(cfg["input_size"])
-    first = _first_channels(model)
+    first = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     given = cfg["input_size"][0] if "input_size" in cfg else 3
     # in_chans= changes the first convolution; a space-to-depth stem hides the image's channels
     for channels in dict.fromkeys([given, first or given]):
         for origin, size in sizes.items():
-            yield _image(model, channels, size, f"{origin} with {channels} channels")
+            image = _floats(model, (_BATCH, channels, *size))
+            yield Inputs((image,), {}, f"{origin} with {channels} channels")
 
 
 def _from_first_layer(model: nn.Module) -> Iterator[Inputs]:
     """Read the first layer that fixes what goes in; torchvision's and home-made models."""
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            side = getattr(model, "image_size", None)
-            for size in [_pair(side)] if side is not None else [(s, s) for s in _SIDES]:
-                yield _image(model, module.in_channels, size, f"a {size[0]} × {size[1]} image")
-            return
-        if isinstance(module, nn.Conv3d):
-            for frames, side in _CLIPS:
-                clip = (_BATCH, module.in_channels, frames, side, side)
-                yield Inputs((_floats(model, clip),), {}, f"a clip of shape {clip}")
-            return
-        if isinstance(module, nn.Conv1d):
-            signal = (_BATCH, module.in_channels, 4096)
-            yield Inputs((_floats(model, signal),), {}, f"a signal of shape {signal}")
-            return
-        if isinstance(module, nn.Linear):
-            for middle in ((), (_LENGTH,)):
-                shape = (_BATCH, *middle, module.in_features)
-                yield Inputs((_floats(model, shape),), {}, f"features of shape {shape}")
-            return
-        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-            tokens = torch.zeros((_BATCH, _LENGTH), dtype=torch.long, device=_device(model))
-            yield Inputs((tokens,), {}, "token numbers")
-            return
+        match module:
+            case nn.Conv2d() | nn.ConvTranspose2d():
+                for size in _sides(getattr(model, "image_size", None)):
+                    image = _floats(model, (_BATCH, module.in_channels, *size))
+                    yield Inputs((image,), {}, f"a {size[0]} × {size[1]} image")
+            case nn.Conv3d():
+                for frames, side in _CLIPS:
+                    clip = (_BATCH, module.in_channels, frames, side, side)
+                    yield Inputs((_floats(model, clip),), {}, f"a clip of shape {clip}")
+            case nn.Conv1d():
+                signal = (_BATCH, module.in_channels, 4096)
+                yield Inputs((_floats(model, signal),), {}, f"a signal of shape {signal}")
+            case nn.Linear():
+                for middle in ((), (_LENGTH,)):
+                    shape = (_BATCH, *middle, module.in_features)
+                    yield Inputs((_floats(model, shape),), {}, f"features of shape {shape}")
+            case nn.Embedding() | nn.EmbeddingBag():
+                yield Inputs((_tokens(model),), {}, "token numbers")
+            case _:
+                continue
+        return
 
 
 def _from_transformers(model: nn.Module, config: Any) -> Iterator[Inputs]:
@@ -86,12 +85,11 @@ def _from_transformers(model: nn.Module, config: Any) -> Iterator[Inputs]:
     vision = getattr(config, "vision_config", config)
     if name in {"pixel_values", "pixel_values_videos"}:
         channels = getattr(vision, "num_channels", 3)
-        side = getattr(vision, "image_size", None) or getattr(vision, "crop_size", None)
         frames = getattr(vision, "num_frames", None)
-        for size in [_pair(side)] if side is not None else [(s, s) for s in _SIDES]:
-            lead = (_BATCH,) if frames is None else (_BATCH, frames)
-            shape = (*lead, channels, *size)
-            kwargs: dict[str, Any] = {name: _floats(model, shape)}
+        lead = (_BATCH,) if frames is None else (_BATCH, frames)
+        side = getattr(vision, "image_size", None) or getattr(vision, "crop_size", None)
+        for size in _sides(side):
+            kwargs = {name: _floats(model, (*lead, channels, *size))}
             if hasattr(vision, "tubelet_size") and "ForPreTraining" in type(model).__name__:
                 kwargs["bool_masked_pos"] = _half_masked(model, vision, size)
             yield Inputs((), kwargs, origin)
@@ -101,11 +99,10 @@ def _from_transformers(model: nn.Module, config: Any) -> Iterator[Inputs]:
         bins = getattr(config, "num_mel_bins", 80)
         yield Inputs((), {name: _floats(model, (_BATCH, bins, 3000))}, origin)
     else:
-        tokens = torch.zeros((_BATCH, _LENGTH), dtype=torch.long, device=_device(model))
-        yield Inputs((), {name: tokens}, origin)
+        yield Inputs((), {name: _tokens(model)}, origin)
 
 
-def _half_masked(model: nn.Module, config: Any, size: tuple[int, ...]) -> Tensor:
+def _half_masked(model: nn.Module, config: Any, size: tuple[int, int]) -> Tensor:
     """VideoMAE's pre-training needs to be told which tubes are masked: half of them here."""
     patch = _pair(config.patch_size)
     count = config.num_frames // config.tubelet_size
@@ -114,15 +111,9 @@ def _half_masked(model: nn.Module, config: Any, size: tuple[int, ...]) -> Tensor
     return mask.expand(_BATCH, count)
 
 
-def _image(model: nn.Module, channels: int, size: Any, origin: str) -> Inputs:
-    return Inputs((_floats(model, (_BATCH, channels, *size)),), {}, origin)
-
-
-def _first_channels(model: nn.Module) -> int | None:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return None
+def _sides(side: Any) -> list[tuple[int, int]]:
+    """Return the size that a model fixes; some that are common where it fixes none."""
+    return [(s, s) for s in _SIDES] if side is None else [_pair(side)]
 
 
 def _pair(size: Any) -> tuple[int, int]:
@@ -132,6 +123,10 @@ def _pair(size: Any) -> tuple[int, int]:
 def _device(model: nn.Module) -> torch.device:
     first = next(iter(model.parameters()), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def _tokens(model: nn.Module) -> Tensor:
+    return torch.zeros((_BATCH, _LENGTH), dtype=torch.long, device=_device(model))
 
 
 def _floats(model: nn.Module, shape: tuple[int, ...]) -> Tensor:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import types
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
 from .._torch import forward_hooks_of, function_modes, version_of, without_functions
-from ._results import Results
-from ._tree import leaves
+from ._fast import Results
+from ._tree import Path, leaves
 from ._writes import Writes
 
 _LIBRARIES = {"torch", "torchvision", "timm", "transformers"}
@@ -24,11 +24,30 @@ def is_recording() -> bool:
     return any(isinstance(mode, Pass) for mode in function_modes())
 
 
-class Running(Protocol):
-    """What is known of a module call that has begun and not ended."""
+class FunctionCall(NamedTuple):
+    """The call of a function that made tensors, or wrote to some."""
+
+    func: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    made: list[tuple[Path, Tensor]]
+    written: list[Tensor]
+
+
+class ModuleCall(NamedTuple):
+    """The call of a module, whose copy is running."""
 
     path: str
     module: nn.Module
+    running: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def tensors(self) -> list[tuple[Path, Tensor]]:
+        """The tensors among the arguments, and where they are."""
+        return [*leaves(self.args), *leaves(self.kwargs)]
 
 
 class Pass(TorchFunctionMode):
@@ -39,10 +58,11 @@ class Pass(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, copy: nn.Module, results: Results) -> None:
         super().__init__()
+        self.copy = copy
         self.writes = Writes()
         self._results = results
         self._time = 0
-        self._stack: list[Any] = []  # the calls that run, each a `Running`
+        self._stack: list[Any] = []  # the module calls that run, each with its path and module
         self._kept: list[Any] = []  # keeps every tensor alive, so that no id is used twice
         self._hooks: list[Any] = []
         originals = dict(model.named_modules())
@@ -55,33 +75,19 @@ class Pass(TorchFunctionMode):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        del self.copy
 
     @abstractmethod
-    def enter(
-        self,
-        path: str,
-        module: nn.Module,
-        running: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Note that the call of a module begins, whose copy is running."""
+    def enter(self, call: ModuleCall) -> None:
+        """Note that the call of a module begins."""
 
     @abstractmethod
     def leave(self, module: nn.Module, output: Any) -> Any:
         """Note that the call of a module ends; return what it is to return."""
 
     @abstractmethod
-    def called(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-        made: list[tuple[Any, Tensor]],
-        written: list[Tensor],
-    ) -> None:
-        """Note the call of a function that made tensors, or wrote to some."""
+    def called(self, call: FunctionCall) -> None:
+        """Note the call of a function."""
 
     def __torch_function__(
         self,
@@ -106,17 +112,17 @@ class Pass(TorchFunctionMode):
         made = list(leaves(output))
         self.writes.saw((*written, *(tensor for _, tensor in made)))
         if made or written:
-            self.called(func, args, kwargs, output, made, written)
+            self.called(FunctionCall(func, args, kwargs, output, made, written))
         return output
 
     def _watch(self, module: nn.Module, path: str, original: nn.Module) -> None:
         # Hooks run under the mode: without this it would see every look that they take at a tensor.
         def enter(running: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             with without_functions():
-                given = [tensor for _, tensor in (*leaves(args), *leaves(kwargs))]
+                call = ModuleCall(path, original, running, args, kwargs)
                 where = self._stack[-1].path if self._stack else ""
-                self.writes.look(given, where, self._tick)
-                self.enter(path, original, running, args, kwargs)
+                self.writes.look([tensor for _, tensor in call.tensors], where, self._tick)
+                self.enter(call)
 
         def leave(_: nn.Module, __: Any, output: Any) -> Any:
             with without_functions():

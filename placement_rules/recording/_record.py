@@ -6,25 +6,24 @@ import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from .._errors import ExampleInputsError, RecordingError
 from .._torch import FakeCopyMode, FakeTensorMode, compiled_parts_eager, tree_map
-from ._copy import copy_model
+from ._fast import Results, copy_model
 from ._inputs import Inputs, candidate_inputs, other_sizes
 from ._pass import Pass
 from ._recorder import Recorder
 from ._recording import Recording
-from ._results import Results
 from ._surroundings import keeping_randomness, quiet
 from ._training import TrainingPass
 
 Prepare = Callable[[nn.Module], None]
 Run = Callable[[nn.Module, Inputs, Prepare], Recording]
-_PLAIN = (torch.Tensor, nn.Parameter)
+Watch = TypeVar("Watch", bound=Pass)
 _LOCK = threading.RLock()  # a fake mode sets a switch for all threads, and sets it back
 
 
@@ -54,52 +53,42 @@ def record(
     `RecordingError` if the forward pass fails.
     """
     _check_parameters(model)
-    if example_inputs is not None or example_kwargs is not None:
-        positional = (
-            (example_inputs,) if isinstance(example_inputs, torch.Tensor) else example_inputs or ()
-        )
-        given = Inputs(tuple(positional), dict(example_kwargs or {}), "the given inputs")
-        return _record_either(model, given, prepare)
-    failures = []
-    candidates = list(candidate_inputs(model))
-    for run in (_record_fake, _record_real):
+    given = example_inputs is not None or example_kwargs is not None
+    if given:
+        single = isinstance(example_inputs, torch.Tensor)
+        args = (example_inputs,) if single else tuple(example_inputs or ())
+        candidates = [Inputs(args, dict(example_kwargs or {}), "the given inputs")]
+    else:
+        candidates = list(candidate_inputs(model))
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    failures: list[tuple[Inputs, Exception]] = []
+    for run in (_record_fake,) if on_meta else (_record_fake, _record_real):
+        failures.clear()
         for inputs in candidates:
             try:
                 return _recorded(run, model, inputs, prepare)
             except Exception as error:
-                failures.append(f"  {inputs.origin}: {type(error).__name__}: {error}")
-        if _on_meta(model):
-            break
-        failures = failures if run is _record_fake else failures[len(candidates) :]
+                failures.append((inputs, error))
+    name = type(model).__name__
+    said = [f"{inputs.origin}: {type(error).__name__}: {error}" for inputs, error in failures]
+    if given and on_meta:
+        raise RecordingError(
+            f"Recording {name} on fake tensors failed, and its parameters on the meta device rule "
+            f"out a real pass: {failures[0][1]}"
+        ) from failures[0][1]
+    if given:
+        raise RecordingError(f"The forward pass of {name} failed on {said[0]}") from failures[0][1]
     if failures:
         raise ExampleInputsError(
-            f"{type(model).__name__} did not run on any input worked out for it:\n"
-            + "\n".join(failures)
-            + "\nPass example_inputs=(tensor, …), and example_kwargs={…} if the forward needs them."
+            f"{name} did not run on any input worked out for it:\n"
+            + "".join(f"  {line}\n" for line in said)
+            + "Pass example_inputs=(tensor, …), and example_kwargs={…} if the forward needs them."
         )
     raise ExampleInputsError(
-        f"No example input can be worked out for {type(model).__name__}: it has no timm "
-        "pretrained_cfg, no transformers config, and no convolution, linear or embedding layer "
-        "that shows what it takes. Pass example_inputs=(tensor, …)."
+        f"No example input can be worked out for {name}: it has no timm pretrained_cfg, no "
+        "transformers config, and no convolution, linear or embedding layer that shows what it "
+        "takes. Pass example_inputs=(tensor, …)."
     )
-
-
-def _record_either(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
-    try:
-        return _recorded(_record_fake, model, inputs, prepare)
-    except Exception as fake_error:
-        if _on_meta(model):
-            raise RecordingError(
-                f"Recording {type(model).__name__} on fake tensors failed, and its parameters on "
-                f"the meta device rule out a real pass: {fake_error}"
-            ) from fake_error
-        try:
-            return _recorded(_record_real, model, inputs, prepare)
-        except Exception as error:
-            raise RecordingError(
-                f"The forward pass of {type(model).__name__} failed on {inputs.origin}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
 
 
 def _recorded(run: Run, model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
@@ -117,35 +106,28 @@ def _recorded(run: Run, model: nn.Module, inputs: Inputs, prepare: Prepare) -> R
     return recording
 
 
-def _on_meta(model: nn.Module) -> bool:
-    return any(parameter.is_meta for parameter in model.parameters())
-
-
 def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    tensors = (*model.parameters(), *model.buffers())
-    # What is in the memo is not copied: a copy of each would cost five operations on fake tensors.
-    memo = {id(t): fake.from_tensor(t) for t in tensors if type(t) in _PLAIN}
     with FakeCopyMode(fake):
-        duplicate = copy_model(model, memo)
+        duplicate = copy_model(model, fake.from_tensor)
     prepare(duplicate)
+    results = Results()
 
     def to_fake(value: Any) -> Any:
         return fake.from_tensor(value) if isinstance(value, torch.Tensor) else value
 
-    results = Results()
-    with _LOCK, keeping_randomness(), fake, quiet():
-        args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
-        recording = _run(model, duplicate, args, kwargs, results)
+    def call(kind: type[Watch]) -> Watch:
+        with _LOCK, keeping_randomness(), fake, quiet():
+            args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
+            return _call(kind(model, duplicate, results), args, kwargs)
 
     def run_training() -> TrainingPass | None:
         try:
-            with _LOCK, keeping_randomness(), fake, quiet():
-                args, kwargs = tree_map(to_fake, (inputs.args, inputs.kwargs))
-                return _run_training(model, duplicate, args, kwargs, results)
+            return call(TrainingPass)
         except Exception:  # it reads random numbers, say, which exist without fake tensors only
             return _train_without_data(model, inputs, prepare)
 
+    recording = call(Recorder).recording
     recording.run_training = run_training
     return recording
 
@@ -153,13 +135,11 @@ def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
 def _train_without_data(model: nn.Module, inputs: Inputs, prepare: Prepare) -> TrainingPass | None:
     """Run a pass in train mode where only the model and its inputs are without data."""
     try:
-        tensors = (*model.parameters(), *model.buffers())
-        memo: dict[int, Any] = {id(t): _on_meta_device(t) for t in tensors if type(t) in _PLAIN}
-        duplicate = copy_model(model, memo)
+        duplicate = copy_model(model, _on_meta_device)
         prepare(duplicate)
         args, kwargs = tree_map(_on_meta_device, (inputs.args, inputs.kwargs))
         with keeping_randomness():
-            return _run_training(model, duplicate, args, kwargs, Results())
+            return _call(TrainingPass(model, duplicate, Results()), args, kwargs)
     except Exception:  # whatever a forward may raise: what runs then says so at the first step
         return None
 
@@ -172,11 +152,11 @@ def _on_meta_device(value: Any) -> Any:
 
 
 def _record_real(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
-    duplicate = copy_model(model, {})
+    duplicate = copy_model(model)
     prepare(duplicate)
     args, kwargs = copy.deepcopy((inputs.args, inputs.kwargs))
     with keeping_randomness():
-        recording = _run(model, duplicate, args, kwargs, Results())
+        recording = _call(Recorder(model, duplicate, Results()), args, kwargs).recording
     for scope in recording.scopes:
         scope.args, scope.kwargs = tree_map(_without_data, (scope.args, scope.kwargs))
     for graph in [recording.flat, *(scope.graph for scope in recording.scopes)]:
@@ -193,35 +173,15 @@ def _without_data(item: Any) -> Any:
     return torch.empty_strided(shape, item.stride(), dtype=item.dtype, device="meta")
 
 
-def _run(
-    model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any, results: Results
-) -> Recording:
-    duplicate.eval()
-    recorder = Recorder(model, duplicate, results)
-    try:
-        _call(duplicate, args, kwargs, recorder)
-    finally:
-        recorder.origins.forget()
-    return recorder.recording
-
-
-def _run_training(
-    model: nn.Module, duplicate: nn.Module, args: Any, kwargs: Any, results: Results
-) -> TrainingPass:
-    duplicate.train()
-    training = TrainingPass(model, duplicate, results)
-    _call(duplicate, args, kwargs, training)
-    training.forget()
-    return training
-
-
-def _call(duplicate: nn.Module, args: Any, kwargs: Any, under: Pass) -> None:
+def _call(watch: Watch, args: Any, kwargs: Any) -> Watch:
+    """Run the forward pass of the copied model under watch, and let go of the copy."""
     # Under a function mode, as the pass is, torch's transformer layers take no fused ways.
     try:
-        with torch.no_grad(), compiled_parts_eager(), under:
-            duplicate(*args, **kwargs)
+        with torch.no_grad(), compiled_parts_eager(), watch:
+            watch.copy(*args, **kwargs)
     finally:
-        under.end()
+        watch.end()
+    return watch
 
 
 def _check_parameters(model: nn.Module) -> None:

@@ -12,11 +12,11 @@ from torch.fx.node import map_aggregate
 
 from .._node import operation
 from .._torch import FakeTensorMode, storage_of, tree_map
-from ._origin import Origin, OriginFinder
-from ._pass import Pass
+from ._fast import Results, another
+from ._origin import OriginFinder
+from ._pass import FunctionCall, ModuleCall, Pass
 from ._recording import Recording, Scope
-from ._results import Results, another
-from ._tree import get_leaf, leaves
+from ._tree import Path, get_leaf, leaves
 from ._writes import Write
 
 _DISPATCH = inspect.unwrap(FakeTensorMode.__torch_dispatch__).__code__
@@ -27,10 +27,10 @@ class Recorder(Pass):
     """Collects the scopes of one forward pass of ``copy``, a disposable copy of ``model``."""
 
     def __init__(self, model: nn.Module, copy: nn.Module, results: Results) -> None:
-        super().__init__(model, copy, results)
+        super().__init__(model, copy.eval(), results)
         self.recording = Recording(model, [], fx.Graph(), self.writes)
         self._running: list[nn.Module] = []  # the copied modules of the scopes on the stack
-        self.origins = OriginFinder()
+        self._origins = OriginFinder()
         self._known: list[dict[int, fx.Node]] = []  # per scope on the stack: tensor id -> node
         self._flat: dict[int, fx.Node] = {}
         self._calls: Counter[str] = Counter()
@@ -46,100 +46,61 @@ class Recorder(Pass):
             if isinstance(value, Tensor)
         }
 
+    def end(self) -> None:
+        super().end()
+        self._origins.forget()
+
     # Calls of functions --------------------------------------------------------------------
 
-    def called(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-        made: list[tuple[Any, Tensor]],
-        written: list[Tensor],
-    ) -> None:
-        """Record a function that made or changed a tensor."""
-        origin = self.origins.of_call(self._running[-1], 2)
-        if not written and any(frame.code is _DISPATCH for frame in origin):
+    def called(self, call: FunctionCall) -> None:
+        origin = self._origins.of_call(self._running[-1], 2)
+        if not call.written and any(frame.code is _DISPATCH for frame in origin):
             return  # a step of compiled code, as of torch.jit, seen by chance
-        self._record_function(func, args, kwargs, output, made, written, origin)
-
-    def _record_function(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-        made: list[tuple[Any, Tensor]],
-        written: list[Tensor],
-        origin: Origin,
-    ) -> None:
-        self._kept.append(output)
-        name = operation(func)
-        node = self._create(
-            self._stack[-1].graph, "call_function", func, args, kwargs, self._node_of, name
-        )
-        flat = self._create(
-            self.recording.flat, "call_function", func, args, kwargs, self._flat_of, name
-        )
-        node.meta["val"] = flat.meta["val"] = output
-        node.meta["origin"] = origin
-        if isinstance(output, Tensor):
-            node.meta["storage"] = flat.meta["storage"] = storage_of(output)
-        flat.meta["scope"], node.meta["flat"] = self._stack[-1], flat
-        flat.meta["node"] = node
-        for tensor in written:
-            self._bind(tensor, node)
-            self._flat[id(tensor)] = flat
-            if not isinstance(output, Tensor):
-                node.meta["val"] = flat.meta["val"] = tensor
-                node.meta["storage"] = flat.meta["storage"] = storage_of(tensor)
-            where = f"{self._stack[-1].path}:{node.name}"
+        self._kept.append(call.output)
+        name, scope, output = operation(call.func), self._stack[-1], call.output
+        node = self._create(scope.graph, "call_function", call.func, call, self._node_of, name)
+        whole = self.recording.flat
+        flat = self._create(whole, "call_function", call.func, call, self._flat_of, name)
+        node.meta.update(origin=origin, flat=flat)
+        flat.meta.update(scope=scope, node=node)
+        where = f"{scope.path}:{node.name}"
+        for tensor in call.written:
+            self._bind(tensor, node, flat)
             self.writes.add(Write(node.meta["time"], storage_of(tensor), where))
         if isinstance(output, Tensor):
-            self._bind(output, node)
-            self._flat[id(output)] = flat
-            return
-        for path, tensor in made:
-            self._known[-1][id(tensor)] = leaf = self._leaf(node, path, tensor)
-            self._flat[id(tensor)] = self._leaf(flat, path, tensor)
-            leaf.meta["flat"] = self._flat[id(tensor)]
-            self._flat[id(tensor)].meta["scope"] = self._stack[-1]
+            self._bind(output, node, flat)
+        elif not call.written:
+            node.meta["val"] = flat.meta["val"] = output
+        for path, tensor in () if isinstance(output, Tensor) else call.made:
+            leaf, flat_leaf = self._leaf(node, path, tensor), self._leaf(flat, path, tensor)
+            leaf.meta["flat"], flat_leaf.meta["scope"] = flat_leaf, scope
+            self._known[-1][id(tensor)], self._flat[id(tensor)] = leaf, flat_leaf
+
+    def _bind(self, tensor: Tensor, node: fx.Node, flat: fx.Node) -> None:
+        """Let a function's nodes stand for a tensor from here on."""
+        self._known[-1][id(tensor)], self._flat[id(tensor)] = node, flat
+        for one in (node, flat):
+            one.meta.update(val=tensor, storage=storage_of(tensor))
 
     # Calls of modules ----------------------------------------------------------------------
 
-    def enter(
-        self,
-        path: str,
-        module: nn.Module,
-        running: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Begin the scope of a call of a module, whose copy is running."""
+    def enter(self, call: ModuleCall) -> None:
         parent = self._stack[-1] if self._stack else None
-        node = None
+        node, path = None, call.path
         if parent is not None:
-            node = self._create(
-                parent.graph,
-                "call_module",
-                path,
-                args,
-                kwargs,
-                self._node_of,
-                path.rpartition(".")[2],
-            )
-            node.meta["origin"] = self.origins.of_module_call(self._running[-1])
-        scope = Scope(
-            path, module, fx.Graph(), self._calls[path], parent, node, args, kwargs, self._tick()
-        )
+            name = path.rpartition(".")[2]
+            node = self._create(parent.graph, "call_module", path, call, self._node_of, name)
+            node.meta["origin"] = self._origins.of_module_call(self._running[-1])
+        scope = Scope(path, call.module, fx.Graph(), self._calls[path], parent, node)
+        scope.args, scope.kwargs, scope.start = call.args, call.kwargs, self._tick()
         self._calls[path] += 1
         if node is not None:
             node.meta["scope"] = scope
         self._stack.append(scope)
-        self._running.append(running)
+        self._running.append(call.running)
         self._known.append({})
         self.recording.scopes.append(scope)
-        for where, tensor in [*leaves(args), *leaves(kwargs)]:
+        for where, tensor in call.tensors:
             placeholder = self._known[-1].get(id(tensor))
             if placeholder is None:
                 label = "_".join(str(key) for key in where)
@@ -147,10 +108,9 @@ class Recorder(Pass):
                     "placeholder", label, (), {}, name=f"input_{label}"
                 )
                 self._kept.append(tensor)
-                self._note(placeholder, tensor, self._flat_of(tensor))
-                self._known[-1][id(tensor)] = placeholder
+                self._note(placeholder, tensor)
             scope.inputs.append((where, placeholder))
-            if getattr(module, "inplace", False) is True:  # dropout writes in train mode only
+            if getattr(call.module, "inplace", False) is True:  # dropout writes in train mode only
                 self.writes.add(Write(scope.start, storage_of(tensor), path))
 
     def leave(self, module: nn.Module, output: Any) -> Any:
@@ -176,11 +136,9 @@ class Recorder(Pass):
                 output = another(output)
                 self._kept.append(output)
                 self._flat[id(output)] = flat
-            self._note(scope.node, output, flat)
-            self._known[-1][id(output)] = scope.node
+            self._note(scope.node, output)
             return output
-        scope.node.meta["val"] = output
-        scope.node.meta["time"] = self._tick()
+        scope.node.meta.update(val=output, time=self._tick())
         for path, tensor in found:
             leaf = self._leaf(scope.node, path, tensor)
             leaf.meta["flat"] = self._flat_of(tensor)
@@ -200,20 +158,19 @@ class Recorder(Pass):
         graph: fx.Graph,
         op: str,
         target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        call: FunctionCall | ModuleCall,
         lookup: Callable[[Tensor], fx.Node],
         name: str,
     ) -> fx.Node:
         def argument(item: Any) -> Any:
             return lookup(item) if isinstance(item, Tensor) else item
 
-        mapped = _mapped(tuple(args), argument), _mapped(dict(kwargs), argument)
+        mapped = _mapped(tuple(call.args), argument), _mapped(dict(call.kwargs), argument)
         node = graph.create_node(op, target, *mapped, name=name)
         node.meta["time"] = self._tick()
         return node
 
-    def _leaf(self, node: fx.Node, path: Any, tensor: Tensor) -> fx.Node:
+    def _leaf(self, node: fx.Node, path: Path, tensor: Tensor) -> fx.Node:
         leaf = node.graph.create_node(
             "call_function", _leaf_of, (node, path), {}, name=f"{node.name}_leaf"
         )
@@ -237,8 +194,7 @@ class Recorder(Pass):
         node: fx.Node = graph.create_node("get_attr", name or "captured", (), {}, _as_name(name))
         node.meta["parameter"] = name is not None
         self._kept.append(tensor)
-        self._note(node, tensor, self._flat_of(tensor))
-        self._known[-1][id(tensor)] = node
+        self._note(node, tensor)
         return node
 
     def _flat_of(self, tensor: Tensor) -> fx.Node:
@@ -251,11 +207,11 @@ class Recorder(Pass):
             self._flat[id(tensor)] = flat
         return self._flat[id(tensor)]
 
-    def _bind(self, tensor: Tensor, node: fx.Node) -> None:
+    def _note(self, node: fx.Node, tensor: Tensor) -> None:
+        """Let a node of the current scope stand for a tensor that came to it."""
+        flat, storage = self._flat_of(tensor), storage_of(tensor)
+        node.meta.update(val=tensor, flat=flat, time=self._tick(), storage=storage)
         self._known[-1][id(tensor)] = node
-
-    def _note(self, node: fx.Node, tensor: Tensor, flat: fx.Node) -> None:
-        node.meta.update(val=tensor, flat=flat, time=self._tick(), storage=storage_of(tensor))
 
 
 def _holds(arguments: Any, tensor: Tensor) -> bool:
@@ -278,6 +234,6 @@ def _mapped(arguments: Any, change: Callable[[Any], Any]) -> Any:
     return tree_map(change, arguments)
 
 
-def _leaf_of(value: Any, path: Any) -> Any:
+def _leaf_of(value: Any, path: Path) -> Any:
     """Stand in recorded graphs for taking one tensor out of a structured output."""
     return get_leaf(value, path)

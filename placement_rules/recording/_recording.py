@@ -7,20 +7,21 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
-from math import inf
-from typing import Any
+from itertools import accumulate, tee
+from math import inf, prod
+from typing import Any, TypeVar, cast
 
 from torch import fx, nn
 
 from .._errors import LayoutError
-from .._node import value
+from .._node import is_activation, value
 from .._torch import BASES_OF_BATCH_NORMS
 from ..axes import ChannelAxes, Layout
 from ._training import Key, TrainingPass, keys_of
 from ._tree import Path, get_leaf
 from ._writes import Write, Writes
 
+Made = TypeVar("Made")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -60,13 +61,45 @@ class Scope:
         """The nodes of the graph by name, once the call has ended."""
         return {node.name: node for node in self.graph.nodes}
 
-    def contains(self, other: Scope) -> bool:
-        """Whether ``other`` ran inside this call (a scope does not contain itself)."""
-        while other.parent is not None:
-            other = other.parent
-            if other is self:
-                return True
-        return False
+    @property
+    def above(self) -> Iterator[Scope]:
+        """The calls around this one, the innermost first."""
+        if self.parent is not None:
+            yield self.parent
+            yield from self.parent.above
+
+    @property
+    def activations(self) -> list[fx.Node]:
+        """The floating-point tensors that the call returned."""
+        return [node for _, node in self.outputs if is_activation(node)]
+
+    def border(self, node: fx.Node) -> tuple[str, Path] | None:
+        """Return whether a node is an ``"output"`` or ``"input"`` of the call, and its path."""
+        for name, border in (("output", self.outputs), ("input", self.inputs)):
+            for path, found in border:
+                if found is node:
+                    return name, path
+        return None
+
+    @cached_property
+    def keys(self) -> dict[fx.Node, Key]:
+        """What the nodes have in the pass in train mode."""
+        return keys_of(self.graph)
+
+    @cached_property
+    def reads(self) -> dict[int, tuple[tuple[int, ...], tuple[float, ...]]]:
+        """For each storage, when the call's own nodes get it, and its last read up to each.
+
+        What a call returns is read later than anything that it does.
+        """
+        found: dict[int, list[tuple[int, float]]] = {}
+        for node in self.graph.nodes:
+            if "storage" in node.meta:
+                ends = (inf if user.op == "output" else user.meta["time"] for user in node.users)
+                read = (node.meta["time"], max(ends, default=0.0))
+                found.setdefault(node.meta["storage"], []).append(read)
+        columns = {storage: zip(*sorted(reads), strict=True) for storage, reads in found.items()}
+        return {at: (times, tuple(accumulate(ends, max))) for at, (times, ends) in columns.items()}
 
     def __repr__(self) -> str:
         """Name the module and its call."""
@@ -97,6 +130,7 @@ class Recording:
     run_training: Callable[[], TrainingPass | None] = field(default=lambda: None, repr=False)
     run_again: Callable[[], Iterator[Recording]] = field(default=lambda: iter(()), repr=False)
     _told: bool = field(default=False, repr=False)
+    _made: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def in_training(self) -> TrainingPass | None:
@@ -123,19 +157,19 @@ class Recording:
             warnings.warn(f"{told} Their blocks can be named: modules(…).", stacklevel=2)
 
     def on_other_sizes(self) -> Iterator[Recording]:
-        """Yield recordings of the model on inputs of other sizes; each is made once."""
-        yield from self._made_again
-        for other in self._making_again:
-            self._made_again.append(other)
-            yield other
+        """Return recordings of the model on inputs of other sizes; each is made once."""
+        self._again, found = tee(self._again)
+        return found
 
     @cached_property
-    def _making_again(self) -> Iterator[Recording]:
+    def _again(self) -> Iterator[Recording]:
         return self.run_again()
 
-    @cached_property
-    def _made_again(self) -> list[Recording]:
-        return []
+    def once(self, make: Callable[[Recording], Made]) -> Made:
+        """Return what a function makes of the recording, made when it is first asked for."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return cast("Made", self._made[make])
 
     @property
     def root(self) -> Scope:
@@ -233,36 +267,9 @@ class Recording:
         storage = node.meta["storage"]
         if not self.writes.within(storage, scope.start, scope.end):
             return False
-        times, reads = self._reads_in(scope.parent).get(storage, ([], []))
+        times, reads = scope.parent.reads.get(storage, ((), ()))
         earlier = bisect_left(times, scope.start)  # what the caller had before it made this call
         return earlier > 0 and reads[earlier - 1] > scope.end
-
-    def _reads_in(self, scope: Scope) -> dict[int, tuple[list[int], list[float]]]:
-        """Return, for each storage, when a scope's own nodes get it, and its last read up to each.
-
-        What a scope returns is read later than anything that it does.
-        """
-        if scope not in self._reads:
-            found: dict[int, tuple[list[int], list[float]]] = {}
-            for node in scope.graph.nodes:
-                if "storage" in node.meta:
-                    times, reads = found.setdefault(node.meta["storage"], ([], []))
-                    users = (
-                        inf if user.op == "output" else float(user.meta["time"])
-                        for user in node.users
-                    )
-                    times.append(node.meta["time"])
-                    reads.append(max(users, default=0.0))
-            for times, reads in found.values():
-                order = sorted(range(len(times)), key=times.__getitem__)
-                reads[:] = accumulate((reads[place] for place in order), max)
-                times.sort()
-            self._reads[scope] = found
-        return self._reads[scope]
-
-    @cached_property
-    def _reads(self) -> dict[Scope, dict[int, tuple[list[int], list[float]]]]:
-        return {}
 
     def is_read(self, scope: Scope, path: Path) -> bool:
         """Whether the caller of a module reads what that call returned at ``path``."""
@@ -299,10 +306,7 @@ class Recording:
             layout = self.layout(node)
         except LayoutError:
             return None
-        count = 1
-        for axis in layout.sample_axes[1:]:
-            count *= int(shape[axis])
-        return count
+        return prod(int(shape[axis]) for axis in layout.sample_axes[1:])
 
     def write_after(self, node: fx.Node) -> Write | None:
         """Return the first in-place write to the node's storage after the node ran, if any."""
@@ -312,19 +316,11 @@ class Recording:
         """Return the first write to the node's tensor in train mode, if it was found there."""
         if self.in_training is None:
             return None
-        key: Key | None
-        for name, borders in (("output", scope.outputs), ("input", scope.inputs)):
-            for path, found in borders:
-                if found is node:
-                    return self.in_training.written(scope.path, scope.call, (name, 0, path))
-        if scope not in self._keys:
-            self._keys[scope] = keys_of(scope.graph)
-        key = self._keys[scope].get(node)
+        if (border := scope.border(node)) is not None:
+            name, path = border
+            return self.in_training.written(scope.path, scope.call, (name, 0, path))
+        key = scope.keys.get(node)
         return None if key is None else self.in_training.written(scope.path, scope.call, key)
-
-    @cached_property
-    def _keys(self) -> dict[Scope, dict[fx.Node, Key]]:
-        return {}
 
 
 def keeps_container_forward(module: nn.Module) -> bool:

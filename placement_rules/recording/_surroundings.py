@@ -26,29 +26,22 @@ def keeping_randomness() -> Iterator[None]:
     Where other threads run they draw from the same generators. To go back would give them numbers
     twice, so that the generators stay where they are.
     """
-    before = _random_states()
+    numpy = sys.modules.get("numpy")
+    keepers: list[tuple[Any, Any]] = [
+        (random.getstate, random.setstate),
+        (torch.get_rng_state, torch.set_rng_state),
+    ]
+    if numpy is not None:
+        keepers.append((numpy.random.get_state, numpy.random.set_state))
+    if torch.cuda.is_initialized():
+        keepers.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
+    before = [state() for state, _ in keepers]
     try:
         yield
     finally:
         if threading.active_count() == 1:
-            _restore(before)
-
-
-def _random_states() -> tuple[Any, ...]:
-    numpy = sys.modules.get("numpy")
-    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    drawn_by_numpy = None if numpy is None else numpy.random.get_state()
-    return random.getstate(), drawn_by_numpy, torch.get_rng_state(), on_devices
-
-
-def _restore(states: tuple[Any, ...]) -> None:
-    drawn_by_python, drawn_by_numpy, drawn_by_torch, on_devices = states
-    random.setstate(drawn_by_python)
-    if drawn_by_numpy is not None:
-        sys.modules["numpy"].random.set_state(drawn_by_numpy)
-    torch.set_rng_state(drawn_by_torch)
-    if on_devices:
-        torch.cuda.set_rng_state_all(on_devices)
+            for (_, restore), state in zip(keepers, before, strict=True):
+                restore(state)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ at it, and no graph is made of it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from .._node import operation
 from .._torch import storage_of
-from ._pass import Pass
-from ._results import Results
+from ._fast import Results
+from ._pass import FunctionCall, ModuleCall, Pass
 from ._tree import Path, leaves
 from ._writes import Write
 
@@ -24,7 +23,9 @@ Key = tuple[str, int, Path]  # what was called in a scope, which time, where in 
 
 
 @dataclass(eq=False)
-class _Call:
+class _Seen:
+    """What was seen in a module call."""
+
     path: str
     module: nn.Module
     seen: dict[Key, tuple[int, int]] = field(default_factory=dict)  # the storage, and when
@@ -39,8 +40,8 @@ class TrainingPass(Pass):
     """Notes the memory of every tensor of a pass, and what is written to it."""
 
     def __init__(self, model: nn.Module, copy: nn.Module, results: Results) -> None:
-        super().__init__(model, copy, results)
-        self._calls: dict[tuple[str, int], _Call] = {}
+        super().__init__(model, copy.train(), results)
+        self._calls: dict[tuple[str, int], _Seen] = {}
         self._times: Counter[str] = Counter()
 
     def written(self, path: str, call: int, key: Key) -> Write | None:
@@ -49,27 +50,17 @@ class TrainingPass(Pass):
         place = None if found is None else found.seen.get(key)
         return None if place is None else self.writes.after(*place)
 
-    def forget(self) -> None:
-        """Let go of the tensors."""
+    def end(self) -> None:
+        super().end()
         self._kept.clear()
 
-    def enter(
-        self,
-        path: str,
-        module: nn.Module,
-        running: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Note a module's inputs."""
-        call = _Call(path, module)
-        self._calls[path, self._times[path]] = call
-        self._times[path] += 1
-        self._stack.append(call)
-        self._note("input", 0, [*leaves(args), *leaves(kwargs)])
+    def enter(self, call: ModuleCall) -> None:
+        self._stack.append(_Seen(call.path, call.module))
+        self._calls[call.path, self._times[call.path]] = self._stack[-1]
+        self._times[call.path] += 1
+        self._note("input", 0, call.tensors)
 
     def leave(self, module: nn.Module, output: Any) -> Any:
-        """Note a module's outputs, for itself and for its caller."""
         found = list(leaves(output))
         self._note("output", 0, found)
         path = self._stack[-1].path
@@ -78,21 +69,12 @@ class TrainingPass(Pass):
             self._note(path, self._stack[-1].next_of(path), found)
         return output
 
-    def called(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
-        made: list[tuple[Any, Tensor]],
-        written: list[Tensor],
-    ) -> None:
-        """Note what a function made or changed."""
-        name = operation(func)
+    def called(self, call: FunctionCall) -> None:
+        name = operation(call.func)
         time = self._stack[-1].next_of(name)
-        self._note(name, time, made or [((), tensor) for tensor in written])
+        self._note(name, time, call.made or [((), tensor) for tensor in call.written])
         where = f"{self._stack[-1].path}:{name}" + (f"_{time}" if time else "")
-        for tensor in written:
+        for tensor in call.written:
             self.writes.add(Write(self._time, storage_of(tensor), where))
 
     def _note(self, name: str, time: int, found: list[tuple[Path, Tensor]]) -> None:

@@ -7,6 +7,7 @@ import difflib
 from .._errors import PlacementError
 from .._node import is_activation
 from ..recording import Recording
+from ._parse import register
 from ._rule import Found, Rule
 from ._spot import locate
 
@@ -51,7 +52,6 @@ class At(Rule):
         return "it names no site."
 
     def __str__(self) -> str:
-        """Return the rule as it is written in a string."""
         return f"at({', '.join(repr(name) for name in self.names)})"
 
     def _near(self, recording: Recording, name: str) -> str:
@@ -70,4 +70,5 @@ class At(Rule):
         return f"Sites of {path}: {', '.join(dict.fromkeys(places))}."
 
 
-at = At
+at = register("at", At)
+"""``at(*names)``: sites by their names."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import fx
+from collections.abc import Iterator
 
-from .._node import is_activation
-from ..recording import Recording, Scope, keeps_container_forward
-from ..structure import Ancestry, BlockSearch
+from ..recording import Recording, keeps_container_forward
+from ..structure import BlockSearch
+from ._parse import register
 from ._rule import Found, Rule
 
 
@@ -21,18 +21,14 @@ class Blocks(Rule):
     without either, numbered runs of modules of several layers (LCNet) are the blocks.
     """
 
-    def find(self, recording: Recording) -> list[Found]:
-        """Return the blocks' outputs."""
-        search = BlockSearch.of(recording)
-        return [
-            (scope, output)
-            for path in search.paths
-            for scope in recording.calls(path)
-            if (output := block_output(search, scope)) is not None
-        ]
+    def find(self, recording: Recording) -> Iterator[Found]:
+        search = recording.once(BlockSearch)
+        for path in search.paths:
+            for scope in recording.calls(path):
+                if (output := search.output(scope)) is not None:
+                    yield scope, output
 
     def why_none(self, recording: Recording) -> str:
-        """Explain that nothing marks blocks."""
         run = _longest_container(recording)
         hint = f" 'modules(\"{run}.*\")' selects the parts of {run} one by one;" if run else ""
         return (
@@ -44,25 +40,13 @@ class Blocks(Rule):
 
     def explain(self, recording: Recording, path: str) -> str:
         """Say why the module at ``path`` is, or is not, a block."""
-        return BlockSearch.of(recording).explain(path)
-
-    def __str__(self) -> str:
-        """Return ``blocks``."""
-        return "blocks"
+        return recording.once(BlockSearch).explain(path)
 
 
-blocks = Blocks()
-
-
-def block_output(search: BlockSearch, scope: Scope) -> fx.Node | None:
-    """Return the output tensor that carries a block's last merge, or its first activation."""
-    activations = [node for _, node in scope.outputs if is_activation(node)]
-    ancestry = Ancestry(scope)
-    for merge in reversed(search.merges(scope)):
-        for node in activations:
-            if ancestry.depends(node, merge):
-                return node
-    return activations[0] if activations else None
+blocks = register("blocks", Blocks())
+"""The output of each network block."""
+VCReg2 = register("VCReg2", blocks)
+"""`blocks`, by the paper's name."""
 
 
 def _longest_container(recording: Recording) -> str:

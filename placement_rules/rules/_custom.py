@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import fx
 
@@ -24,29 +24,24 @@ class Custom(Rule):
             raise PlacementError(f"custom({function!r}): give a function of the recording.")
         self.function = function
 
-    def find(self, recording: Recording) -> list[Found]:
-        """Return what the function returns.
+    def find(self, recording: Recording) -> Iterator[Found]:
+        """Yield what the function returns.
 
         **Raises:** `PlacementError` if that is no pair of a scope and one of its nodes.
         """
-        found = list(self.function(recording))
-        for item in found:
+        for item in self.function(recording):
             if not _is_pair(item):
                 raise PlacementError(
                     f"{self} returned {item!r}; return pairs of a scope and a node of its graph."
                 )
-        return found
+            yield item
 
     def why_none(self, recording: Recording) -> str:
-        """Say that the function returned nothing."""
         return "the function returned no tensor of the recording."
-
-    def __str__(self) -> str:
-        """Return a description; register the rule under a name to use it in strings."""
-        return f"custom({getattr(self.function, '__name__', repr(self.function))})"
 
 
 custom = Custom
+"""``custom(function)``: what a function of the recording returns; by name, once registered."""
 
 
 def _is_pair(item: object) -> bool:

@@ -1,15 +1,14 @@
-"""``downsample``: the output of each downsampling layer between stages (VCReg3)."""
+"""``downsample``: the output of each downsampling layer between stages (VCReg3, VCReg4)."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 from torch import fx
 
 from .._node import is_activation, value
 from ..recording import Recording, Scope
 from ..structure import BlockSearch
-from ._blocks import block_output
+from ._blocks import blocks
+from ._parse import register
 from ._rule import Found, Rule
 
 
@@ -28,29 +27,21 @@ class Downsample(Rule):
         return Downsample(stem=stem)
 
     def find(self, recording: Recording) -> list[Found]:
-        """Return the outputs whose resolution is below their module's input."""
-        paths = set(BlockSearch.of(recording).paths)
-        blocks = [scope for scope in recording.scopes if scope.path in paths]
-        if not blocks:
+        search = recording.once(BlockSearch)
+        called = [scope for path in search.paths for scope in recording.calls(path)]
+        if not called:
             return []
-        first, last = blocks[0].start, max(scope.end for scope in blocks)
+        first, last = min(s.start for s in called), max(s.end for s in called)
         found = [
             (scope, output)
-            for scope in _outermost(recording, blocks)
-            if first <= scope.start < last and (output := _reduced(recording, scope)) is not None
+            for scope in _outermost(recording, search, called)
+            if scope.start < last and (output := _reduced(recording, search, scope)) is not None
         ]
-        if self.stem:
-            stem = [
-                (scope, output)
-                for scope in _outermost(recording, blocks)
-                if scope.start < first and (output := _reduced(recording, scope)) is not None
-            ]
-            found = stem[-1:] + found
-        return found
+        count = sum(scope.start < first for scope, _ in found)  # those of the stem
+        return found[max(count - 1, 0) if self.stem else count :]
 
     def why_none(self, recording: Recording) -> str:
-        """Explain that the resolution never falls between blocks."""
-        paths = BlockSearch.of(recording).paths
+        paths = recording.once(BlockSearch).paths
         if not paths:
             return (
                 "the model has no blocks (see the rule blocks), so it has no stages between which "
@@ -63,44 +54,36 @@ class Downsample(Rule):
         )
 
     def __str__(self) -> str:
-        """Return the rule as it is written in a string."""
         return "downsample(stem=True)" if self.stem else "downsample"
 
 
-downsample = Downsample()
+downsample = register("downsample", Downsample())
+"""The output of each downsampling layer between stages, and the stem with ``stem=True``."""
+VCReg3 = register("VCReg3", downsample)
+"""`downsample`, by the paper's name."""
+VCReg4 = register("VCReg4", blocks | downsample)
+"""``blocks | downsample``, by the paper's name."""
 
 
-def _outermost(recording: Recording, blocks: list[Scope]) -> list[Scope]:
+def _outermost(recording: Recording, search: BlockSearch, blocks: list[Scope]) -> list[Scope]:
     """Return the blocks, and the outermost module calls that neither hold nor lie in one.
 
     What a module that fuses branches (HRNet's) does between its blocks is left out.
     """
-    search = BlockSearch.of(recording)
     taken = set(blocks)
-    holders = set()
-    for block in blocks:
-        scope: Scope | None = block.parent
-        while scope is not None:
-            holders.add(scope)
-            scope = scope.parent
+    holders = {above for block in blocks for above in block.above}
     return [
         scope
         for scope in recording.scopes
         if scope not in holders
         and (scope.parent is None or scope.parent in holders)
-        and (scope in taken or not any(search.fuses(above.path) for above in _above(scope)))
+        and (scope in taken or not any(search.fuses(above.path) for above in scope.above))
     ]
 
 
-def _above(scope: Scope) -> Iterator[Scope]:
-    while scope.parent is not None:
-        scope = scope.parent
-        yield scope
-
-
-def _reduced(recording: Recording, scope: Scope) -> fx.Node | None:
+def _reduced(recording: Recording, search: BlockSearch, scope: Scope) -> fx.Node | None:
     """Return the output of a call whose resolution is below that of every comparable input."""
-    output = block_output(BlockSearch.of(recording), scope)
+    output = search.output(scope)
     if output is None:
         return None
     shape = value(output).shape

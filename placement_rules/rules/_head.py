@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .._node import is_activation
 from ..recording import Recording
 from ..structure import classified, last_layers
+from ._parse import register
 from ._rule import Found, Rule
 
 
@@ -15,28 +18,23 @@ class Head(Rule):
     input to unit length, the input before that.
     """
 
-    def find(self, recording: Recording) -> list[Found]:
-        """Return the inputs of the last layers with a weight before the model's output."""
-        found: list[Found] = []
+    def find(self, recording: Recording) -> Iterator[Found]:
         for layer in last_layers(recording)[0]:
             source = classified(recording, layer)
             scope = layer.meta["scope"]
             node = next((n for n in scope.graph.nodes if n.meta.get("flat") is source), None)
-            if node is not None and is_activation(node):
-                found.append((scope, node))
-        return found
+            if is_activation(node):
+                yield scope, node
 
     def why_none(self, recording: Recording) -> str:
-        """Explain that the output is not a classification layer's."""
         return (
             "its output is not made by a classification layer (a model built without a head, or "
             'one that returns features). "blocks" selects the outputs of its blocks; build the '
             "model with num_classes > 0 to have a head."
         )
 
-    def __str__(self) -> str:
-        """Return ``head``."""
-        return "head"
 
-
-head = Head()
+head = register("head", Head())
+"""The input of the last classification layer, one site a classifier."""
+VCReg1 = register("VCReg1", head)
+"""`head`, by the paper's name."""

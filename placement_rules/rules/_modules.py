@@ -1,4 +1,7 @@
-"""``modules``: the outputs of modules that are named, of a class, or picked by a function."""
+"""``modules``: the outputs of modules that are named, of a class, or picked by a function.
+
+The one rule that a model which cannot be recorded can have, with a layout that is given.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import difflib
 import re
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import fx, nn
 
 from .._errors import PlacementError
-from .._node import is_activation
-from ..recording import Recording
+from ..axes import Layout
+from ..recording import Recording, Scope, Writes, keeps_container_forward
+from ._parse import register
 from ._rule import Found, Rule
+from ._site import Site
 
 Wanted = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 
@@ -43,12 +49,8 @@ class Modules(Rule):
 
     def find(self, recording: Recording) -> list[Found]:
         """Return the first activation in the output of each call of the wanted modules."""
-        found = []
-        for scope in recording.scopes:
-            if self.wants(scope.path, scope.module):
-                outputs = [node for _, node in scope.outputs if is_activation(node)]
-                found.extend([(scope, node) for node in outputs[:1]])
-        return found
+        wanted = [scope for scope in recording.scopes if self.wants(scope.path, scope.module)]
+        return [(scope, node) for scope in wanted for node in scope.activations[:1]]
 
     def why_none(self, recording: Recording) -> str:
         """Tell modules that were not called from modules that do not exist, and show near ones."""
@@ -64,19 +66,52 @@ class Modules(Rule):
             near.sort(key=called.index)
         return f"no such module. Some that were called: {', '.join(near or called[:8])}."
 
-    def __str__(self) -> str:
-        """Return the rule as it is written in a string, where it can be."""
-        if isinstance(self.wanted, str):
-            return f"modules({self.wanted!r})"
-        return f"modules({getattr(self.wanted, '__name__', repr(self.wanted))})"
 
-
-modules = Modules
+modules = register("modules", Modules)
+"""``modules(wanted)``: the outputs of modules, by path, class, or a function of path and module."""
 
 
 def _matches(pattern: str, path: str) -> bool:
-    parts = re.split(r"(\*\*|\*)", pattern)
     wild = {"**": ".*", "*": r"[^.]*"}
-    return (
-        re.fullmatch("".join(wild.get(part, re.escape(part)) for part in parts), path) is not None
-    )
+    parts = [wild.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*)", pattern)]
+    return re.fullmatch("".join(parts), path) is not None
+
+
+def unrecorded(model: nn.Module, rule: Rule, layout: Layout) -> tuple[Recording, list[Site]] | None:
+    """Return the sites of a ``modules`` rule without running the model; None for other rules.
+
+    Shapes are unknown then, and each site takes a copy, since what is written in place is unknown.
+    A plain container's output is that of its last child. The recording is empty.
+    """
+    if not isinstance(rule, Modules):
+        return None
+    wanted = [(path, m) for path, m in model.named_modules() if rule.wants(path, m)]
+    if not wanted:
+        return None
+    graph = fx.Graph()
+    node = graph.placeholder("unknown")
+    sites = [
+        Site(
+            name=f"{path}:output",
+            path=path,
+            position="output",
+            leaf=(),
+            shape=(),
+            dtype=torch.get_default_dtype(),
+            layout=layout,
+            calls=0,
+            leads_on=True,
+            clone="an unknown module",
+            scope=Scope(path, model.get_submodule(path), graph),
+            node=node,
+        )
+        for path in dict.fromkeys(_maker(path, module) for path, module in wanted)
+    ]
+    return Recording(model, [Scope("", model, fx.Graph())], fx.Graph(), Writes()), sites
+
+
+def _maker(path: str, module: nn.Module) -> str:
+    while keeps_container_forward(module) and (children := list(module.named_children())):
+        name, module = children[-1]
+        path = f"{path}.{name}"
+    return path

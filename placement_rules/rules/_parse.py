@@ -1,14 +1,43 @@
-"""Read a rule from a string, with Python's precedence."""
+"""Rules in strings: their names, and how they are read, with Python's precedence."""
 
 from __future__ import annotations
 
 import ast
-from typing import Any
+import operator
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from .._errors import PlacementError, RuleSyntaxError
 from ..recording import SYNTAX_TREES
-from ._names import NAMES
 from ._rule import Rule
+
+_Named = TypeVar("_Named", bound=Rule | Callable[..., Rule])
+_NAMES: dict[str, Rule | Callable[..., Rule]] = {}
+_SIGNS: dict[type[ast.operator], Callable[[Rule, Rule], Rule]] = {
+    ast.BitOr: operator.or_,
+    ast.BitAnd: operator.and_,
+    ast.Sub: operator.sub,
+}
+
+
+def register(name: str, rule: _Named) -> _Named:
+    """Give a rule a name, so that strings can use it, and return it.
+
+    **Arguments:**
+
+    - `name`: an identifier that no rule has yet.
+    - `rule`: a rule, or what returns one, a class or a function (``"name(arguments)"`` in strings).
+
+    **Raises:** `PlacementError` if the name is taken or no identifier.
+    """
+    if not name.isidentifier():
+        raise PlacementError(f"{name!r} is not an identifier, so strings could not use it.")
+    if name in _NAMES:
+        raise PlacementError(f"There is a rule {name!r} already: {_NAMES[name]}.")
+    if not isinstance(rule, Rule) and not callable(rule):
+        raise PlacementError(f"{rule!r} is neither a rule nor a function that returns one.")
+    _NAMES[name] = rule
+    return rule
 
 
 def parse(rule: Rule | str) -> Rule:
@@ -36,25 +65,22 @@ def parse(rule: Rule | str) -> Rule:
 
 
 def _evaluate(node: ast.expr, text: str) -> Any:
-    if isinstance(node, ast.BinOp):
-        left, right = _evaluate(node.left, text), _evaluate(node.right, text)
-        if isinstance(left, Rule) and isinstance(right, Rule):
-            if isinstance(node.op, ast.BitOr):
-                return left | right
-            if isinstance(node.op, ast.BitAnd):
-                return left & right
-            if isinstance(node.op, ast.Sub):
-                return left - right
-    elif isinstance(node, ast.Name):
-        if node.id in NAMES:
-            return NAMES[node.id]
-        raise RuleSyntaxError(f"There is no rule {node.id!r} in {text!r}. {_known()}")
-    elif isinstance(node, ast.Constant):
-        return node.value
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_evaluate(node.operand, text)
-    elif isinstance(node, ast.Call):
-        return _call(node, text)
+    match node:
+        case ast.BinOp():
+            left, right = _evaluate(node.left, text), _evaluate(node.right, text)
+            join = _SIGNS.get(type(node.op))
+            if join and isinstance(left, Rule) and isinstance(right, Rule):
+                return join(left, right)
+        case ast.Name():
+            if node.id in _NAMES:
+                return _NAMES[node.id]
+            raise RuleSyntaxError(f"There is no rule {node.id!r} in {text!r}. {_known()}")
+        case ast.Constant():
+            return node.value
+        case ast.UnaryOp(op=ast.USub()):
+            return -_evaluate(node.operand, text)
+        case ast.Call():
+            return _call(node, text)
     raise RuleSyntaxError(
         f"{ast.unparse(node)!r} in {text!r} is not a rule. Rules are joined by |, & and -. "
         f"{_known()}"
@@ -76,4 +102,4 @@ def _call(node: ast.Call, text: str) -> Any:
 
 
 def _known() -> str:
-    return "The rules are: " + ", ".join(sorted(NAMES)) + "."
+    return "The rules are: " + ", ".join(sorted(_NAMES)) + "."

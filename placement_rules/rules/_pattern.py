@@ -10,8 +10,8 @@ from torch import fx
 from torch.fx.proxy import GraphAppendingTracer
 
 from .._errors import PlacementError
-from .._node import is_activation, operation
-from ..recording import Recording, Scope
+from .._node import does, is_activation, operation
+from ..recording import Recording
 from ._rule import Found, Rule
 
 _COMMUTING = {"add", "mul"}
@@ -33,18 +33,15 @@ class Pattern(Rule):
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         try:
-            graph = _graph_of(function)
+            self._graph = _graph_of(function)
         except Exception as error:
-            raise PlacementError(
-                f"The pattern {_name(function)} cannot be traced by torch.fx: {error}"
-            ) from error
-        (end,) = [node for node in graph.nodes if node.op == "output"]
-        self._graph, self._end = graph, end.args[0]
+            raise PlacementError(f"{self} cannot be traced by torch.fx: {error}") from error
+        *_, end = self._graph.nodes
+        self._end = end.args[0]
         if not isinstance(self._end, fx.Node) or self._end.op == "placeholder":
-            raise PlacementError(f"The pattern {_name(function)} must return one computed tensor.")
+            raise PlacementError(f"{self} must return one computed tensor.")
 
     def find(self, recording: Recording) -> list[Found]:
-        """Return the nodes at which the function's result occurs."""
         return [
             (scope, node)
             for scope in recording.scopes
@@ -53,16 +50,11 @@ class Pattern(Rule):
         ]
 
     def why_none(self, recording: Recording) -> str:
-        """Name the operations looked for."""
         wanted = [operation(n.target) for n in self._graph.nodes if n.op.startswith("call")]
-        missing = sorted(set(wanted) - {_operation(n) for s in recording.scopes for n in _calls(s)})
+        missing = sorted(set(wanted) - {does(n) for s in recording.scopes for n in s.graph.nodes})
         if missing:
             return f"{', '.join(missing)} occurs nowhere in the forward pass."
         return f"{', '.join(wanted)} occur, but nowhere joined like this in one module's forward."
-
-    def __str__(self) -> str:
-        """Return a description; register the pattern under a name to use it in strings."""
-        return f"pattern({_name(self.function)})"
 
     def _match(self, wanted: Any, node: Any, bound: Bound) -> Iterator[Bound]:
         if not isinstance(wanted, fx.Node):
@@ -75,10 +67,9 @@ class Pattern(Rule):
             if is_activation(node) and bound.get(wanted, node) is node:
                 yield {**bound, wanted: node}
             return
-        if _operation(node) != operation(wanted.target):
+        if does(node) != operation(wanted.target):
             return
-        args = _given(node)
-        expected = [*wanted.args, *wanted.kwargs.values()]
+        args, expected = ([*n.args, *n.kwargs.values()] for n in (node, wanted))
         orders = [args]
         if operation(wanted.target) in _COMMUTING and len(args) == 2:
             orders.append(args[::-1])
@@ -96,6 +87,7 @@ class Pattern(Rule):
 
 
 pattern = Pattern
+"""``pattern(function)``: where a small function occurs; by name in strings, once registered."""
 
 
 def _graph_of(function: Callable[..., Any]) -> fx.Graph:
@@ -111,26 +103,3 @@ def _graph_of(function: Callable[..., Any]) -> fx.Graph:
             given.append(proxy)
     graph.output(tracer.create_arg(function(*given, **named)))
     return graph
-
-
-def _calls(scope: Scope) -> list[fx.Node]:
-    return [node for node in scope.graph.nodes if node.op in {"call_function", "call_module"}]
-
-
-def _operation(node: fx.Node) -> str | None:
-    """Return a node's operation; for a module that does one function, that function's."""
-    if node.op == "call_function":
-        return operation(node.target)
-    if node.op == "call_module":
-        inner = _calls(node.meta["scope"])
-        if len(inner) == 1 and inner[0].op == "call_function":
-            return operation(inner[0].target)
-    return None
-
-
-def _given(node: fx.Node) -> list[Any]:
-    return [*node.args, *node.kwargs.values()]
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", repr(function))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 from torch import fx
 
@@ -21,7 +22,7 @@ class Rule(ABC):
     """
 
     @abstractmethod
-    def find(self, recording: Recording) -> list[Found]:
+    def find(self, recording: Recording) -> Iterable[Found]:
         """Return the selected tensors: pairs of a scope and a node of its graph."""
 
     @abstractmethod
@@ -30,8 +31,7 @@ class Rule(ABC):
 
     def select(self, recording: Recording) -> list[Spot]:
         """Return the selected spots in the order in which they are computed, each tensor once."""
-        spots = [locate(recording, scope, node) for scope, node in self.find(recording)]
-        return _unique(spots)
+        return _unique(locate(recording, scope, node) for scope, node in self.find(recording))
 
     def explain(self, recording: Recording, path: str) -> str:
         """Say why a tensor of the module at ``path`` was, or was not, selected."""
@@ -66,6 +66,13 @@ class Rule(ABC):
         """Select what this rule selects and the other does not."""
         return _Without(self, other)
 
+    def __str__(self) -> str:
+        """Return the rule as it is written: its class in small letters, its public attributes."""
+        name = type(self).__name__.lower()
+        given = [value for key, value in vars(self).items() if not key.startswith("_")]
+        options = [getattr(value, "__name__", repr(value)) for value in given]
+        return f"{name}({', '.join(options)})" if options else name
+
     def __repr__(self) -> str:
         """Return the rule as it is written in a string."""
         return str(self)
@@ -79,15 +86,23 @@ class Filter(Rule):
         """Whether a spot that another rule selected passes."""
 
 
-class _Composed(Rule):
+class Selection(Rule):
+    """A rule that is made of others, and selects some of their spots."""
+
+    @abstractmethod
+    def select(self, recording: Recording) -> list[Spot]:
+        """Return the selected spots in the order in which they are computed, each tensor once."""
+
+    def find(self, recording: Recording) -> Iterable[Found]:
+        return [(spot.scope, spot.node) for spot in self.select(recording)]
+
+
+class _Composed(Selection):
     sign: str
     tightness: int
 
     def __init__(self, left: Rule, right: Rule) -> None:
         self.left, self.right = left, right
-
-    def find(self, recording: Recording) -> list[Found]:
-        return [(spot.scope, spot.node) for spot in self.select(recording)]
 
     def explain(self, recording: Recording, path: str) -> str:
         parts = (f"{rule}: {rule.explain(recording, path)}" for rule in (self.left, self.right))
@@ -138,7 +153,7 @@ class _Without(_Composed):
         return [spot for spot in self.left.select(recording) if spot.flat not in dropped]
 
 
-def _unique(spots: list[Spot]) -> list[Spot]:
+def _unique(spots: Iterable[Spot]) -> list[Spot]:
     """Keep one spot a tensor, in order of computation."""
     first: dict[fx.Node, Spot] = {}
     for spot in spots:

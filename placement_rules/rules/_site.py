@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -58,10 +59,7 @@ class Site:
     @property
     def samples(self) -> int:
         """n: batch elements × locations, at the recorded batch size."""
-        count = 1
-        for axis in self.layout.sample_axes if self.shape else ():
-            count *= self.shape[axis]
-        return count
+        return prod(self.shape[axis] for axis in self.layout.sample_axes) if self.shape else 1
 
     @property
     def form(self) -> str:
@@ -85,9 +83,7 @@ class Site:
 
 
 def resolve(
-    recording: Recording,
-    spots: Sequence[Spot],
-    layout: str | Layout | None = None,
+    recording: Recording, spots: Sequence[Spot], layout: str | Layout | None = None
 ) -> list[Site]:
     """Turn spots into sites: join the calls of one module, work out layouts and in-place writes.
 
@@ -122,14 +118,11 @@ def _site(recording: Recording, name: str, calls: list[Spot], given: Layout | No
             f"{name} is called with different layouts ({names}). Pass layout=, or choose a rule "
             "that leaves this module out."
         )
-    writes = [
-        write
+    writes = (
+        recording.write_after(spot.node) or recording.written_in_training(spot.scope, spot.node)
         for spot in calls
-        if (
-            write := recording.write_after(spot.node)
-            or recording.written_in_training(spot.scope, spot.node)
-        )
-    ]
+    )
+    write = next(filter(None, writes), None)
     return Site(
         name=name,
         path=first.scope.path,
@@ -140,7 +133,7 @@ def _site(recording: Recording, name: str, calls: list[Spot], given: Layout | No
         layout=layouts.pop(),
         calls=len({id(spot.scope) for spot in calls}),
         leads_on=any(_leads_on(recording, spot) for spot in calls),
-        clone=writes[0].name if writes else None,
+        clone=None if write is None else write.name,
         scope=first.scope,
         node=first.node,
         nodes=tuple(spot.node for spot in calls),

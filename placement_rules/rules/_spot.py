@@ -61,51 +61,36 @@ def locate(recording: Recording, scope: Scope, node: fx.Node) -> Spot:
 
 
 def _in_scope(scope: Scope, node: fx.Node) -> Spot:
-    for path, output in scope.outputs:
-        if output is node:
-            return Spot(scope, node, "output", path)
-    for path, given in scope.inputs:
-        if given is node:
-            return Spot(scope, node, "input", path)
-    return Spot(scope, node, node.name)
+    return Spot(scope, node, *(scope.border(node) or (node.name,)))
+
+
+def _child_output(node: fx.Node) -> Spot | None:
+    """Return a node that stands for a child's result as the output in the child's own graph."""
+    call, leaf = (node.args[0], node.meta["leaf"]) if "leaf" in node.meta else (node, ())
+    if not isinstance(call, fx.Node) or call.op != "call_module":
+        return None
+    inner: Scope = call.meta["scope"]
+    found = dict(inner.outputs).get(leaf)
+    return None if found is None else Spot(inner, found, "output", leaf)
 
 
 def _at_border(recording: Recording, spot: Spot) -> Spot | None:
     """Return a child's result as the child's output, where it is called at this place alone."""
-    node = spot.node
-    called = node.args[0] if "leaf" in node.meta else node
-    if spot.position in {"input", "output"} or not isinstance(called, fx.Node):
+    border = None if spot.position in {"input", "output"} else _child_output(spot.node)
+    if border is None or len(recording.calls(border.scope.path)) > 1:
         return None
-    if called.op != "call_module" or len(recording.calls(str(called.target))) > 1:
-        return None
-    leaf = node.meta.get("leaf", ())
-    inner: Scope = called.meta["scope"]
-    found = next((output for path, output in inner.outputs if path == leaf), None)
-    if found is None or is_batch_norm(inner.module):
-        return None
-    border = Spot(inner, found, "output", leaf)
-    if keeps_container_forward(inner.module):
-        maker = _maker(inner, found)
-        return None if maker is None or is_batch_norm(maker.scope.module) else maker
-    return border
+    contains = keeps_container_forward(border.scope.module)
+    found = _maker(border.scope, border.node) if contains else border
+    return None if found is None or is_batch_norm(found.scope.module) else found
 
 
 def _maker(scope: Scope, node: fx.Node) -> Spot | None:
     """Follow a tensor down through plain containers to the module that made it."""
     while keeps_container_forward(scope.module):
-        leaf: Path = ()
-        if "leaf" in node.meta:
-            leaf, source = node.meta["leaf"], node.args[0]
-            if not isinstance(source, fx.Node):
-                return None
-            node = source
-        if node.op != "call_module":
+        child = _child_output(node)
+        if child is None:
             return None
-        scope = node.meta["scope"]
-        found = next((output for path, output in scope.outputs if path == leaf), None)
-        if found is None:
-            return None
-        node = found
+        scope, node = child.scope, child.node
     return _in_scope(scope, node)
 
 

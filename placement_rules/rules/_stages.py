@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from itertools import groupby
-from weakref import WeakKeyDictionary
 
 from .._errors import PlacementError
 from ..recording import Recording
 from ..structure import BlockSearch
 from ._blocks import blocks
+from ._parse import register
 from ._rule import Filter, Found, Rule
 from ._spot import Spot
 
@@ -20,16 +20,10 @@ class Stages(Rule):
     """
 
     def find(self, recording: Recording) -> list[Found]:
-        """Return the last block's output of each run."""
-        return [(run[-1].scope, run[-1].node) for run in stage_runs(recording)]
+        return [(run[-1].scope, run[-1].node) for run in recording.once(_runs)]
 
     def why_none(self, recording: Recording) -> str:
-        """Explain that there are no blocks to group."""
         return f"stages are runs of blocks. blocks: {blocks.why_none(recording)}"
-
-    def __str__(self) -> str:
-        """Return ``stages``."""
-        return "stages"
 
 
 class Stage(Filter):
@@ -49,13 +43,12 @@ class Stage(Filter):
         self.index = index
 
     def find(self, recording: Recording) -> list[Found]:
-        """Return the outputs of the stage's blocks."""
         spots = blocks.select(recording)
         return [(spot.scope, spot.node) for spot in spots if self.keeps(recording, spot)]
 
     def keeps(self, recording: Recording, spot: Spot) -> bool:
         """Whether a spot is computed in the stage."""
-        runs = stage_runs(recording)
+        runs = recording.once(_runs)
         if not -len(runs) <= self.index < len(runs):
             raise PlacementError(
                 f"There is no stage {self.index} in {type(recording.model).__name__}: it has "
@@ -67,26 +60,18 @@ class Stage(Filter):
         return start <= int(spot.node.meta["time"]) < end
 
     def why_none(self, recording: Recording) -> str:
-        """Explain that there are no blocks to group."""
-        return f"stages are runs of blocks. blocks: {blocks.why_none(recording)}"
-
-    def __str__(self) -> str:
-        """Return the rule as it is written in a string."""
-        return f"stage({self.index})"
+        return stages.why_none(recording)
 
 
-stages = Stages()
-stage = Stage
+stages = register("stages", Stages())
+"""The output of each run of blocks of equal resolution."""
+stage = register("stage", Stage)
+"""``stage(index)``: what another rule selects in one stage, from 0; alone, its blocks."""
 
 
-def stage_runs(recording: Recording) -> list[list[Spot]]:
+def _runs(recording: Recording) -> list[list[Spot]]:
     """Return the blocks' outputs in runs of equal resolution."""
-    if recording not in _runs:
-        paths = set(BlockSearch.of(recording).paths)
-        spots = [spot for spot in blocks.select(recording) if spot.scope.path in paths]
-        runs = groupby(spots, key=lambda spot: recording.locations(spot.node))
-        _runs[recording] = [list(run) for _, run in runs]
-    return _runs[recording]
-
-
-_runs: WeakKeyDictionary[Recording, list[list[Spot]]] = WeakKeyDictionary()
+    paths = set(recording.once(BlockSearch).paths)
+    spots = [spot for spot in blocks.select(recording) if spot.scope.path in paths]
+    runs = groupby(spots, key=lambda spot: recording.locations(spot.node))
+    return [list(run) for _, run in runs]

@@ -6,16 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 from torch import fx, nn
 
 from .._torch import BASES_OF_CONVOLUTIONS
 from ..recording import Recording, Scope, keeps_container_forward
 from ._classifiers import last_layers
-from ._merges import concatenations
-from ._residuals import add_operands, residual_adds
+from ._merges import Ancestry, add_operands, concatenations, residual_adds
 
 _ADD = "its own forward adds a residual"
 _CONCATENATION = "its own forward concatenates branches"
@@ -24,22 +21,17 @@ _WEIGHTED = (nn.Linear, BASES_OF_CONVOLUTIONS)
 
 
 class BlockSearch:
-    """The blocks of one recording, and the reason for every module that is none."""
+    """The blocks of one recording, and the reason for every module that is none.
 
-    _cache: ClassVar[WeakKeyDictionary[Recording, BlockSearch]] = WeakKeyDictionary()
+    Made by ``recording.once(BlockSearch)``.
+    """
 
     def __init__(self, recording: Recording) -> None:
         recording.tell_unseen()
         self._first_call = {scope.path: scope for scope in reversed(recording.scopes) if scope.path}
+        self._class = {path: type(scope.module) for path, scope in self._first_call.items()}
         self._after_heads = last_layers(recording)[1]
         self._kind, self._merges = self._first_kind()
-
-    @classmethod
-    def of(cls, recording: Recording) -> BlockSearch:
-        """Return the search on a recording, made once."""
-        if recording not in cls._cache:
-            cls._cache[recording] = cls(recording)
-        return cls._cache[recording]
 
     def merges(self, scope: Scope) -> list[fx.Node]:
         """Return the residual adds of a scope; its concatenations, in a network without adds."""
@@ -47,6 +39,15 @@ class BlockSearch:
             find = concatenations if self._kind == _CONCATENATION else residual_adds
             self._merges[scope] = self._before_heads(find(scope))
         return self._merges[scope]
+
+    def output(self, scope: Scope) -> fx.Node | None:
+        """Return the output tensor that carries a call's last merge, or its first activation."""
+        ancestry = Ancestry(scope)
+        for merge in reversed(self.merges(scope)):
+            for node in scope.activations:
+                if ancestry.depends(node, merge):
+                    return node
+        return next(iter(scope.activations), None)
 
     def _first_kind(self) -> tuple[str, dict[Scope, list[fx.Node]]]:
         """Return what marks blocks in this network: adds, else concatenations, else their run."""
@@ -86,7 +87,7 @@ class BlockSearch:
     def fuses(self, path: str) -> bool:
         """Whether the module adds branches of its own around the runs of blocks it contains."""
         scope = self._first_call.get(path)
-        if scope is None or not self._contains_run(path):
+        if scope is None or path not in self._around_runs:
             return False
         return any(add_operands(node) for node in scope.graph.nodes)
 
@@ -101,7 +102,7 @@ class BlockSearch:
     def _run(self) -> set[str]:
         """The numbered modules of several layers that stand beside others of their class."""
         whole = {
-            path: (_position(path), type(scope.module))
+            path: (_position(path), self._class[path])
             for path, scope in self._first_call.items()
             if path.rpartition(".")[2].isdigit() and _is_whole_block(scope.module)
         }
@@ -117,30 +118,25 @@ class BlockSearch:
 
     @cached_property
     def _outermost(self) -> set[str]:
-        kept = {path for path in self._merging if not self._contains_run(path)}
+        kept = {path for path in self._merging if path not in self._around_runs}
         found = self._without_helpers({path for path in kept if _ancestor(path, kept) is None})
-        classes = Counter(type(self._first_call[path].module) for path in found)
-        positions = Counter(_position(path) for path in found)
-        repeated = {
-            path
-            for path in found
-            if classes[type(self._first_call[path].module)] > 1 or positions[_position(path)] > 1
-        }
+        classes = Counter(self._class[path] for path in found)
+        positions = Counter(map(_position, found))
+        repeated = {p for p in found if classes[self._class[p]] > 1 or positions[_position(p)] > 1}
         return repeated or found  # a lone module beside repeated ones pools or fuses
 
     def _without_helpers(self, paths: set[str]) -> set[str]:
         """Drop classes of one weighted layer (positional convolutions) beside whole blocks."""
         largest = Counter[type]()
         for path in paths:
-            module = self._first_call[path].module
-            largest[type(module)] = max(largest[type(module)], _weighted_layers(module))
-        whole = {path for path in paths if largest[type(self._first_call[path].module)] > 1}
-        return whole or paths
+            count = _weighted_layers(self._first_call[path].module)
+            largest[self._class[path]] = max(largest[self._class[path]], count)
+        return {path for path in paths if largest[self._class[path]] > 1} or paths
 
     @cached_property
     def _siblings(self) -> set[str]:
-        classes = {type(self._first_call[path].module) for path in self._outermost}
-        positions = {_position(path) for path in self._outermost}
+        classes = {self._class[path] for path in self._outermost}
+        positions = set(map(_position, self._outermost))
         around = {above for path in self._outermost for above in _ancestors(path)}
         found = {
             path
@@ -149,20 +145,17 @@ class BlockSearch:
             and path not in around
             and _ancestor(path, self._outermost) is None
             and (
-                type(scope.module) in classes
+                self._class[path] in classes
                 or (_position(path) in positions and _is_whole_block(scope.module))
             )
         }
         return {path for path in found if _ancestor(path, found) is None}
 
-    def _contains_run(self, path: str) -> bool:
-        """Whether two or more numbered siblings of one class merge branches inside the module."""
-        return path in self._around_runs
-
     @cached_property
     def _around_runs(self) -> set[str]:
+        """The modules inside which two or more numbered siblings of one class merge branches."""
         siblings = Counter(
-            (path.rpartition(".")[0], type(self._first_call[path].module))
+            (path.rpartition(".")[0], self._class[path])
             for path in self._merging
             if path.rpartition(".")[2].isdigit()
         )

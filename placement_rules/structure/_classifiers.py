@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from .._node import is_activation, operation
+from .._node import called, is_activation
 from ..recording import Recording
 
 _LAYERS = {
@@ -49,15 +49,15 @@ def classified(recording: Recording, node: fx.Node) -> fx.Node | None:
     parameters, and not on the model's input. What is only prepared for the product, by scaling it
     to unit length or by another view, is taken as it was before.
     """
-    if node.op != "call_function" or operation(node.target) not in _LAYERS | _ROWS:
+    if called(node) not in _LAYERS | _ROWS:
         return None
     sources = node.all_input_nodes
     if not any(source in recording.weights for source in sources):
         return None
     taken = next((s for s in sources if s not in recording.weights and is_activation(s)), None)
-    if operation(node.target) in _ROWS and not (taken and _is_written_out(node, taken)):
+    if called(node) in _ROWS and not (taken and _is_written_out(node, taken)):
         return None
-    if taken is None or operation(node.target) in {"linear", "conv1d", "conv2d", "conv3d"}:
+    if taken is None or called(node) in {"linear", "conv1d", "conv2d", "conv3d"}:
         return taken if taken is None or not _is_cosine(taken) else _prepared_from(taken)
     return _prepared_from(taken)
 
@@ -68,20 +68,20 @@ def _is_written_out(node: fx.Node, taken: fx.Node) -> bool:
         return False  # a scale or a shift of what is there
     waiting = list(node.users)
     for user in waiting:  # grows
-        if user.op == "call_function" and operation(user.target) in _REDUCTIONS:
+        if called(user) in _REDUCTIONS:
             return True
         waiting += [after for after in user.users if after not in waiting]
     return False
 
 
 def _is_cosine(node: fx.Node) -> bool:
-    return node.op == "call_function" and operation(node.target) == "normalize"
+    return called(node) == "normalize"
 
 
 def _prepared_from(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and operation(node.target) in _PREPARATIONS:
+    while called(node) in _PREPARATIONS:
         source = node.all_input_nodes[0]
-        if operation(node.target) == "getitem" and not _adds_axes_only(node):
+        if called(node) == "getitem" and not _adds_axes_only(node):
             break
         node = source
     return node

@@ -10,12 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, fx
 
-from .._node import operation, value
+from .._node import called, value
 from ..axes import Layout, UnionFind, axis_links
 from ..recording import Recording
+from ._merges import CONCATENATIONS
 
 _MOVES = {  # entries along an axis that they leave as long as it was
     "flip", "fliplr", "flipud", "roll", "sort", "msort", "gather", "take_along_dim", "topk", "mode",
@@ -52,14 +54,12 @@ def places_of(recording: Recording, nodes: Sequence[fx.Node], layout: Layout) ->
     found = [_in_call(recording, node, layout) for node in nodes]
     if not found:
         return Places()
-    first, *others = found
-    names = [n for n in first.arguments if all(n in other.arguments for other in others)]
     arguments = {}
-    for name in names:
+    for name in found[0].arguments:
         pairs = {call.arguments[name] for call in found}
         arguments[name] = pairs.pop() if len(pairs) == 1 else (None, None)
-    tokens = first.tokens if all(other.tokens == first.tokens for other in others) else ()
-    return Places(arguments, tokens)
+    tokens = {call.tokens for call in found}
+    return Places(arguments, tokens.pop() if len(tokens) == 1 else ())
 
 
 def arguments_of(recording: Recording) -> dict[str, fx.Node]:
@@ -74,7 +74,7 @@ def arguments_of(recording: Recording) -> dict[str, fx.Node]:
 
 
 def _in_call(recording: Recording, node: fx.Node, layout: Layout) -> Places:
-    axes, flat = _axes(recording), node.meta["flat"]
+    axes, flat = recording.once(_PlaceAxes), node.meta["flat"]
     here = {axis: axes.find((flat, axis)) for axis in layout.sample_axes}
 
     def same(source: fx.Node, axis: int) -> int | None:
@@ -87,41 +87,27 @@ def _in_call(recording: Recording, node: fx.Node, layout: Layout) -> Places:
     arguments = {
         name: (same(source, 0), same(source, 1)) for name, source in arguments_of(recording).items()
     }
-    tokens = tuple(axis for axis, root in here.items() if root in axes.lengthened)
-    return Places(arguments, tokens)
+    return Places(arguments, tuple(axis for axis, root in here.items() if root in axes.lengthened))
 
 
 class _PlaceAxes(UnionFind):
-    """Union-find over the axes whose entries stay in their places."""
+    """Classes of axes whose entries stay in their places; those along which tokens were put."""
 
     def __init__(self, recording: Recording) -> None:
         super().__init__()
         for node in recording.flat.nodes:
-            if operation(node.target) in _MOVES or node.op != "call_function":
-                continue
-            for (to, new), (source, old) in axis_links(node):
+            for (to, new), (source, old) in () if called(node) in _MOVES else axis_links(node):
                 if value(to).shape[new] == value(source).shape[old]:
                     self.join((to, new), (source, old))
         self.lengthened = {
-            self.find(axis)
+            self.find((node, _dim_of(node) % value(node).ndim))
             for node in recording.flat.nodes
-            if (axis := _lengthened(node, recording.weights)) is not None
+            if called(node) in CONCATENATIONS
+            and node not in recording.weights
+            and any(source in recording.weights for source in node.all_input_nodes)
         }
 
 
-def _lengthened(node: fx.Node, weights: set[fx.Node]) -> tuple[fx.Node, int] | None:
-    """Return the axis along which a node puts a parameter beside activations, if it does."""
-    if node.op != "call_function" or operation(node.target) not in {"cat", "concat", "concatenate"}:
-        return None
-    sources = node.all_input_nodes
-    if node in weights or not any(source in weights for source in sources):
-        return None
-    dim = node.kwargs.get("dim", node.kwargs.get("axis", node.args[1] if node.args[1:] else 0))
-    return (node, int(dim) % value(node).ndim)  # type: ignore[arg-type]
-
-
-def _axes(recording: Recording) -> _PlaceAxes:
-    found: _PlaceAxes | None = recording.__dict__.get("place_axes")
-    if found is None:
-        found = recording.__dict__["place_axes"] = _PlaceAxes(recording)
-    return found
+def _dim_of(concatenation: fx.Node) -> Any:
+    args, kwargs = concatenation.args, concatenation.kwargs
+    return kwargs.get("dim", kwargs.get("axis", args[1] if args[1:] else 0))

@@ -1,18 +1,78 @@
-"""Results on fake tensors, made in a fraction of the time that torch takes for them.
+"""Copies of models, and results on fake tensors, in a fraction of the time that torch takes.
 
-On a fake tensor each operation takes some hundred microseconds, and a linear layer is four of them.
+`copy.deepcopy` takes some 500 calls for a module, nearly all of them for the empty tables of hooks
+that it has. On a fake tensor each operation takes some hundred microseconds, and a linear layer is
+four of them.
 """
 
 from __future__ import annotations
 
+import copy
+import copyreg
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._torch import FakeTensor, storage_of, without_dispatch_to_modes
+
+# Copies --------------------------------------------------------------------------------------
+
+
+_UNCHANGED = frozenset({bool, int, float, complex, str, bytes, type(None)})
+
+
+def copy_model(model: nn.Module, stand_in: Callable[[Tensor], Tensor] | None = None) -> nn.Module:
+    """Return a deep copy of a model.
+
+    **Arguments:**
+
+    - `stand_in`: makes what the copy has for each parameter and buffer; by default a copy.
+    """
+    known: dict[int, Any] = {}
+    if stand_in is not None:  # a copy of each would cost five operations on fake tensors
+        tensors = (*model.parameters(), *model.buffers())
+        known = {id(t): stand_in(t) for t in tensors if type(t) in {Tensor, nn.Parameter}}
+    copied: nn.Module = _copied(model, known)
+    return copied
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Copy as `copy.deepcopy` does; modules that have a way of their own are left to it."""
+    kind = type(value)
+    if kind in _UNCHANGED:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is dict or kind is OrderedDict:
+        made = memo[id(value)] = kind()
+        for key, item in value.items():
+            made[key if type(key) in _UNCHANGED else copy.deepcopy(key, memo)] = _copied(item, memo)
+        return made
+    if isinstance(value, nn.Module) and _is_reduced_as_objects_are(kind):
+        reduced: Any = value.__reduce_ex__(4)
+        make, given, state, *_ = reduced
+        if make is copyreg.__newobj__ and given == (kind,) and type(state) is dict:  # type: ignore[attr-defined]
+            module = memo[id(value)] = make(kind)
+            module.__setstate__({name: _copied(item, memo) for name, item in state.items()})
+            return module
+    return copy.deepcopy(value, memo)
+
+
+def _is_reduced_as_objects_are(kind: Any) -> bool:
+    plain: Any = object
+    return (
+        kind.__reduce_ex__ is plain.__reduce_ex__
+        and kind.__reduce__ is plain.__reduce__
+        and kind not in copyreg.dispatch_table
+        and not hasattr(kind, "__deepcopy__")
+    )
+
+
+# Results -------------------------------------------------------------------------------------
 
 # What these return is a new tensor, and depends on the metadata of their arguments alone.
 _REMEMBERED = {F.linear, F.layer_norm, F.gelu, torch.matmul, Tensor.matmul, Tensor.__matmul__}
