@@ -59,7 +59,7 @@ from vcreg_fx.experiments.papers._outcome import SUMMARY, generated, section, su
 from vcreg_fx.experiments.papers._placement import PlacementTask
 from vcreg_fx.experiments.papers._study import Study
 from vcreg_fx.experiments.papers._two_moons import (
-    ThreeLayers,
+    Layers,
     field_of,
     largest_margin,
     margin_of,
@@ -785,35 +785,82 @@ def test_evidence_needs_a_place_on_the_page(tmp_path):
 
 
 class Line(nn.Module):
-    """Says 1 below a horizontal line."""
+    """Says 1 to the left of an upright line."""
 
-    def __init__(self, height):
+    def __init__(self, place):
         super().__init__()
-        self.height = height
+        self.place = place
 
     def forward(self, x):
-        return torch.stack([x[:, 1] - self.height, self.height - x[:, 1]], dim=1)
+        return self.place - x[:, 0]
 
 
 def test_margins_of_lines():
-    points, labels = moons(400, 0.0, 1.0, 0)
-    middle = 0.25
-    low = float(points[labels == 0][:, 1].min())
-    high = float(points[labels == 1][:, 1].max())
-    assert (low, high) == pytest.approx((0.5, 0.0), abs=1e-4)
-    line = Line(middle)
-    assert margin_of(line, field_of(line), points, labels) == pytest.approx(0.25, abs=0.02)
-    line = Line(low + 0.3)  # the ends of the upper moon lie below it
+    points, labels = moons(400, 0.0, 0.5, 0)
+    right = float(points[labels == 0][:, 0].min())
+    left = float(points[labels == 1][:, 0].max())
+    assert (left, right) == pytest.approx((-0.55, 0.55), abs=1e-3)
+    line = Line(0.0)
+    assert margin_of(line, field_of(line), points, labels) == pytest.approx(0.55, abs=0.02)
+    line = Line(right + 0.3)  # the ends of one moon lie on the wrong side
     assert margin_of(line, field_of(line), points, labels) == pytest.approx(-0.3, abs=0.02)
     assert margin_of(Line(9.0), field_of(Line(9.0)), points, labels) == -4.0
-    assert 0.25 < largest_margin(1.0) < 0.75  # a curved boundary leaves more room than a line
+    assert 0.55 < largest_margin(0.5) < 1.1  # a curved boundary leaves more room than a line
 
 
-def test_three_layers_are_regularized_as_asked():
-    model = ThreeLayers(5)
-    model.regularize(0.25, batch_norm=True)
-    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.25, 0.25]
-    assert len([m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]) == 2
+def test_moons_leave_a_gap():
+    """As in the code of gradient starvation: what has strayed is reflected."""
+    points, labels = moons(300, 0.1, 0.1, 3)
+    side = torch.where(labels == 0, 1.0, -1.0)
+    assert bool((points[:, 0] * side > 0.1).all())
+    assert labels.bincount().tolist() == [150, 150]
+    turned, _ = moons(300, 0.1, 0.1, 3, angle=45)
+    half = math.sqrt(0.5)
+    turn = torch.tensor([[half, -half], [half, half]])
+    assert torch.allclose(turned, points @ turn, atol=1e-6)
+    closed, _ = moons(300, 0.0, None, 3)
+    assert bool((closed[:, 0] * side < 0).any())
+
+
+def test_layers_are_changed_as_asked():
+    model = Layers(5)
+    assert model(torch.zeros(4, 2)).shape == (4,)
+    model.change(layers=5, dropout=0.25, batch_norm=True)
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.25] * 4
+    assert len([m for m in model.modules() if isinstance(m, nn.BatchNorm1d)]) == 4
+    assert len([m for m in model.modules() if isinstance(m, nn.Linear)]) == 5
+
+
+def test_two_moons_has_the_panels_of_gradient_starvation():
+    """Figure 3 of Pezeshki et al. 2021, from its code: ten panels, each with its numbers."""
+    preset = EXPERIMENTS["two-moons"].presets("paper", None)
+    assert dict(preset.options) == {"points": 300, "noise": 0.1, "gap": 0.1, "width": 500}
+    training = preset.training
+    assert (training.optimizer, training.learning_rate, training.momentum) == ("sgd", 0.01, 0.9)
+    assert (training.steps, training.batch_size, training.schedule) == (1000, 300, "constant")
+    assert (preset.seeds, training.weight_decay) == (10, 0.0)
+    panels = [arm for arm in EXPERIMENTS["two-moons"].arms(preset) if arm.rule is None]
+    assert [arm.fixed for arm in panels] == [
+        {}, {"weight_decay": 0.01}, {"steps": 10_000},
+        {"optimizer": "adam", "learning_rate": 1e-4}, {"optimizer": "adam", "learning_rate": 3e-3},
+        {"angle": 45}, {"dropout": 0.7}, {"batch_norm": True}, {"layers": 5},
+        {"decoupling": 0.006},  # λ/2 is 0.003
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", EXPERIMENTS["two-moons"].arms(
+    EXPERIMENTS["two-moons"].presets("quick", None)), ids=lambda arm: arm.name)  # fmt: skip
+def test_every_panel_separates_the_moons(tmp_path, arm):
+    preset = EXPERIMENTS["two-moons"].presets("quick", None)
+    task = EXPERIMENTS["two-moons"].task(preset, None, None, tmp_path)
+    torch.manual_seed(0)
+    model, point = task.build(), arm.points[0]
+    if arm.rule is not None:
+        vcreg_fx.insert(model, arm.rule, example_inputs=task.example, **point)
+        assert len(vcreg_fx.sites(model)) == 2
+    one = trial("test", **point)
+    task.train(model, one)
+    assert task.evaluate(model, one)["accuracy"] > 0.9 or arm.fixed.get("learning_rate") == 1e-4
 
 
 # Timing -------------------------------------------------------------------------------------

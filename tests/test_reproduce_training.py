@@ -148,6 +148,20 @@ def test_the_schedule():
     assert found[60] == pytest.approx(0.5)
     assert found[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 79 / 80)))
     assert rates(5, TrainSettings(epochs=1, warmup_epochs=0))[0] == 1.0
+    assert rates(5, TrainSettings(schedule="constant")) == [1.0] * 5
+
+
+def test_weight_decay_is_an_l2_penalty_but_in_adamw():
+    """In SGD and Adam it is added to the gradient; AdamW shrinks the weights."""
+    found = {}
+    for name in ("sgd", "adam", "adamw"):
+        settings = TrainSettings(optimizer=name, weight_decay=0.5, learning_rate=0.1)
+        model = nn.Linear(1, 1, bias=False)
+        model.weight.data.fill_(1.0)
+        model.weight.grad = torch.zeros(1, 1)
+        make_optimizer(model, settings).step()
+        found[name] = float(model.weight.detach())
+    assert found == pytest.approx({"sgd": 0.95, "adam": 0.9, "adamw": 0.95})
 
 
 def test_norms_have_a_weight_decay_of_their_own():
@@ -304,7 +318,7 @@ def test_divergence_is_an_error():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer": "adam"}, "optimizer='adam' must be one of"),
+        ({"optimizer": "adamax"}, "optimizer='adamax' must be one of"),
         ({"amp": "float8"}, "amp='float8'"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"steps": 2}, "steps=2 must be at least 3"),

@@ -76,6 +76,12 @@ class Preset:
         """Return the preset with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def training_with(self, params: Mapping[str, Any]) -> TrainSettings:
+        """Return the settings of training, with those among a trial's parameters."""
+        names = {item.name for item in dataclasses.fields(TrainSettings)}
+        own = {name: value for name, value in params.items() if name in names}
+        return dataclasses.replace(self.training, **own)
+
     def __getitem__(self, name: str) -> Any:
         """Return an option."""
         return self.options[name]

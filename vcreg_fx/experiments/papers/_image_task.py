@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ...ablation import Trial
 from ...evaluation import extract_features
 from ..images import ImageData, ImageSet, balanced_indices, split_indices
-from ..training import TrainSettings, accuracy, fit, predict
+from ..training import accuracy, fit, predict
 from ._experiment import Preset
 from ._networks import Factory
 from ._study import VALIDATION
@@ -108,7 +107,7 @@ class ImageTask:
         self.history = fit(
             model,
             self.labelled(roles.train).training,
-            self.settings(trial),
+            self.preset.training_with(trial.params),
             classes=self.outputs,
             seed=trial.seed,
             checkpoint=self.checkpoint(trial.id),
@@ -122,12 +121,6 @@ class ImageTask:
         return {**found, "loss": self.history[-1]["loss"]}
 
     # What helps -----------------------------------------------------------------------------
-
-    def settings(self, trial: Trial) -> TrainSettings:
-        """Return the settings of training, with those that the trial sets."""
-        names = {item.name for item in dataclasses.fields(TrainSettings)}
-        own = {name: value for name, value in trial.params.items() if name in names}
-        return dataclasses.replace(self.preset.training, **own)
 
     def checkpoint(self, trial: str) -> Path:
         """Return where the checkpoint of a trial lies while it is trained."""

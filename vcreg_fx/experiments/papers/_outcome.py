@@ -176,7 +176,7 @@ def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:
 def summary(folder: Path) -> str:
     """Return a table of what all reports in a folder say.
 
-    A report whose ``caution`` says why it cannot be relied on is marked.
+    A report whose ``caution`` says why it is to be made again is marked.
     """
     reports = [read_report(path) for path in sorted(folder.glob("*.json"))]
     body = []
@@ -189,7 +189,7 @@ def summary(folder: Path) -> str:
                 said = span(row, first, metric), so
                 body.append([report["experiment"], row["name"], metric["title"], *said])
     header = ["experiment", "arm", "measured", "difference to none, 95 % interval", "so"]
-    note = r"\* Not to be relied on, for the reason that its section begins with." + "\n\n"
+    note = r"\* To be run again, for the reason that its section begins with." + "\n\n"
     marked = note if any("caution" in report for report in reports) else ""
     return f"\n{markdown_table(header, body)}\n\n{marked}"
 

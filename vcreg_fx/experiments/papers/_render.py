@@ -156,8 +156,10 @@ def how(report: dict[str, Any]) -> str:
             f"long-tailed: {options['largest']:,} images of the first class, "
             f"{options['imbalance']:g} times as many as of the last, drawn by the seed"
         )
+    steps = training.get("steps")
+    length = f"{steps:,} steps" if steps else f"{training['epochs']} epochs"
     return (
-        f"{report['data']}, {drawn}; network `{preset['network']}`; {training['epochs']} epochs of "
+        f"{report['data']}, {drawn}; network `{preset['network']}`; {length} of "
         f"{training['optimizer']}, batches of {training['batch_size']}, learning rate "
         f"{training['learning_rate']:g}, weight decay {training['weight_decay']:g}."
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
+    LambdaLR,
     LinearLR,
     LRScheduler,
     OneCycleLR,
@@ -28,8 +29,10 @@ class TrainSettings:
 
     - `epochs`, `batch_size`: the batch is that of all processes together.
     - `steps`: of a short run: so many steps instead of epochs, at least 3, on torch's one-cycle
-      schedule instead of warm-up and cosine.
-    - `optimizer`: ``"adamw"`` or ``"sgd"``.
+      schedule instead of warm-up and cosine, or on the constant one.
+    - `optimizer`: ``"adamw"``, ``"adam"`` or ``"sgd"``. The last two add the weight decay to the
+      gradient, as an L2 penalty does.
+    - `schedule`: ``"cosine"``, or ``"constant"`` for one rate, without a warm-up.
     - `learning_rate`: at the end of the warm-up; then it follows a cosine down to 0.
     - `weight_decay`; `norm_weight_decay`: that of norm layers, where it is not None.
     - `momentum`: of SGD.
@@ -50,7 +53,8 @@ class TrainSettings:
 
     epochs: int = 6
     batch_size: int = 128
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Literal["cosine", "constant"] = "cosine"
     learning_rate: float = 4e-3
     weight_decay: float = 0.05
     norm_weight_decay: float | None = 0.0
@@ -104,7 +108,8 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, rate, momentum=settings.momentum, weight_decay=decay)
-    return torch.optim.AdamW(groups, rate, weight_decay=decay)
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, rate, weight_decay=decay)
 
 
 _NORMS = (
@@ -126,6 +131,8 @@ def _norms_and_others(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Par
 
 def warmup_steps(settings: TrainSettings, steps: int) -> int:
     """Return how many of all steps belong to the warm-up."""
+    if settings.schedule == "constant":
+        return 0
     if settings.steps is not None:
         return max(round(0.2 * steps), 2)
     return round(min(settings.warmup_epochs / settings.epochs, 1.0) * steps)
@@ -140,6 +147,8 @@ def make_schedule(
     where torchvision's reference changes the rate once an epoch.
     """
     rise = warmup_steps(settings, steps)
+    if settings.schedule == "constant":
+        return LambdaLR(optimizer, lambda _: 1.0)
     if settings.steps is not None:
         return OneCycleLR(
             optimizer, settings.learning_rate, total_steps=steps, pct_start=rise / steps
