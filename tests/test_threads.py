@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import vcreg_fx
 from placement_rules import record
 from placement_rules._torch import FAKE_LOGGER
-from placement_rules.recording._surroundings import keeping_randomness
+from placement_rules.recording._record import keeping_randomness
 from vcreg_fx import rules
 
 # Whether this torch can be told that one thread does not compile.

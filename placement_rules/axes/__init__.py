@@ -4,8 +4,8 @@ This floor knows graphs of functions alone: nodes, each with its tensor without 
 """
 
 # Each of these files says of a family of functions what they do to axes.
-from . import _elementwise, _layers, _products, _reductions, _shapes  # noqa: F401
-from ._channels import ChannelAxes as ChannelAxes
-from ._channels import UnionFind as UnionFind
+from . import _arithmetic, _layers, _shapes  # noqa: F401
+from ._layout import ChannelAxes as ChannelAxes
 from ._layout import Layout as Layout
+from ._layout import UnionFind as UnionFind
 from ._operations import axis_links as axis_links

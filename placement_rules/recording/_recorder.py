@@ -14,10 +14,9 @@ from .._node import operation
 from .._torch import FakeTensorMode, storage_of, tree_map
 from ._fast import Results, another
 from ._origin import OriginFinder
-from ._pass import FunctionCall, ModuleCall, Pass
+from ._pass import FunctionCall, ModuleCall, Pass, Write
 from ._recording import Recording, Scope
 from ._tree import Path, get_leaf, leaves
-from ._writes import Write
 
 _DISPATCH = inspect.unwrap(FakeTensorMode.__torch_dispatch__).__code__
 _MAPPED_FAST = (Tensor, int, float, str, type(None))

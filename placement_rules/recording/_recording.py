@@ -17,9 +17,8 @@ from .._errors import LayoutError
 from .._node import is_activation, value
 from .._torch import BASES_OF_BATCH_NORMS
 from ..axes import ChannelAxes, Layout
-from ._training import Key, TrainingPass, keys_of
+from ._pass import Key, TrainingPass, Write, Writes, keys_of
 from ._tree import Path, get_leaf
-from ._writes import Write, Writes
 
 Made = TypeVar("Made")
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)

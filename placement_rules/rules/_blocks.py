@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from ..recording import Recording, keeps_container_forward
 from ..structure import BlockSearch
-from ._parse import register
-from ._rule import Found, Rule
+from ._rule import Found, Rule, register
 
 
 class Blocks(Rule):

@@ -8,8 +8,7 @@ from .._node import is_activation, value
 from ..recording import Recording, Scope
 from ..structure import BlockSearch
 from ._blocks import blocks
-from ._parse import register
-from ._rule import Found, Rule
+from ._rule import Found, Rule, register
 
 
 class Downsample(Rule):

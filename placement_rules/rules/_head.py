@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from .._node import is_activation
 from ..recording import Recording
 from ..structure import classified, last_layers
-from ._parse import register
-from ._rule import Found, Rule
+from ._rule import Found, Rule, register
 
 
 class Head(Rule):

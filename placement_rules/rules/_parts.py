@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 from .._errors import PlacementError
 from ..recording import Recording
-from ._at import At
-from ._parse import parse, register
-from ._rule import Rule, Selection
-from ._spot import Spot
+from ._named import At
+from ._rule import Rule, Selection, parse, register
+from ._site import Spot
 
 
 class _Pick(Selection):

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from ..recording import Recording
 from ..structure import helper_add, last_layers, residual_adds
-from ._parse import register
-from ._rule import Found, Rule
+from ._rule import Found, Rule, register
 
 
 class Residual(Rule):

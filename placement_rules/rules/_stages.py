@@ -8,9 +8,8 @@ from .._errors import PlacementError
 from ..recording import Recording
 from ..structure import BlockSearch
 from ._blocks import blocks
-from ._parse import register
-from ._rule import Filter, Found, Rule
-from ._spot import Spot
+from ._rule import Filter, Found, Rule, register
+from ._site import Spot
 
 
 class Stages(Rule):
