@@ -160,6 +160,9 @@ BASES_OF_BATCH_NORMS = (
     find("torch.nn.modules.batchnorm._BatchNorm", "1.13", "Tells batch norms."),
     find("torch.nn.modules.batchnorm._LazyNormBase", "1.13", "Tells batch norms without shape."),
 )
+BASE_OF_INSTANCE_NORMS = find(
+    "torch.nn.modules.instancenorm._InstanceNorm", "1.13", "Tells instance norms."
+)
 MODULE_CALLS = (  # the functions between the call of a module and its forward
     find("torch.nn.Module._wrapped_call_impl", "2.1", "Finds the frame that called a module."),
     find("torch.nn.Module._call_impl", "1.13", "Finds the frame that called a module."),

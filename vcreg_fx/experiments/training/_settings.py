@@ -18,6 +18,8 @@ from torch.optim.lr_scheduler import (
 )
 from torch.optim.swa_utils import AveragedModel
 
+from placement_rules._torch import BASE_OF_INSTANCE_NORMS, BASES_OF_BATCH_NORMS
+
 _IMAGENET = 1_281_167  # images
 
 
@@ -113,8 +115,8 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
 
 
 _NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
+    *BASES_OF_BATCH_NORMS,
+    BASE_OF_INSTANCE_NORMS,
     nn.GroupNorm,
     nn.LayerNorm,
     nn.RMSNorm,
