@@ -207,7 +207,7 @@ def test_what_is_imported_is_declared():
     lists = text[text.index("\ndependencies = [") : text.index("\n[project.scripts]")]
     declared = set(re.findall(r'"([a-z][\w-]*)[\[>]', lists))
     known = {*sys.stdlib_module_names, "placement_rules", "vcreg_fx"}
-    names = {"sklearn": "scikit-learn", "distributed": "dask"}
+    names = {"sklearn": "scikit-learn", "distributed": "dask", "PIL": "pillow"}
     files = [
         file for name in ("placement_rules", "vcreg_fx") for file in (ROOT / name).rglob("*.py")
     ]

@@ -29,7 +29,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="digits, fashion-mnist, cifar10, cifar100 or imagenet."),
+        typer.Option(help="digits, glyphs, fashion-mnist, cifar10, cifar100 or imagenet."),
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where torchvision's loaders find the data.")

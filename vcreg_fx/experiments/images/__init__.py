@@ -2,9 +2,14 @@
 
 from ._datasets import CIFAR100_SUPERCLASSES as CIFAR100_SUPERCLASSES
 from ._datasets import DATA as DATA
+from ._datasets import GLYPHS as GLYPHS
 from ._datasets import load_images as load_images
 from ._datasets import read_classes as read_classes
 from ._fashion_mnist import FASHION_GROUPS as FASHION_GROUPS
+from ._glyphs import ALPHABETS as ALPHABETS
+from ._glyphs import UNSEEN as UNSEEN
+from ._glyphs import Glyphs as Glyphs
+from ._glyphs import draw_glyphs as draw_glyphs
 from ._image_set import DataError as DataError
 from ._image_set import ImageData as ImageData
 from ._image_set import ImageSet as ImageSet

@@ -14,10 +14,14 @@ from torch.utils.data import Dataset
 
 from ._digits import digits
 from ._fashion_mnist import fashion_mnist
+from ._glyphs import LABELS, glyphs
 from ._image_set import DataError, ImageData, ImageSet
 
-DATA = ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenet")
+DATA = ("digits", "glyphs", "fashion-mnist", "cifar10", "cifar100", "imagenet")
 """The data sets that experiments train on."""
+
+GLYPHS = ("glyphs", "glyphs-unseen", *(f"glyphs-{label}" for label in LABELS))
+"""The glyphs, other alphabets, and the glyphs with other labels."""
 
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -79,14 +83,15 @@ def load_images(
 
     **Arguments:**
 
-    - `name`: one of `DATA`.
-    - `root`: its folder. The digits need none, Fashion-MNIST has a default.
+    - `name`: one of `DATA` or `GLYPHS`.
+    - `root`: its folder. The digits need none, Fashion-MNIST has a default, and glyphs are kept in
+      it, if it is given.
     - `augment`: of the training images: ``"none"``, ``"crop"`` (CIFAR) or ``"torchvision"``, what
       torchvision's recipe does to an image.
     - `classes`: a class file for ImageNet, see `read_classes`.
-    - `size`: the side of Fashion-MNIST's images, which are padded from 28, or of ImageNet's crops
-      to measure on (224; those to train on have 176, as torchvision's recipe has it); the others
-      have 32.
+    - `size`: the side of glyphs, of Fashion-MNIST's images, which are padded from 28, or of
+      ImageNet's crops to measure on (224; those to train on have 176, as torchvision's recipe has
+      it); the others have 32.
 
     **Raises:** `DataError` for an unknown name, or if the data is not there.
     """
@@ -94,13 +99,15 @@ def load_images(
         raise DataError("A class file chooses among ImageNet's classes: --data imagenet.")
     if name == "digits":
         return digits()
+    if name in GLYPHS:
+        return glyphs(name, size=size or 32, root=root)
     if name == "fashion-mnist":
         return fashion_mnist(root, size or 28)
     if name in {"cifar10", "cifar100"}:
         return cifar(name, root, augment)
     if name == "imagenet":
         return imagenet(root, augment, classes, size or 224)
-    near = difflib.get_close_matches(name, DATA, 1)
+    near = difflib.get_close_matches(name, {*DATA, *GLYPHS}, 1)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise DataError(f"There is no data set {name!r}.{hint} There are {', '.join(DATA)}.")
 
