@@ -22,11 +22,11 @@ from typer.testing import CliRunner
 import vcreg_fx
 from tests.ablation_task import build, evaluate, train
 from vcreg_fx import rules
+from vcreg_fx._shared.statistics import paired_difference, summarize
 from vcreg_fx.ablation import AblationError, AblationOptions, _claim, report
-from vcreg_fx.ablation._grid import ARGUMENTS, make_trials
-from vcreg_fx.ablation._record import Record
+from vcreg_fx.ablation._records import Record
 from vcreg_fx.ablation._result import AblationResult
-from vcreg_fx.ablation._statistics import paired_difference, summarize
+from vcreg_fx.ablation._trials import ARGUMENTS, make_trials
 from vcreg_fx.cli._app import app
 
 ROOT = Path(__file__).resolve().parent.parent

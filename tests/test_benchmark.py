@@ -20,14 +20,10 @@ from placement_rules import Layout
 from tests.models import relative_error
 from vcreg_fx import VCRegConfig
 from vcreg_fx.benchmark import VARIANTS, BenchError, BenchResult, Row, bench
-from vcreg_fx.benchmark._clock import Clock, quartiles
-from vcreg_fx.benchmark._floor import Floor
-from vcreg_fx.benchmark._memory import peak_bytes, saved_bytes
+from vcreg_fx.benchmark._one_site import fit_exponent
 from vcreg_fx.benchmark._result import ModelResult
-from vcreg_fx.benchmark._scaling import fit_exponent
-from vcreg_fx.benchmark._stand_ins import batch_norm, printed
-from vcreg_fx.benchmark._step import Step
-from vcreg_fx.benchmark._variants import make_variant
+from vcreg_fx.benchmark._step import Clock, Floor, Step, peak_bytes, quartiles, saved_bytes
+from vcreg_fx.benchmark._variants import batch_norm, make_variant, printed
 from vcreg_fx.cli._app import app
 from vcreg_fx.site._live import LiveSite
 
@@ -229,7 +225,7 @@ def test_freed_memory_can_be_kept(keep: bool) -> None:
     """
     code = (
         "import torch\n"
-        "from vcreg_fx.benchmark._allocator import keep_freed_memory\n"
+        "from vcreg_fx.benchmark._machine import keep_freed_memory\n"
         f"kept = keep_freed_memory() if {keep} else False\n"
         "work = lambda: torch.empty(20_000_000)\n"
         "work().fill_(1), work().fill_(1)\n"

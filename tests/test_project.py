@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,26 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
     private = [path for path in package.glob("_*.py") if path.name not in faces]
     assert names
     assert imports_below(UPPER, names + private) == []
+
+
+def test_the_shared_room_knows_nothing_of_those_that_share_it():
+    assert imports_below(("vcreg_fx",), [ROOT / "vcreg_fx" / "_shared"]) == []
+
+
+@pytest.mark.parametrize("room", ["_shared", "ablation", "benchmark", "evaluation"])
+def test_no_circle_of_imports_in(room):
+    folder = ROOT / "vcreg_fx" / room
+    names = {file: f"vcreg_fx.{room}.{file.stem}" for file in folder.glob("*.py")}
+    graph = {
+        name: {
+            other
+            for _, found in imported_names(file.read_text("utf-8"), name, is_package=False)
+            for other in names.values()
+            if found == other or found.startswith(f"{other}.")
+        }
+        for file, name in names.items()
+    }
+    assert len([*TopologicalSorter(graph).static_order()]) == len(names)
 
 
 def test_the_command_line_imports_what_it_uses_where_it_uses_it():

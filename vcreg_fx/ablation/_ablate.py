@@ -3,20 +3,69 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ._drive import drive
-from ._executors import Workers
-from ._grid import ARGUMENTS, RuleLike, make_trials
-from ._options import AblationOptions
-from ._progress import Progress
+from .._shared.progress import Progress
+from ._drive import Workers, drive
+from ._records import Record
 from ._result import AblationResult
 from ._store import Store
 from ._task import Build, Evaluate, Task, Train
+from ._trials import ARGUMENTS, AblationError, RuleLike, make_trials
+
+
+@dataclass(frozen=True)
+class AblationOptions:
+    """How an ablation is run and shown.
+
+    **Arguments:**
+
+    - `example_inputs`, `example_kwargs`: of one forward call, where `insert` cannot work them out.
+    - `shard`: (i, n) runs the i-th of n equal shares of the trials, i from 1.
+    - `retry_failed`: run trials again that failed in an earlier run.
+    - `retries`: how often a trial is run again whose worker died.
+    - `lost_after`: seconds after which a process that no longer renews its claim is given up.
+    - `threads`: torch's CPU threads in each trial; by default left as they are. Sums depend on it
+      in their last digits, so set it where numbers are to be equal on different machines.
+    - `progress`: show progress; by default where the output is a terminal.
+    - `on_record`: called with each record as it is finished.
+    - `title`: the architecture, for the table.
+    - `lower_is_better`: metrics of which the smallest value is the best.
+    - `percent`: metrics shown as percentages.
+    """
+
+    example_inputs: tuple[Any, ...] | None = None
+    example_kwargs: Mapping[str, Any] | None = None
+    shard: tuple[int, int] | None = None
+    retry_failed: bool = False
+    retries: int = 2
+    lost_after: float = 60.0
+    threads: int | None = None
+    progress: bool | None = None
+    on_record: Callable[[Record], object] | None = None
+    title: str = ""
+    lower_is_better: Collection[str] = ()
+    percent: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        """Check what would fail late."""
+        if self.shard is not None:
+            i, n = self.shard
+            if not 1 <= i <= n:
+                raise AblationError(
+                    f"shard {i}/{n} does not exist; shards go from 1/{n} to {n}/{n}."
+                )
+        if self.retries < 0 or not self.lost_after > 0:
+            raise AblationError("retries must be at least 0 and lost_after positive.")
+        for name in ("lower_is_better", "percent"):
+            if isinstance(getattr(self, name), str):
+                raise AblationError(f"{name} is a list of metrics, not a string.")
+
 
 PAPER = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
 
@@ -79,33 +128,43 @@ def ablate(
 
     trials = make_trials(rules, seeds, baseline, {} if axes is None else axes, example)
     folder = Store(store, options.lost_after)
+    functions = (build, train, evaluate)
+    inputs = (options.example_inputs, options.example_kwargs)
     tasks = [
-        Task(
-            trial,
-            build,
-            train,
-            evaluate,
-            folder.path,
-            options.lost_after,
-            options.threads,
-            options.example_inputs,
-            options.example_kwargs,
-        )
+        Task(trial, *functions, folder.path, options.lost_after, options.threads, *inputs)
         for trial in trials
     ]
     with Workers(executor) as workers:
         workers.check(tasks[0])
         folder.create()
-        folder.add_plan(trials, _notes(options, build, train, evaluate))
+        folder.add_plan(trials, _notes(options, *functions))
         if options.shard is not None:
             i, n = options.shard
             tasks = tasks[i - 1 :: n]
         if options.retry_failed:
             for task in tasks:
                 folder.forget_failure(task.trial.id)
-        with Progress(tasks, options) as progress:
-            drive(tasks, folder, workers, options.retries, progress.finished)
+        with Progress("trials", len(tasks), shown=options.progress) as bar:
+            drive(tasks, folder, workers, options.retries, _shown(folder, bar, options.on_record))
     return AblationResult.read(folder, [trial.id for trial in trials])
+
+
+def _shown(
+    store: Store, bar: Progress, on_record: Callable[[Record], object] | None
+) -> Callable[[str], None]:
+    """Return what shows that a trial is finished, and passes its record on."""
+    failed = 0
+
+    def finished(name: str) -> None:
+        nonlocal failed
+        record = store.read(name)
+        failed += record.status == "failed"
+        first = next((f"{k} {v:.4g}" for k, v in record.metrics.items()), record.reason)
+        bar.advance(note=f"{f'{failed} failed; ' if failed else ''}{record.name}: {first}")
+        if on_record is not None:
+            on_record(record)
+
+    return finished
 
 
 def _misplaced(given: Mapping[str, Any]) -> str:

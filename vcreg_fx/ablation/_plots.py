@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ._errors import AblationError
-from ._record import is_number
-from ._rows import Row
-
-if TYPE_CHECKING:
-    from ._result import AblationResult
+from .._shared.pictures import plain
+from ._records import Comparison, Row
+from ._trials import AblationError, in_one_line
 
 _POINT, _SEED, _BASELINE = "#2e7d8c", "#9db9bf", "#d1495b"
 
 
-def draw_placements(result: AblationResult, path: Path, metrics: Sequence[str] | None) -> None:
+def draw_placements(result: Comparison, path: Path, metrics: Sequence[str] | None) -> None:
     """Draw one panel a metric, one line a row of the table."""
     from matplotlib.figure import Figure
 
@@ -51,7 +49,7 @@ def draw_placements(result: AblationResult, path: Path, metrics: Sequence[str] |
     figure.savefig(path, dpi=150)
 
 
-def _panel(axes: Any, result: AblationResult, rows: Sequence[Row], metric: str) -> None:
+def _panel(axes: Any, result: Comparison, rows: Sequence[Row], metric: str) -> None:
     scale = 100 if metric in result.percent else 1
     for height, row in enumerate(rows):
         values = [value * scale for value in row.values(metric).values()]
@@ -67,20 +65,17 @@ def _panel(axes: Any, result: AblationResult, rows: Sequence[Row], metric: str) 
     arrow = "lower is better" if metric in result.lower_is_better else "higher is better"
     axes.set_title(metric.replace("_", " "), fontsize=10, loc="left")
     axes.set_xlabel(f"{'%, ' if scale == 100 else ''}{arrow}", fontsize=8)
-    axes.grid(axis="x", color="#e3e6ea", linewidth=0.8)
-    axes.set_axisbelow(True)
+    plain(axes, "x")
     axes.tick_params(labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
 
 
-def draw_heatmaps(result: AblationResult, path: Path, metric: str, x: str, y: str) -> None:
+def draw_heatmaps(result: Comparison, path: Path, metric: str, x: str, y: str) -> None:
     """Draw the mean of a metric over two axes, one map a placement."""
     from matplotlib.figure import Figure
 
     if metric not in result.metrics:
         raise AblationError(f"There is no metric {metric}; there are {', '.join(result.metrics)}.")
-    rows = [row for row in result.rows if {x, y} <= {*row.config, *row.params}]
+    rows = [row for row in result.rows if {x, y} <= {*row.settings}]
     labels = list(dict.fromkeys(row.label for row in rows))
     if not labels:
         raise AblationError(
@@ -90,7 +85,7 @@ def draw_heatmaps(result: AblationResult, path: Path, metric: str, x: str, y: st
     xs, ys = (_axis_values(rows, name) for name in (x, y))
     scale = 100 if metric in result.percent else 1
     maps = {label: _cells(rows, label, metric, (x, y), (xs, ys), scale) for label in labels}
-    known = [v for cells in maps.values() for line in cells for v in line if is_number(v)]
+    known = [v for cells in maps.values() for line in cells for v in line if math.isfinite(v)]
     if not known:
         raise AblationError(f"No trial with {x} and {y} finished well; there is nothing to draw.")
     figure = Figure(
@@ -110,7 +105,7 @@ def draw_heatmaps(result: AblationResult, path: Path, metric: str, x: str, y: st
         axes.set_title(label, fontsize=10, loc="left")
         for i, line in enumerate(cells):
             for j, value in enumerate(line):
-                if is_number(value):
+                if math.isfinite(value):
                     light = value > low + 0.6 * (high - low)
                     axes.text(
                         j, i, f"{value:{form}}", ha="center", va="center", fontsize=8,
@@ -138,8 +133,7 @@ def _cells(
             found = [
                 value
                 for row in rows
-                if row.label == label
-                and [{**row.config, **row.params}[name] for name in names] == [a, b]
+                if row.label == label and [row.settings[name] for name in names] == [a, b]
                 for value in row.values(metric).values()
             ]
             line.append(scale * sum(found) / len(found) if found else float("nan"))
@@ -148,13 +142,12 @@ def _cells(
 
 
 def _axis_values(rows: Sequence[Row], name: str) -> list[Any]:
-    found = {str(v): v for row in rows for v in [{**row.config, **row.params}[name]]}
+    found = {str(v): v for row in rows for v in [row.settings[name]]}
     values = list(found.values())
     numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
     return sorted(values) if numeric else values
 
 
-def _label(result: AblationResult, row: Row) -> str:
-    known = {**row.config, **row.params}
-    settings = [f"{name}={known[name]}" for name in result.varying if name in known]
-    return ", ".join([row.label, *settings])
+def _label(result: Comparison, row: Row) -> str:
+    known = row.settings
+    return in_one_line(row.label, {name: known[name] for name in result.varying if name in known})

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._record import Record
-from ._rows import Row, make_rows, metric_names, varying
+from ._plots import draw_heatmaps, draw_placements
+from ._records import Comparison
 from ._store import Store
+from ._table import markdown
 
 
 @dataclass(frozen=True)
-class AblationResult:
+class AblationResult(Comparison):
     """The finished trials of an ablation. Printing it shows its table, in Markdown.
 
     **Attributes:**
 
-    - `records`: one a trial, in the order in which they were asked for.
-    - `missing`: the names of trials that are not finished, as those of other shards.
+    - `records`, `missing`: the finished trials in the order in which they were asked for, and the
+      names of those that are not finished, as of other shards.
+    - `rows`, `metrics`, `varying`, `failed`: what the table shows of them.
     - `store`: the folder.
     - `title`, `lower_is_better`, `percent`: how the table is to look.
     """
-
-    records: list[Record] = field(repr=False)
-    missing: list[str] = field(repr=False)
-    store: Path
-    title: str = ""
-    lower_is_better: frozenset[str] = frozenset()
-    percent: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, store: Store, trials: Sequence[str] | None = None) -> AblationResult:
@@ -53,34 +48,12 @@ class AblationResult:
             frozenset(notes.get("percent", ())),
         )
 
-    @property
-    def rows(self) -> list[Row]:
-        """The rows of the table: trials that differ in their seed alone."""
-        return make_rows(self.records)
-
-    @property
-    def metrics(self) -> list[str]:
-        """The names of all metrics."""
-        return metric_names(self.records)
-
-    @property
-    def varying(self) -> list[str]:
-        """The axes that have more than one value."""
-        return varying(self.records)
-
-    @property
-    def failed(self) -> list[Record]:
-        """The trials that failed."""
-        return [record for record in self.records if record.status == "failed"]
-
     def to_markdown(self) -> str:
         """Return a table in the form of VCReg's table 7.
 
         Mean ± standard deviation over seeds, the best mean in bold; then the differences to the
         baseline, paired by seed, with 95 % confidence intervals.
         """
-        from ._table import markdown
-
         return markdown(self)
 
     def to_pandas(self) -> Any:
@@ -117,8 +90,6 @@ class AblationResult:
 
         **Raises:** `AblationError` if there is nothing to draw.
         """
-        from ._plots import draw_placements
-
         draw_placements(self, Path(path), metrics)
 
     def plot_heatmap(
@@ -134,8 +105,6 @@ class AblationResult:
 
         **Raises:** `AblationError` if the metric or an axis does not exist.
         """
-        from ._plots import draw_heatmaps
-
         draw_heatmaps(self, Path(path), metric, x, y)
 
     def __str__(self) -> str:

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ._claim import Claim, is_abandoned, is_running, make_claim
-from ._errors import AblationError
-from ._record import Record
-from ._trial import Trial, to_json
+from ._records import Record
+from ._trials import AblationError, Trial, to_json
 
 RECORD, TRACEBACK = "trial.json", "traceback.txt"
 

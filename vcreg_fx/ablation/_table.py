@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from ._rows import Row, baseline_of
-from ._statistics import Difference, Summary
-
-if TYPE_CHECKING:
-    from ._result import AblationResult
+from .._shared.statistics import Difference, Summary
+from .._shared.tables import markdown_table
+from ._records import Comparison, Row, baseline_of
 
 
-def markdown(result: AblationResult) -> str:
+def markdown(result: Comparison) -> str:
     """Return the table, the paired differences to the baseline, and what is missing."""
     parts = [_means(result)]
     if any(not row.is_baseline and baseline_of(row, result.rows) for row in result.rows):
@@ -33,7 +29,7 @@ def markdown(result: AblationResult) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _means(result: AblationResult) -> str:
+def _means(result: Comparison) -> str:
     header = [_title(result), *result.varying, *result.metrics, "seeds"]
     best = {metric: _best(result, metric) for metric in result.metrics}
     body = []
@@ -48,10 +44,10 @@ def _means(result: AblationResult) -> str:
         note += f" Lower is better: {', '.join(lower)}."
     if len({frozenset(row.by_seed) for row in result.rows}) > 1:
         note += " Rows differ in their seeds; the differences to the baseline compare equal seeds."
-    return f"{_lines(header, body, 1 + len(result.varying))}\n\n{note}"
+    return f"{markdown_table(header, body, 1 + len(result.varying))}\n\n{note}"
 
 
-def _differences(result: AblationResult) -> str:
+def _differences(result: Comparison) -> str:
     header = [_title(result), *result.varying, *result.metrics]
     body = []
     for row in result.rows:
@@ -67,13 +63,13 @@ def _differences(result: AblationResult) -> str:
         "Difference to the baseline, paired by seed, with its 95 % confidence interval (t "
         "distribution); an interval without 0 is bold."
     )
-    return f"{note}\n\n{_lines(header, body, 1 + len(result.varying))}"
+    return f"{note}\n\n{markdown_table(header, body, 1 + len(result.varying))}"
 
 
 class _Form:
     """How a metric's numbers are written."""
 
-    def __init__(self, result: AblationResult, metric: str) -> None:
+    def __init__(self, result: Comparison, metric: str) -> None:
         self.percent = metric in result.percent
         values = [abs(v) for row in result.rows for v in row.values(metric).values()]
         largest = max(values, default=1.0) * (100 if self.percent else 1)
@@ -107,7 +103,7 @@ def _difference(found: Difference, form: _Form) -> str:
     return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
 
-def _best(result: AblationResult, metric: str) -> list[Row]:
+def _best(result: Comparison, metric: str) -> list[Row]:
     means = [(row.summary(metric).mean, row) for row in result.rows if row.values(metric)]
     if len(means) < 2:
         return []
@@ -116,22 +112,15 @@ def _best(result: AblationResult, metric: str) -> list[Row]:
     return [row for mean, row in means if mean == best]
 
 
-def _title(result: AblationResult) -> str:
+def _title(result: Comparison) -> str:
     return "Architecture" if result.title else "Placement"
 
 
-def _name(result: AblationResult, row: Row) -> str:
-    label = row.label.replace("|", "\\|")
+def _name(result: Comparison, row: Row) -> str:
     if not result.title:
-        return label
-    return result.title if row.is_baseline else f"{result.title} ({label})"
+        return row.label
+    return result.title if row.is_baseline else f"{result.title} ({row.label})"
 
 
-def _settings(result: AblationResult, row: Row) -> list[str]:
-    known = {**row.config, **row.params}
-    return [str(known.get(name, "")) for name in result.varying]
-
-
-def _lines(header: Sequence[str], body: Sequence[Sequence[str]], left: int) -> str:
-    rule = ["---" if index < left else "---:" for index in range(len(header))]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *body])
+def _settings(result: Comparison, row: Row) -> list[str]:
+    return [str(row.settings.get(name, "")) for name in result.varying]

@@ -6,8 +6,7 @@ import random
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._shared.keeping import keeping_randomness, using_threads
 from ..surgery import insert, sites
-from ._record import Record, check_metrics
+from ._records import Record, check_metrics
 from ._store import Store
-from ._trial import Trial
+from ._trials import Trial
 
 Build = Callable[[], nn.Module]
 Train = Callable[[nn.Module, Trial], object]
@@ -69,7 +69,7 @@ def run(task: Task) -> Record:
     """Run a trial and return its record; torch's, NumPy's and Python's random states stay."""
     began = time.perf_counter()
     names: list[str] = []
-    with _seeds_kept(), _threads(task.threads):
+    with keeping_randomness(), using_threads(task.threads):
         try:
             metrics = _train_and_evaluate(task, names)
         except Exception:
@@ -102,25 +102,3 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-
-
-@contextmanager
-def _seeds_kept() -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    state, python_state = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        np.random.set_state(state)
-        random.setstate(python_state)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -3,12 +3,12 @@
 Not part of the core: needs timm or torchvision for the models, and matplotlib for pictures.
 """
 
+from ._bench import BenchError as BenchError
 from ._bench import bench as bench
-from ._errors import BenchError as BenchError
+from ._one_site import Scaling as Scaling
+from ._one_site import measure_scaling as measure_scaling
 from ._pictures import write_results as write_results
 from ._result import BenchResult as BenchResult
 from ._result import ModelResult as ModelResult
 from ._result import Row as Row
-from ._scaling import Scaling as Scaling
-from ._scaling import measure_scaling as measure_scaling
 from ._variants import VARIANTS as VARIANTS

@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from placement_rules import UserError
 from placement_rules._torch import room_to_compile
 
 from ..gradient import product_dtype
 from ..surgery import plan
-from ._allocator import keep_freed_memory
-from ._bias import measure_bias
-from ._clock import Clock, quartiles
-from ._errors import BenchError
-from ._floor import Floor
-from ._machine import describe_machine
-from ._memory import peak_bytes, saved_bytes
+from ._machine import describe_machine, keep_freed_memory
+from ._one_site import measure_bias, measure_scaling
 from ._ranks import measure_ranks
 from ._result import BenchResult, ModelResult, Row
-from ._scaling import measure_scaling
-from ._step import DTYPES, Step
+from ._step import DTYPES, Clock, Floor, Step, peak_bytes, quartiles, saved_bytes
 from ._variants import IDENTITY, VARIANTS, make_variant
+
+
+class BenchError(UserError, ValueError):
+    """A benchmark that cannot be run as it was asked for."""
+
 
 Time = tuple[float, float]  # of forward and of backward, in seconds
 Pair = tuple[Time, Time]  # of a variant, and of identity beside it

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .._shared.pictures import plain
+from ._one_site import Scaling
 from ._result import BenchResult
-from ._scaling import Scaling
 from ._variants import IDENTITY
 
-_BAR, _LINE, _GRID = "#2e7d8c", "#d1495b", "#e3e6ea"
+_BAR, _LINE = "#2e7d8c", "#d1495b"
 
 
 def write_results(result: BenchResult, folder: Path) -> None:
@@ -27,11 +28,7 @@ def draw_table(result: BenchResult, path: Path) -> None:
 
     count = len(result.models)
     figure = Figure(figsize=(9.6, 1.2 + 2.7 * count), layout="constrained")
-    panels = figure.subplots(
-        count,
-        1,
-        squeeze=False,
-    )[:, 0]
+    panels = figure.subplots(count, 1, squeeze=False)[:, 0]
     for axes, found in zip(panels, result.models, strict=True):
         rows = [row for row in found.rows if row.variant != IDENTITY][::-1]
         middle = [row.floors[1] for row in rows]
@@ -51,7 +48,7 @@ def draw_table(result: BenchResult, path: Path) -> None:
         )
         right = max(row.floors[2] for row in rows) if rows else 1.0
         axes.set_xlim(min(0.0, *(row.floors[0] for row in rows), 0.0), 1.3 * max(right, 1.0))
-        _plain(axes)
+        plain(axes)
     panels[-1].set_xlabel("overhead over identity, in floors (the two matrix products alone)")
     figure.savefig(path, dpi=110)
 
@@ -79,12 +76,5 @@ def draw_scaling(scaling: list[Scaling], path: Path) -> None:
         axes.set_xlabel(f"{found.varied} ({other} = {found.fixed:,})")
         axes.set_ylabel("milliseconds")
         axes.set_title(f"time ∝ {found.varied}^{found.exponent:.2f}", fontsize=11, loc="left")
-        _plain(axes)
+        plain(axes)
     figure.savefig(path, dpi=110)
-
-
-def _plain(axes: object) -> None:
-    axes.grid(color=_GRID, linewidth=0.8)  # type: ignore[attr-defined]
-    axes.set_axisbelow(True)  # type: ignore[attr-defined]
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)  # type: ignore[attr-defined]

@@ -19,9 +19,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..surgery import insert
-from ._allocator import keep_freed_memory
-from ._clock import Quartiles, quartiles
-from ._step import Step
+from ._machine import keep_freed_memory
+from ._step import Quartiles, Step, quartiles
 from ._variants import IDENTITY
 
 RANK_VARIANTS: dict[str, dict[str, Any] | None] = {

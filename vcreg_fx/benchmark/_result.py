@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ._bias import Bias
-from ._clock import Quartiles
+from .._shared.tables import markdown_table
+from ._one_site import Bias, Scaling
 from ._ranks import RankRow
-from ._scaling import Scaling
+from ._step import Quartiles
 from ._variants import IDENTITY
 
 # Seconds of one step on an A100 at batch 128 (arXiv 2306.13292, table 8).
@@ -140,7 +140,27 @@ class BenchResult:
 def _model_lines(found: ModelResult) -> list[str]:
     d = sum(channels for _, _, channels in found.sites)
     paper = PAPER.get(found.model, {})
-    rows = [
+    header = (
+        "variant", "step", "ratio to identity (quartiles)", "forward", "backward",
+        "overhead / floor (quartiles)", "saved for backward", "peak memory", "ratio in the paper",
+    )  # fmt: skip
+    body = []
+    for row in found.rows:
+        first = row.variant == IDENTITY
+        in_paper = f"{paper[row.variant] / paper[IDENTITY]:.2f}" if row.variant in paper else ""
+        cells = [
+            row.variant,
+            f"{row.seconds * 1e3:.0f} ms",
+            "1" if first else _spread(row.ratio, 3),
+            "1" if first else f"{row.forward:.3f}",
+            "1" if first else f"{row.backward:.3f}",
+            "" if first else _spread(row.floors, 2),
+            "" if first else f"{row.saved / 2**20:+.2f} MiB",
+            "1" if first else f"{row.peak:.3f}",
+            in_paper,
+        ]
+        body.append(cells)
+    lines = [
         f"## {found.model}, batch {found.batch}, {len(found.sites)} sites",
         "",
         f"The floor, the two products of all sites alone, is {found.floor * 1e3:.1f} ms, "
@@ -148,61 +168,54 @@ def _model_lines(found: ModelResult) -> list[str]:
         f"{found.identity_saved / 2**20:.1f} MiB for backward and peaks at "
         f"{found.identity_peak / 2**20:.1f} MiB. The sites have {d:,} channels together.",
         "",
-        "| variant | step | ratio to identity (quartiles) | forward | backward "
-        "| overhead / floor (quartiles) | saved for backward | peak memory | ratio in the paper |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        markdown_table(header, body),
     ]
-    for row in found.rows:
-        low, middle, high = row.ratio
-        under, over_floor, over = row.floors
-        first = row.variant == IDENTITY
-        in_paper = f"{paper[row.variant] / paper[IDENTITY]:.2f}" if row.variant in paper else ""
-        cells = [
-            row.variant,
-            f"{row.seconds * 1e3:.0f} ms",
-            "1" if first else f"{middle:.3f} ({low:.3f}–{high:.3f})",
-            "1" if first else f"{row.forward:.3f}",
-            "1" if first else f"{row.backward:.3f}",
-            "" if first else f"{over_floor:.2f} ({under:.2f}–{over:.2f})",
-            "" if first else f"{row.saved / 2**20:+.2f} MiB",
-            "1" if first else f"{row.peak:.3f}",
-            in_paper,
-        ]
-        rows.append(f"| {' | '.join(cells)} |")
-    if found.ranks:
-        rows += ["", *_rank_lines(found.ranks)]
-    return rows
+    return [*lines, "", *_rank_lines(found.ranks)] if found.ranks else lines
 
 
 def _bias_lines(found: list[Bias]) -> list[str]:
+    header = (
+        "estimate",
+        "mean of ⟨estimate, g⟩ / ⟨g, g⟩ (standard error)",
+        "‖mean − g‖ / ‖g‖",
+        "root of the mean of ‖estimate − g‖² / ‖g‖²",
+    )
+    body = [
+        [b.estimate, f"{b.projection:.3f} ({b.error:.3f})", f"{b.distance:.2f}",
+         f"{b.noise:.2f}"]
+        for b in found
+    ]  # fmt: skip
     return [
         "## Estimates against the exact gradient g",
         "",
         f"One site of 8,192 samples and 64 channels, {found[0].draws} draws each. An estimate is "
         "unbiased along g where its projection is 1.",
         "",
-        "| estimate | mean of ⟨estimate, g⟩ / ⟨g, g⟩ (standard error) "
-        "| ‖mean − g‖ / ‖g‖ | root of the mean of ‖estimate − g‖² / ‖g‖² |",
-        "|---|---:|---:|---:|",
-        *[
-            f"| {one.estimate} | {one.projection:.3f} ({one.error:.3f}) "
-            f"| {one.distance:.2f} | {one.noise:.2f} |"
-            for one in found
-        ],
+        markdown_table(header, body),
         "",
     ]
 
 
 def _rank_lines(ranks: list[RankRow]) -> list[str]:
+    header = (
+        "variant",
+        "step",
+        "ratio to identity (quartiles)",
+        "all-reduces of VCReg",
+        "exchanged",
+    )
+    body = [
+        [row.variant, f"{row.seconds * 1e3:.0f} ms", _spread(row.ratio, 3), str(row.exchanges),
+         f"{row.exchanged / 2**20:.1f} MiB"]
+        for row in ranks
+    ]  # fmt: skip
     return [
         "Processes on this machine, joined by gloo, under DistributedDataParallel (wall-clock):",
         "",
-        "| variant | step | ratio to identity (quartiles) | all-reduces of VCReg | exchanged |",
-        "|---|---:|---:|---:|---:|",
-        *[
-            f"| {row.variant} | {row.seconds * 1e3:.0f} ms "
-            f"| {row.ratio[1]:.3f} ({row.ratio[0]:.3f}–{row.ratio[2]:.3f}) "
-            f"| {row.exchanges} | {row.exchanged / 2**20:.1f} MiB |"
-            for row in ranks
-        ],
+        markdown_table(header, body),
     ]
+
+
+def _spread(found: Quartiles, digits: int) -> str:
+    low, middle, high = found
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"

@@ -1,8 +1,13 @@
-"""One training step of a model, in the types that the user chose."""
+"""One training step of a model, and what is measured of it: time, the floor, memory."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +15,47 @@ from torch import Tensor, nn
 
 from placement_rules import leaves
 
-from ._clock import Clock
 from ._variants import added_loss
+
+Quartiles = tuple[float, float, float]
+
+
+class Clock:
+    """Reads the time that work on a device took so far, in seconds.
+
+    On a CPU with one thread it is the time that the thread ran, so that other programs on the
+    machine count less; elsewhere it is wall-clock time, after the device has finished.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._of_thread = device.type == "cpu" and torch.get_num_threads() == 1
+
+    @property
+    def name(self) -> str:
+        """What is measured, in words."""
+        return "processor time of one thread" if self._of_thread else "wall-clock time"
+
+    def read(self) -> float:
+        """Return seconds."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.thread_time() if self._of_thread else time.perf_counter()
+
+    def of(self, work: Callable[[], object]) -> float:
+        """Return how long some work takes."""
+        start = self.read()
+        work()
+        return self.read() - start
+
+
+def quartiles(values: Sequence[float]) -> Quartiles:
+    """Return the lower quartile, the median and the upper quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
 
 DTYPES = ("float32", "tf32", "bf16", "amp")
 
@@ -68,3 +112,77 @@ class Step:
         end = clock.read()
         self.clear()
         return middle - start, end - middle
+
+
+class Floor:
+    """Does the products zᵀz and z G of every site on contiguous matrices.
+
+    **Arguments:**
+
+    - `shapes`: (n, d) of each site.
+    - `dtype`: of the factors.
+    - `device`: where.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, int]], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._work: list[tuple[int, Tensor, Tensor]] = []
+        for (n, d), count in Counter(shapes).items():
+            z = torch.randn((n, d), device=device).to(dtype)
+            g = torch.randn((d, d), device=device).to(dtype)
+            self._work.append((count, z, g))
+
+    def run(self) -> None:
+        """Do all products once."""
+        for count, z, g in self._work:
+            for _ in range(count):
+                torch.mm(z.T, z)
+                torch.mm(z, g)
+
+    def timed(self, clock: Clock) -> float:
+        """Return how long they take, in seconds."""
+        return clock.of(self.run)
+
+
+def saved_bytes(step: Step) -> int:
+    """Return how many bytes autograd keeps between forward and backward, without the weights."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in step.inner.state_dict().values()}
+    found: dict[int, int] = {}
+    kept: list[Tensor] = []  # so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = step.forward()
+    loss.backward()  # which lets go of what was kept; a graph alone would keep itself alive
+    step.clear()
+    return sum(found.values())
+
+
+def peak_bytes(step: Step) -> int:
+    """Return the most bytes that a step has allocated at a time, besides what it found."""
+    device = step.inputs.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step.run()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it tells of every start and stop otherwise
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step.run()
+    results = profiler.profiler.kineto_results
+    changes = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for _, change in sorted(changes, key=lambda item: item[0]):
+        now += change
+        peak = max(peak, now)
+    return peak

@@ -176,9 +176,7 @@ def _print_record(record: Record) -> None:
     if console.is_terminal:
         return  # the progress bar shows it
     found = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
-    settings = [f"{name}={value}" for name, value in {**record.config, **record.params}.items()]
-    name = ", ".join([record.label, *settings, f"seed {record.seed}"])
-    typer.echo(f"{name}: {found or record.reason} ({record.seconds:.0f} s)", err=True)
+    typer.echo(f"{record.name}: {found or record.reason} ({record.seconds:.0f} s)", err=True)
 
 
 def _print(result: AblationResult) -> None:

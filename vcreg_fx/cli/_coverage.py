@@ -50,7 +50,8 @@ def coverage(
     """Try a rule on a library's models, a row a model. Nothing is downloaded or trained."""
     with clear_errors():
         from rich.console import Console
-        from rich.progress import track
+
+        from .._shared.progress import Progress
 
         parse(rule)
         names = zoo(source, every)
@@ -58,12 +59,14 @@ def coverage(
         earlier = read_rows(output) if output is not None else []
         done = {row.model: row for row in earlier if row.rule == rule and enough(row, checks)}
         console = Console()
-        for name in track(names, "models", console=console, disable=not console.is_terminal):
-            if name not in done:
-                done[name] = coverage_of(name, rule, checks=checks)
-                if output is not None:
-                    others = [row for row in earlier if row.rule != rule or row.model not in done]
-                    write_rows(output, [*others, *done.values()])
+        with Progress("models", len(names), console=console) as bar:
+            for name in names:
+                if name not in done:
+                    done[name] = coverage_of(name, rule, checks=checks)
+                    if output is not None:
+                        others = [r for r in earlier if r.rule != rule or r.model not in done]
+                        write_rows(output, [*others, *done.values()])
+                bar.advance()
         rows = [done[name] for name in names]
         _print(console, rows)
         console.print(summary(rows), highlight=False, markup=False, soft_wrap=True)

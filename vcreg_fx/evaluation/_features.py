@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from placement_rules import Layout, PlacementError, Rule, Site, parse, record, resolve
 
+from .._shared.keeping import keeping_modes
+from .._shared.progress import Progress
 from ..functional import flatten_samples
 from ..surgery import plan
-from ._batches import Batch, batches
-from ._capture import captured
-from ._tap import tapped
+from ._taps import tapped
 
 
 @dataclass(frozen=True)
@@ -86,24 +88,18 @@ def extract_features(
         raise ValueError("There is no batch to extract features from: the data is empty.")
     kept: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
-    with _frozen(model, device) as where, ExitStack() as stack:
+    with _frozen(model, device) as where:
         example = first.to(where)
         recording = record(model, example.args, example.kwargs)
         sites = resolve(recording, parse(rule).require(recording), layout)
-        inside = [site for site in sites if site.form == "inside"]
-        running = model
-        found: dict[str, list[Tensor]] = {site.name: [] for site in inside}
-        if inside:
-            running = tapped(model, inside, found, (example.args, example.kwargs))
-        outside = [site for site in sites if site.form != "inside"]
-        found.update(stack.enter_context(captured(running, outside)))
-        for batch in _chain(first, stream):
-            moved = batch.to(where)
-            running(*moved.args, **moved.kwargs)
-            for site in sites:
-                kept.setdefault(site.name, []).append(_take(site, found, batch.size, pool))
-            if batch.labels is not None:
-                labels.append(batch.labels.cpu())
+        with tapped(model, sites, (example.args, example.kwargs)) as (running, found):
+            for batch in itertools.chain([first], stream):
+                moved = batch.to(where)
+                running(*moved.args, **moved.kwargs)
+                for site in sites:
+                    kept.setdefault(site.name, []).append(_take(site, found, batch.size, pool))
+                if batch.labels is not None:
+                    labels.append(batch.labels.cpu())
     tensors = {name: torch.cat(parts) for name, parts in kept.items()}
     return Features(tensors, torch.cat(labels) if labels else None)
 
@@ -161,26 +157,82 @@ def _take(site: Site, found: Mapping[str, list[Tensor]], size: int, pool: str) -
     return flatten_samples(h, site.layout).cpu()
 
 
-def _chain(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
-    yield first
-    yield from rest
-
-
 @contextmanager
 def _frozen(model: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
     """Set a model to eval mode on a device, and back afterwards."""
     parameter = next(model.parameters(), None)
     before = parameter.device if parameter is not None else torch.device("cpu")
     wanted = before if device is None else torch.device(device)
-    training = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        if wanted != before:
-            model.to(wanted)
-        with torch.no_grad():
-            yield wanted
-    finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
-        if wanted != before:
-            model.to(before)
+    with keeping_modes(model):
+        model.eval()
+        try:
+            if wanted != before:
+                model.to(wanted)
+            with torch.no_grad():
+                yield wanted
+        finally:
+            if wanted != before:
+                model.to(before)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The arguments of one forward pass.
+
+    **Attributes:**
+
+    - `args`, `kwargs`: of the model.
+    - `labels`: shape (n,), if the data has them.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    labels: Tensor | None
+
+    @property
+    def size(self) -> int:
+        """How many samples there are."""
+        tensors = [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor)]
+        return len(tensors[0])
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its arguments on a device; labels stay where they are."""
+
+        def move(value: Any) -> Any:
+            return value.to(device) if isinstance(value, Tensor) else value
+
+        kwargs = {name: move(value) for name, value in self.kwargs.items()}
+        return Batch(tuple(move(value) for value in self.args), kwargs, self.labels)
+
+
+def batches(data: Tensor | Iterable[Any], batch_size: int, progress: bool) -> Iterator[Batch]:
+    """Yield the batches of a tensor, a data set or an iterable; see `extract_features`."""
+    parts: Iterable[Any] = data
+    if isinstance(data, Tensor):
+        parts = data.split(batch_size)
+    elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        parts = DataLoader(data, batch_size)
+    from rich.console import Console
+
+    total = len(parts) if isinstance(parts, Sized) else None
+    with Progress("extracting features", total, shown=progress, console=Console()) as bar:
+        for part in parts:
+            yield _batch(part)
+            bar.advance()
+
+
+def _batch(part: Any) -> Batch:
+    if isinstance(part, Tensor):
+        return Batch((part,), {}, None)
+    if isinstance(part, Mapping):
+        kwargs = {name: value for name, value in part.items() if name != "labels"}
+        if any(isinstance(value, Tensor) for value in kwargs.values()):
+            return Batch((), kwargs, part.get("labels"))
+    if isinstance(part, (tuple, list)) and 1 <= len(part) <= 2:
+        inputs, *labels = part
+        if isinstance(inputs, Tensor):
+            return Batch((inputs,), {}, torch.as_tensor(labels[0]) if labels else None)
+    raise TypeError(
+        f"A batch is a {type(part).__name__}. Give tensors, pairs (tensor, labels), or "
+        "dictionaries of the model's named arguments."
+    )

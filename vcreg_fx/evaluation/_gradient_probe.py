@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ._probe_result import ProbeResult, check_probe
+from .._shared.keeping import seeded
+from ._probes import ProbeResult, check_probe
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ def gradient_probe(
     classes, targets = train_labels.to(train_features.device).unique(return_inverse=True)
     x = train_features.detach().float()
     steps = -(-len(x) // settings.batch_size)
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.enable_grad():
-        torch.manual_seed(seed)
+    with seeded(seed, x.device), torch.enable_grad():
         probe = nn.Linear(x.shape[1], len(classes)).to(x.device)
         optimizer = _optimizer(probe, settings)
         schedule = _schedule(optimizer, settings, steps)

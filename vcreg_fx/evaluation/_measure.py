@@ -6,15 +6,17 @@ from collections.abc import Collection
 
 from torch import Tensor
 
-from ._cdnv import cdnv
-from ._correlation import mean_correlation, squared_correlation
+from ._classes import cdnv, nearest_center_accuracy
+from ._covariance import (
+    effective_rank,
+    mean_correlation,
+    mean_std,
+    share_below,
+    squared_correlation,
+)
 from ._gradient_probe import ADAMW_PROBE, PLACES_PROBE, SGD_PROBE, gradient_probe
-from ._knn_probe import knn_probe
-from ._logistic_probe import logistic_probe
 from ._mutual_information import mutual_information
-from ._ncc import nearest_center_accuracy
-from ._spectrum import effective_rank
-from ._spread import mean_std, share_below
+from ._probes import knn_probe, logistic_probe
 
 PROBES = ("logistic", "adamw", "sgd", "sgd_steps", "knn")
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .._shared.keeping import seeded
+
 _EMA = 0.01  # how fast the average that corrects the gradient's bias follows
 _SHIFTS = 16  # independent pairings of the test samples, against the noise of few samples
 _CHECKS = 40  # how often a run looks at its validation samples
@@ -53,8 +55,7 @@ def mutual_information(
             f"x has {len(x)} samples and z has {len(z)}; both must have the same, 16 at least."
         )
     x, z = _standardize(x), _standardize(z)
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.enable_grad():
-        torch.manual_seed(seed)
+    with seeded(seed, x.device), torch.enable_grad():
         order = torch.randperm(len(x)).to(x.device)
         train, validation, test = order.tensor_split([len(x) // 2, 3 * len(x) // 4])
         network = _Statistics(x.shape[1], z.shape[1], hidden).to(x.device)

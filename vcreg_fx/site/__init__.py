@@ -29,5 +29,6 @@ from ._registry import unwrapped as unwrapped
 from ._registry import watch_sites as watch_sites
 from ._schedule import CoefficientSchedule as CoefficientSchedule
 from ._schedule import check_schedule as check_schedule
+from ._stand_in import StandIn as StandIn
 from ._steps import forget_steps as forget_steps
 from ._steps import watch_steps as watch_steps

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import InsertionError
+from .._shared.keeping import keeping_modes
 from .._shared.tables import align
 from ..functional import covariance, flatten_samples
 from ..gradient import penalty_gradient, strength
@@ -203,16 +204,14 @@ def _probes(sites: list[LiveSite]) -> Iterator[dict[str, list[Seen]]]:
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Give back modes, buffers and random numbers as they were."""
-    modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type not in {"cpu", "meta"}}
     kinds = {device.type for device in devices}
     try:
-        with torch.random.fork_rng(devices=list(devices), device_type=(kinds or {"cuda"}).pop()):
+        kind = (kinds or {"cuda"}).pop()
+        with keeping_modes(model), torch.random.fork_rng(devices=list(devices), device_type=kind):
             yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

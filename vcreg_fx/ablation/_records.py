@@ -1,0 +1,202 @@
+"""The records of finished trials, as they lie in the store, and the rows that they make."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal
+
+from .._shared.statistics import Difference, Summary, difference_by_seed, finite_values, summarize
+from ._trials import BASELINE, Trial, in_one_line, to_json
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished trial.
+
+    **Attributes:**
+
+    - `id`, `label`, `seed`, `config`, `params`: as in the `Trial`.
+    - `rule`: the rule as a string, None for the baseline.
+    - `status`: ``"done"`` or ``"failed"``.
+    - `metrics`: what `evaluate` returned; empty if it failed.
+    - `traceback`: of the exception, if it failed.
+    - `sites`: the names of the sites, in order.
+    - `seconds`: of building, training and evaluating.
+    - `versions`: of Python and the packages that took part.
+    """
+
+    id: str
+    label: str
+    rule: str | None
+    seed: int
+    config: dict[str, Any]
+    params: dict[str, Any]
+    status: Literal["done", "failed"]
+    metrics: dict[str, float] = field(default_factory=dict)
+    traceback: str | None = None
+    sites: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, trial: Trial, **found: Any) -> Record:
+        """Return the record of a trial, with the versions of this process."""
+        return cls(
+            id=trial.id,
+            label=trial.label,
+            rule=None if trial.rule is None else str(trial.rule),
+            seed=trial.seed,
+            config=dict(trial.config),
+            params=dict(trial.params),
+            versions=_versions(),
+            **found,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return asdict(self)
+
+    @property
+    def name(self) -> str:
+        """Label, settings and seed in one line, as of the `Trial`."""
+        return in_one_line(self.label, {**self.config, **self.params}, self.seed)
+
+    @property
+    def reason(self) -> str:
+        """The last line of the traceback: what went wrong."""
+        lines = [line for line in (self.traceback or "").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
+
+def check_metrics(found: Any) -> dict[str, float]:
+    """Return what a user's `evaluate` returned as numbers by name.
+
+    **Raises:** `TypeError` that says what is wrong with it.
+    """
+    if not isinstance(found, Mapping) or not found:
+        raise TypeError(f"evaluate must return a dictionary of numbers, not {found!r}.")
+    numbers = {}
+    for name, value in found.items():
+        if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+            value = value.item()  # noqa: PLW2901
+        if not isinstance(name, str) or not isinstance(value, Real):
+            raise TypeError(f"evaluate returned {name!r}: {value!r}, which is no number.")
+        numbers[name] = float(value)
+    return numbers
+
+
+@dataclass(frozen=True)
+class Row:
+    """The trials of one placement with one choice of settings.
+
+    **Attributes:**
+
+    - `label`: of the rule.
+    - `config`, `params`: the settings.
+    - `by_seed`: seed → the metrics of the trial that finished well.
+    """
+
+    label: str
+    config: dict[str, Any]
+    params: dict[str, Any]
+    by_seed: dict[int, dict[str, float]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings by name."""
+        return {**self.config, **self.params}
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether these are the trials without VCReg."""
+        return self.label == BASELINE
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Return seed → value of a metric, where it is a finite number."""
+        return finite_values(self.by_seed, metric)
+
+    def summary(self, metric: str) -> Summary:
+        """Return mean and standard deviation over seeds."""
+        return summarize(list(self.values(metric).values()))
+
+    def difference(self, metric: str, baseline: Row) -> Difference:
+        """Return the difference to the baseline over the seeds that both have."""
+        return difference_by_seed(self.values(metric), baseline.values(metric))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Records side by side.
+
+    **Attributes:**
+
+    - `records`: one a trial, in the order in which they were asked for.
+    - `missing`: the names of trials that are not finished, as those of other shards.
+    - `store`: the folder.
+    - `title`, `lower_is_better`, `percent`: how the table is to look.
+    """
+
+    records: list[Record] = field(repr=False)
+    missing: list[str] = field(repr=False)
+    store: Path
+    title: str = ""
+    lower_is_better: frozenset[str] = frozenset()
+    percent: frozenset[str] = frozenset()
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of the table, in the order of the records: trials that differ in their seed."""
+        rows: dict[str, Row] = {}
+        for record in self.records:
+            key = to_json([record.label, record.rule, record.config, record.params])
+            row = rows.setdefault(key, Row(record.label, record.config, record.params, {}))
+            if record.status == "done":
+                row.by_seed[record.seed] = record.metrics
+        return list(rows.values())
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all metrics, in the order of their first appearance."""
+        return list(dict.fromkeys(name for record in self.records for name in record.metrics))
+
+    @property
+    def varying(self) -> list[str]:
+        """The axes that have more than one value; the baseline has none of VCReg's."""
+        seen: dict[str, set[str]] = {}
+        for record in self.records:
+            config = {} if record.label == BASELINE else record.config
+            for name, value in {**config, **record.params}.items():
+                seen.setdefault(name, set()).add(to_json(value))
+        return [name for name, values in seen.items() if len(values) > 1]
+
+    @property
+    def failed(self) -> list[Record]:
+        """The trials that failed."""
+        return [record for record in self.records if record.status == "failed"]
+
+
+def baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """Return the baseline with the same settings of the user's own."""
+    same = (other for other in rows if other.is_baseline and other.params == row.params)
+    return next(same, None)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "vcreg_fx": _installed("vcreg-fx")}
+    for name in ("torch", "torchvision", "timm", "transformers", "sklearn", "numpy"):
+        if module := sys.modules.get(name):
+            found[name] = str(getattr(module, "__version__", "unknown"))
+    return found
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,234 @@
+"""Probes by scikit-learn: how much of a labelling is read from frozen features."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._classes import check_labelled
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a probe of frozen features found.
+
+    **Attributes:**
+
+    - `predictions`: labels of the test samples, shape (m,).
+    - `accuracy`: the share of them that is right.
+    - `details`: numbers that the kind of probe adds, such as the strength of regularization.
+    """
+
+    predictions: Tensor = field(repr=False)
+    accuracy: float
+    details: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, predictions: Tensor, labels: Tensor, **details: float) -> ProbeResult:
+        """Return the result of comparing predictions with the true labels."""
+        right = predictions.cpu() == labels.cpu()
+        return cls(predictions, float(right.double().mean()), details)
+
+
+def check_probe(
+    train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor
+) -> None:
+    """Refuse what a probe cannot be trained or tested on.
+
+    **Raises:** `ValueError` with the shapes or the values that do not fit.
+    """
+    check_labelled(train_features, train_labels)
+    check_labelled(features, labels)
+    if train_features.shape[1] != features.shape[1]:
+        raise ValueError(
+            f"The probe is trained on {train_features.shape[1]} features and tested on "
+            f"{features.shape[1]}; extract both at the same site."
+        )
+    if len(train_labels.unique()) < 2:
+        raise ValueError("The training labels have one class only; a probe needs two.")
+    for name, values in (("train_features", train_features), ("features", features)):
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"{name} holds NaN or infinite values: the model has diverged.")
+
+
+def linear_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    max_iter: int = 2000,
+) -> ProbeResult:
+    """Train a linear classifier on frozen features and test it: quick, with nothing to choose.
+
+    Features are standardized with the training features' mean and standard deviation; then
+    scikit-learn's logistic regression with its default strength of regularization.
+
+    **Arguments:**
+
+    - `train_features`, `train_labels`: shapes (n, d) and (n,).
+    - `features`, `labels`: of the test samples, shapes (m, d) and (m,).
+    - `max_iter`: the most iterations of the solver.
+
+    **Raises:** `ValueError` if shapes do not fit or values are not finite.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    check_probe(train_features, train_labels, features, labels)
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iter))
+    # Its matrices are so small that BLAS threads wait for each other longer than they compute.
+    with threadpool_limits(limits=torch.get_num_threads()):
+        probe.fit(_array(train_features), train_labels.cpu().numpy())
+        predicted = torch.from_numpy(probe.predict(_array(features)))
+    return ProbeResult.of(predicted, labels)
+
+
+# 45 logarithmically spaced values between 0.00001 and 100000 (Appendix C.1)
+STRENGTHS = tuple(float(value) for value in np.logspace(-5, 5, 45))
+
+
+def logistic_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    validation: float | tuple[Tensor, Tensor] = 0.2,
+    strengths: Sequence[float] = STRENGTHS,
+    max_iter: int = 300,
+    seed: int = 0,
+) -> ProbeResult:
+    """Train the linear probe of VCReg's Appendix C.1 and test it.
+
+    L2-regularized multinomial logistic regression on frozen features: the sum of the
+    cross-entropies plus λ/2 ‖W‖², by L-BFGS (scikit-learn). λ is the value that does best on the
+    validation samples, the stronger one where several do; with it, the probe is trained once more
+    on training and validation samples together. The features are taken as they are, because the
+    paper names no scaling.
+
+    **Arguments:**
+
+    - `train_features`, `train_labels`: shapes (n, d) and (n,).
+    - `features`, `labels`: of the test samples, shapes (m, d) and (m,).
+    - `validation`: the share of the training samples that chooses λ, equal for each class; or
+      features and labels of validation samples.
+    - `strengths`: the values of λ.
+    - `max_iter`: the most iterations of L-BFGS for each λ.
+    - `seed`: of the validation split.
+
+    **Returns:** a `ProbeResult` whose details are ``l2`` (the λ chosen), ``validation_accuracy``
+    and ``converged`` (1 if the last fit ended before `max_iter`).
+
+    **Raises:** `ValueError` if shapes do not fit, values are not finite, λ is not positive, or a
+    class is too small to be split.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    check_probe(train_features, train_labels, features, labels)
+    if not strengths or min(strengths) <= 0:
+        raise ValueError("strengths must be positive numbers, one at least.")
+    x, y = _array(train_features), train_labels.cpu().numpy()
+    held_out = _split(x, y, validation, seed)
+    fit_x, fit_y, val_x, val_y = held_out
+    # Its matrices are so small that BLAS threads wait for each other longer than they compute.
+    with threadpool_limits(limits=torch.get_num_threads()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="lbfgs failed to converge")  # `converged` says so
+        model = LogisticRegression(max_iter=max_iter, warm_start=True)
+        scores = {}
+        for strength in sorted(strengths, reverse=True):  # each fit starts from the one before
+            model.set_params(C=1 / strength).fit(fit_x, fit_y)
+            scores[strength] = float(model.score(val_x, val_y))
+        best = max(scores, key=lambda strength: scores[strength])
+        final = LogisticRegression(max_iter=max_iter, C=1 / best)
+        final.fit(np.concatenate([fit_x, val_x]), np.concatenate([fit_y, val_y]))
+        predicted = torch.from_numpy(final.predict(_array(features)))
+    converged = float(final.n_iter_.max() < max_iter)
+    return ProbeResult.of(
+        predicted, labels, l2=best, validation_accuracy=scores[best], converged=converged
+    )
+
+
+def _split(
+    x: np.ndarray, y: np.ndarray, validation: float | tuple[Tensor, Tensor], seed: int
+) -> list[np.ndarray]:
+    if isinstance(validation, tuple):
+        return [x, y, _array(validation[0]), validation[1].cpu().numpy()]
+    from sklearn.model_selection import train_test_split
+
+    try:
+        fit_x, val_x, fit_y, val_y = train_test_split(
+            x, y, test_size=validation, random_state=seed, stratify=y
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"The training samples cannot be split for validation={validation}: {error} Give "
+            "validation=(features, labels), or more samples."
+        ) from error
+    return [fit_x, fit_y, val_x, val_y]
+
+
+def _array(features: Tensor) -> np.ndarray:
+    array: np.ndarray = features.detach().cpu().double().numpy()
+    return array
+
+
+def knn_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    k: int = 20,
+    weights: Literal["similarity", "uniform"] = "similarity",
+    temperature: float = 0.07,
+) -> ProbeResult:
+    """Classify each sample by its nearest neighbors among the training samples.
+
+    As in VICReg's table 11 (k = 20 and 200), which follows Wu et al. 2018: neighbors by cosine
+    similarity s, each voting with weight exp(s / τ).
+
+    **Arguments:**
+
+    - `train_features`, `train_labels`: shapes (n, d) and (n,).
+    - `features`, `labels`: of the test samples, shapes (m, d) and (m,).
+    - `k`: how many neighbors; all n where there are fewer.
+    - `weights`: ``"uniform"`` gives every neighbor one vote.
+    - `temperature`: τ.
+
+    **Raises:** `ValueError` if shapes do not fit, values are not finite, or `k` is below 1.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from threadpoolctl import threadpool_limits
+
+    check_probe(train_features, train_labels, features, labels)
+    if k < 1 or not temperature > 0 or weights not in {"similarity", "uniform"}:
+        raise ValueError(
+            f"k={k}, temperature={temperature}, weights={weights!r}: k must be at least 1, the "
+            'temperature positive, weights "similarity" or "uniform".'
+        )
+
+    def votes(distances: np.ndarray) -> np.ndarray:
+        nearest = distances.min(axis=1, keepdims=True)  # a common factor, against overflow
+        array: np.ndarray = np.exp((nearest - distances) / temperature)
+        return array
+
+    classifier = KNeighborsClassifier(
+        n_neighbors=min(k, len(train_features)),
+        metric="cosine",
+        algorithm="brute",
+        weights=votes if weights == "similarity" else "uniform",
+    )
+    with threadpool_limits(limits=torch.get_num_threads()):
+        classifier.fit(_array(train_features), train_labels.cpu().numpy())
+        predicted = classifier.predict(_array(features))
+    return ProbeResult.of(torch.from_numpy(predicted), labels, k=float(classifier.n_neighbors))
