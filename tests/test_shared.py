@@ -13,7 +13,7 @@ from torch import nn
 
 from vcreg_fx._shared.keeping import keeping_modes, keeping_randomness, seeded, using_threads
 from vcreg_fx._shared.progress import Progress
-from vcreg_fx._shared.statistics import difference_by_seed, finite_values
+from vcreg_fx._shared.statistics import difference_of, finite_values
 from vcreg_fx._shared.tables import markdown_table
 
 
@@ -69,7 +69,7 @@ def test_progress_is_shown_on_terminals_or_on_request(shown):
 
 
 def test_differences_are_of_the_seeds_that_both_have():
-    values = finite_values({0: {"m": 3.0}, 1: {"m": float("nan")}, 2: {}, 3: {"m": 5.0}}, "m")
-    assert values == {0: 3.0, 3: 5.0}
-    found = difference_by_seed(values, {3: 4.0, 1: 9.0})
+    by_seed = {0: {"m": 3.0}, 1: {"m": float("nan")}, 2: {}, 3: {"m": 5.0}}
+    assert finite_values(by_seed, "m") == {0: 3.0, 3: 5.0}
+    found = difference_of(by_seed, {3: {"m": 4.0}, 1: {"m": 9.0}}, "m")
     assert (found.mean, found.count) == (1.0, 1)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
-Seed = TypeVar("Seed", int, str)
+BySeed = Mapping[Any, Mapping[str, float]]  # seed → metric → value
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,13 @@ class Difference:
     high: float
     count: int
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
 
-def finite_values(by_seed: Mapping[Seed, Mapping[str, float]], metric: str) -> dict[Seed, float]:
+
+def finite_values(by_seed: BySeed, metric: str) -> dict[Any, float]:
     """Return seed → value of a metric, where it is a finite number."""
     found = {seed: metrics.get(metric) for seed, metrics in by_seed.items()}
     return {seed: v for seed, v in found.items() if v is not None and math.isfinite(v)}
@@ -79,10 +84,16 @@ def paired_difference(
     return Difference(found.mean, found.mean - half, found.mean + half, found.count)
 
 
-def difference_by_seed(values: Mapping[Seed, float], others: Mapping[Seed, float]) -> Difference:
-    """Return the mean of ``values − others`` over the seeds that both have."""
-    seeds = [seed for seed in values if seed in others]
-    return paired_difference([values[s] for s in seeds], [others[s] for s in seeds])
+def summary_of(by_seed: BySeed, metric: str) -> Summary:
+    """Return mean and standard deviation of a metric over seeds."""
+    return summarize([*finite_values(by_seed, metric).values()])
+
+
+def difference_of(by_seed: BySeed, others: BySeed, metric: str) -> Difference:
+    """Return the mean difference of a metric over the seeds that both have."""
+    values, bases = finite_values(by_seed, metric), finite_values(others, metric)
+    seeds = [seed for seed in values if seed in bases]
+    return paired_difference([values[s] for s in seeds], [bases[s] for s in seeds])
 
 
 def sign_test(wins: int, losses: int) -> float:

@@ -1,8 +1,13 @@
-"""Tables of text, aligned or in Markdown."""
+"""Tables of text, aligned or in Markdown, and the numbers in them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+
+from .statistics import Difference, Summary
+
+Writer = Callable[[float, str], str]  # of a number, with a sign as in format: "" or "+"
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) -> str:
@@ -21,3 +26,26 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "  ".join("─" * width for width in widths))
     return "\n".join(lines)
+
+
+def written(value: float, decimals: int, sign: str = "") -> str:
+    """Return a number with a minus that is one; a dash for what is no number."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}".replace("-", "−")  # no −0
+
+
+def mean_and_spread(found: Summary, write: Writer, unit: str = "") -> str:
+    """Return a mean ± one standard deviation."""
+    if not found.count:
+        return "–"
+    spread = f" ± {write(found.std, '')}" if found.count > 1 else ""
+    return f"{write(found.mean, '')}{spread}{unit}"
+
+
+def difference_and_interval(found: Difference, write: Writer) -> str:
+    """Return a difference with its interval, bold where that leaves 0 out."""
+    if found.count < 2:
+        return write(found.mean, "+")
+    text = f"{write(found.mean, '+')} [{write(found.low, '+')}, {write(found.high, '+')}]"
+    return f"**{text}**" if found.is_clear else text

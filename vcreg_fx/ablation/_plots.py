@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._shared.pictures import plain
+from .._shared.statistics import summarize
 from ._records import Comparison, Row
 from ._trials import AblationError, in_one_line
 
@@ -84,7 +85,14 @@ def draw_heatmaps(result: Comparison, path: Path, metric: str, x: str, y: str) -
         )
     xs, ys = (_axis_values(rows, name) for name in (x, y))
     scale = 100 if metric in result.percent else 1
-    maps = {label: _cells(rows, label, metric, (x, y), (xs, ys), scale) for label in labels}
+
+    def mean(label: str, a: Any, b: Any) -> float:
+        """Return the mean over seeds and over all other axes; NaN where there is no trial."""
+        cell = (label, a, b)
+        own = (row for row in rows if (row.label, row.settings[x], row.settings[y]) == cell)
+        return scale * summarize([v for row in own for v in row.values(metric).values()]).mean
+
+    maps = {label: [[mean(label, a, b) for a in xs] for b in ys] for label in labels}
     known = [v for cells in maps.values() for line in cells for v in line if math.isfinite(v)]
     if not known:
         raise AblationError(f"No trial with {x} and {y} finished well; there is nothing to draw.")
@@ -115,30 +123,6 @@ def draw_heatmaps(result: Comparison, path: Path, metric: str, x: str, y: str) -
     unit = " (%)" if scale == 100 else ""
     figure.colorbar(image, ax=list(grid), label=f"{metric.replace('_', ' ')}{unit}")
     figure.savefig(path, dpi=150)
-
-
-def _cells(
-    rows: Sequence[Row],
-    label: str,
-    metric: str,
-    names: tuple[str, str],
-    values: tuple[list[Any], list[Any]],
-    scale: int,
-) -> list[list[float]]:
-    """Return y × x means over seeds and over all other axes; NaN where there is no trial."""
-    cells = []
-    for b in values[1]:
-        line = []
-        for a in values[0]:
-            found = [
-                value
-                for row in rows
-                if row.label == label and [row.settings[name] for name in names] == [a, b]
-                for value in row.values(metric).values()
-            ]
-            line.append(scale * sum(found) / len(found) if found else float("nan"))
-        cells.append(line)
-    return cells
 
 
 def _axis_values(rows: Sequence[Row], name: str) -> list[Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
-from .._shared.statistics import Difference, Summary, difference_by_seed, finite_values, summarize
+from .._shared.statistics import Difference, Summary, difference_of, finite_values, summary_of
+from .._version import __version__
 from ._trials import BASELINE, Trial, in_one_line, to_json
 
 
@@ -123,24 +123,16 @@ class Row:
 
     def summary(self, metric: str) -> Summary:
         """Return mean and standard deviation over seeds."""
-        return summarize(list(self.values(metric).values()))
+        return summary_of(self.by_seed, metric)
 
     def difference(self, metric: str, baseline: Row) -> Difference:
         """Return the difference to the baseline over the seeds that both have."""
-        return difference_by_seed(self.values(metric), baseline.values(metric))
+        return difference_of(self.by_seed, baseline.by_seed, metric)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Records side by side.
-
-    **Attributes:**
-
-    - `records`: one a trial, in the order in which they were asked for.
-    - `missing`: the names of trials that are not finished, as those of other shards.
-    - `store`: the folder.
-    - `title`, `lower_is_better`, `percent`: how the table is to look.
-    """
+    """Records side by side: what tables and pictures show. See `AblationResult`."""
 
     records: list[Record] = field(repr=False)
     missing: list[str] = field(repr=False)
@@ -181,22 +173,9 @@ class Comparison:
         return [record for record in self.records if record.status == "failed"]
 
 
-def baseline_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Return the baseline with the same settings of the user's own."""
-    same = (other for other in rows if other.is_baseline and other.params == row.params)
-    return next(same, None)
-
-
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "vcreg_fx": _installed("vcreg-fx")}
+    found = {"python": platform.python_version(), "vcreg_fx": __version__}
     for name in ("torch", "torchvision", "timm", "transformers", "sklearn", "numpy"):
         if module := sys.modules.get(name):
             found[name] = str(getattr(module, "__version__", "unknown"))
     return found
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._shared.pictures import plain
 from .._shared.tables import markdown_table
 from ..evaluation import sign_test
 from ..exporting import draw
@@ -328,9 +329,6 @@ def draw_spectra(spectra: Mapping[str, Tensor], path: str | Path, title: str) ->
     axes.set_xlabel("index of the eigenvalue, the largest first")
     axes.set_ylabel("eigenvalue of the covariance")
     axes.set_title(title, fontsize=11, loc="left")
-    axes.grid(color="#e3e6ea", linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plain(axes)
     axes.legend(frameon=False, fontsize=10 if len(spectra) <= 6 else 7)
     figure.savefig(Path(path), dpi=150)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..._shared.statistics import finite_values
-from ._render import difference_of, summary_of
+from ..._shared.pictures import plain
+from ..._shared.statistics import difference_of, finite_values, summary_of
 
 COLORS = ("#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c")
 
@@ -29,7 +29,7 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
             color = COLORS[(height + 1) % len(COLORS)]
             ours, theirs = (finite_values(one["by_seed"], name) for one in (row, first))
             each = [scale * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
-            found = difference_of(row, first, name)
+            found = difference_of(row["by_seed"], first["by_seed"], name)
             axes.plot(each, [height] * len(each), "o", color=color, alpha=0.45, markersize=4)
             if found.low == found.low:
                 axes.plot(
@@ -40,7 +40,7 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
         axes.set_yticks(range(len(others)), [row["name"] for row in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
         unit = ", points" if scale == 100 else ""
-        _plain(axes, known[name]["title"], f"difference to {first['name']}{unit}", "x")
+        _label(axes, known[name]["title"], f"difference to {first['name']}{unit}", "x")
     figure.savefig(path, dpi=110)
 
 
@@ -57,7 +57,7 @@ def draw_curves(report: dict[str, Any], path: Path, names: Sequence[str]) -> Non
     for axes, name in zip(grid, names, strict=True):
         for row, color in zip(report["rows"], COLORS, strict=False):
             epochs = _epochs(row, name)
-            found = [summary_of(row, f"{name}_{e}") for e in epochs]
+            found = [summary_of(row["by_seed"], f"{name}_{e}") for e in epochs]
             means = [s.mean for s in found]
             axes.plot(epochs, means, "o-", color=color, label=row["name"], markersize=4)
             axes.fill_between(
@@ -68,7 +68,7 @@ def draw_curves(report: dict[str, Any], path: Path, names: Sequence[str]) -> Non
                 alpha=0.18,
                 linewidth=0,
             )
-        _plain(axes, titles[name], "epoch", "both")
+        _label(axes, titles[name], "epoch", "both")
     grid[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -79,10 +79,8 @@ def _epochs(row: dict[str, Any], name: str) -> list[int]:
     return sorted(int(key[len(prefix) :]) for key in metrics if key.startswith(prefix))
 
 
-def _plain(axes: Any, title: str, label: str, grid: str) -> None:
+def _label(axes: Any, title: str, label: str, grid: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(label, fontsize=8)
-    axes.grid(axis=grid, color="#e3e6ea", linewidth=0.8)
     axes.tick_params(labelsize=8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plain(axes, grid)

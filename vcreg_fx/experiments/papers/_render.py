@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
-from ..._shared.statistics import (
-    Difference,
-    Summary,
-    difference_by_seed,
-    finite_values,
-    summarize,
-)
-from ..._shared.tables import markdown_table
+from ..._shared.statistics import Difference, difference_of, summary_of
+from ..._shared.tables import difference_and_interval, markdown_table, mean_and_spread, written
 
 _MOST_CLASSES = 20  # in a table
 _NOTE = (
@@ -44,7 +39,7 @@ def _shown(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         metric
         for metric in report["metrics"]
-        if any(summary_of(row, metric["name"]).count for row in report["rows"])
+        if any(summary_of(row["by_seed"], metric["name"]).count for row in report["rows"])
     ]
 
 
@@ -53,12 +48,13 @@ def _ours(report: dict[str, Any]) -> str:
     header = ["ours", *(metric["title"] for metric in metrics), "seeds"]
     body = []
     for row in report["rows"]:
-        found = [summary_of(row, metric["name"]) for metric in metrics]
         cells = [
-            f"{number(s.mean, m)} ± {number(s.std, m)}{' %' * m['percent']}"
-            if s.count > 1
-            else number(s.mean, m)
-            for s, m in zip(found, metrics, strict=True)
+            mean_and_spread(
+                summary_of(row["by_seed"], metric["name"]),
+                partial(number, metric),
+                " %" * metric["percent"],
+            )
+            for metric in metrics
         ]
         body.append([row["name"], *cells, str(len(row["by_seed"]))])
     note = "Mean ± standard deviation over seeds, on the test data."
@@ -92,16 +88,14 @@ def _beyond_the_layer(report: dict[str, Any]) -> _Pairs:
 
 def _differences(report: dict[str, Any], first: str, pairs: _Pairs) -> str:
     """Return a table of differences, each of a row to another one; nothing without pairs."""
-    metrics, body = _shown(report), []
-    for row, other in pairs:
-        cells = []
-        for metric in metrics:
-            found = difference_of(row, other, metric["name"])
-            text = f"{number(found.mean, metric, '+')} [{number(found.low, metric, '+')}, "
-            text += f"{number(found.high, metric, '+')}]"
-            sure = found.low > 0 or found.high < 0
-            cells.append(f"**{text}**" if sure else text)
-        body.append([row["name"], *cells])
+    metrics = _shown(report)
+    body = [
+        [
+            row["name"],
+            *(difference_and_interval(_gain(row, other, m), partial(number, m)) for m in metrics),
+        ]
+        for row, other in pairs
+    ]
     header = [f"difference to {first}", *(metric["title"] for metric in metrics)]
     return markdown_table(header, body) if body else ""
 
@@ -114,7 +108,7 @@ def _per_class(report: dict[str, Any]) -> str:
         return ""
     header = ["accuracy of class, in %", *(name[6:] for name in names)]
     body = [
-        [row["name"], *(f"{100 * summary_of(row, name).mean:.1f}" for name in names)]
+        [row["name"], *(f"{100 * summary_of(row['by_seed'], name).mean:.1f}" for name in names)]
         for row in report["rows"]
     ]
     return markdown_table(header, body)
@@ -131,13 +125,14 @@ def _paper(report: dict[str, Any]) -> str:
     return f"{markdown_table(header, body)}\n\n{' '.join(note for note in notes if note)}"
 
 
-def number(value: float, metric: dict[str, Any], sign: str = "") -> str:
+def number(metric: dict[str, Any], value: float, sign: str = "") -> str:
     """Return a number as it is shown, without its unit."""
-    if not math.isfinite(value):
-        return "–"
     scaled = value * (100 if metric["percent"] else 1)
-    decimals = 2 if metric["percent"] or abs(scaled) >= 1 else 3
-    return f"{round(scaled, decimals) + 0.0:{sign}.{decimals}f}".replace("-", "−")
+    return written(scaled, 2 if metric["percent"] or abs(scaled) >= 1 else 3, sign)
+
+
+def _gain(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> Difference:
+    return difference_of(row["by_seed"], first["by_seed"], metric["name"])
 
 
 # Words ----------------------------------------------------------------------------------------
@@ -182,19 +177,19 @@ def _said(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) ->
 
 def span(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> str:
     """Return a difference with its interval."""
-    found = difference_of(row, first, metric["name"])
+    found = _gain(row, first, metric)
     scale, unit, digits = (100, " points", 2) if metric["percent"] else (1, "", 3)
-    values = (scale * value for value in (found.mean, found.low, found.high))
-    mean, low, high = (f"{value:+.{digits}f}" for value in values)
-    return f"{mean}{unit} [{low}, {high}]".replace("-", "−")
+    values = (found.mean, found.low, found.high)
+    mean, low, high = (written(scale * value, digits, "+") for value in values)
+    return f"{mean}{unit} [{low}, {high}]"
 
 
 def verdict(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> str:
     """Return what an interval says, in a word or two."""
-    found = difference_of(row, first, metric["name"])
+    found = _gain(row, first, metric)
     if math.isnan(found.low):
         return "too few seeds to say more"
-    if found.low > 0 or found.high < 0:
+    if found.is_clear:
         return "better" if (found.low > 0) == (metric["higher"] is not False) else "**worse**"
     return "no clear effect"
 
@@ -244,18 +239,3 @@ def _value(value: float, metric: dict[str, Any]) -> str:
     if not math.isfinite(value):
         return "failed"
     return f"{100 * value:.2f} %" if metric["percent"] else f"{value:.3f}"
-
-
-# Numbers --------------------------------------------------------------------------------------
-
-
-def summary_of(row: dict[str, Any], metric: str) -> Summary:
-    """Return mean and standard deviation over seeds."""
-    return summarize(list(finite_values(row["by_seed"], metric).values()))
-
-
-def difference_of(row: dict[str, Any], first: dict[str, Any], metric: str) -> Difference:
-    """Return the difference to another row, paired by seed, with its 95 % interval."""
-    return difference_by_seed(
-        finite_values(row["by_seed"], metric), finite_values(first["by_seed"], metric)
-    )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..._shared.statistics import summary_of
 from ...ablation import Trial
 from ...functional import spectral_decoupling_loss
 from ..training import TrainSettings, fit
@@ -32,7 +33,6 @@ from ._experiment import (
     vcreg_arms,
 )
 from ._networks import Factory
-from ._render import summary_of
 
 FIELD = "fields"  # the folder of what every run says all over the plane
 _END, _SIDE = 2.0, 201  # of the plane in which boundaries are looked for
@@ -175,7 +175,7 @@ def draw_boundaries(report: dict[str, Any], path: Path) -> None:
         for label, color in ((0, "#922b21"), (1, "#1b4f72")):
             chosen = points[labels == label]
             axes.plot(chosen[:, 0], chosen[:, 1], ".", color=color, markersize=2)
-        margin = summary_of(row, "margin").mean
+        margin = summary_of(row["by_seed"], "margin").mean
         axes.set_title(f"{row['name']}\nmargin {100 * margin:.0f} %", fontsize=7)
         axes.set_xticks([])
         axes.set_yticks([])
