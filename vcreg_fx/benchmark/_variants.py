@@ -44,12 +44,12 @@ class _Printed(torch.autograd.Function):
 
 def printed(site: LiveSite, weight: Tensor) -> StandIn:  # noqa: ARG001 (as batch_norm)
     """Return a batch demean layer and Algorithm 1 as printed."""
-    layout = site.layout
+    layout, coefficients = site.layout, (site.alpha, site.beta, site.config.eps)
 
     def act(h: Tensor) -> Tensor:
         centred = h - h.mean(layout.sample_axes, keepdim=True)
         last = centred.movedim(layout.axis, -1)
-        result: Tensor = _Printed.apply(last, 0.64, 0.08, 1e-4)
+        result: Tensor = _Printed.apply(last, *coefficients)
         return result.movedim(-1, layout.axis)
 
     return StandIn(site, act)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..exporting import export as export_model
+from ..gradient import VCRegConfig
 from ..surgery import insert, sites
 from ._errors import clear_errors
 from ._model import load_checkpoint, load_model
@@ -51,8 +52,8 @@ def export(  # noqa: PLR0913, PLR0917 - an argument an option
     training: Annotated[
         bool, typer.Option("--training", help="With pt2: the training step, with VCReg's operator.")
     ] = False,
-    alpha: Alpha = 0.64,
-    beta: Beta = 0.08,
+    alpha: Alpha = VCRegConfig.alpha,
+    beta: Beta = VCRegConfig.beta,
     layout: LayoutText = None,
     input_size: InputSize = None,
     option: Settings = None,

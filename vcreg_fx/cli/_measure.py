@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from placement_rules import RecordingError, leaves
 
+from ..gradient import VCRegConfig
 from ..site import Calibration, measure
 from ..site import calibrate as calibrate_sites
 from ..surgery import insert
@@ -37,8 +38,8 @@ _INSTEAD = "vcreg_fx.measure(model, inputs, loss)"
 def measure_command(  # noqa: PLR0913, PLR0917 - an argument an option
     model: ModelName,
     rule: RuleText = "blocks",
-    alpha: Alpha = 0.64,
-    beta: Beta = 0.08,
+    alpha: Alpha = VCRegConfig.alpha,
+    beta: Beta = VCRegConfig.beta,
     batch: Annotated[int, typer.Option(min=2, help="Examples.")] = 16,
     checkpoint: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A state dict to load first.")

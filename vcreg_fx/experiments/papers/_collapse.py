@@ -14,7 +14,7 @@ from ..training import TrainSettings
 from ._experiment import (
     IMAGENET_TRAINING,
     PAPER_GRID,
-    SMALL_GRID,
+    QUICK_GRID,
     Experiment,
     Metric,
     Paper,
@@ -54,7 +54,7 @@ class CollapseTask(ImageTask):
             "mi": information / math.log(2),
         }
 
-    def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+    def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return the accuracy, and what was measured after each epoch; the last by its own name."""
         found = {"accuracy": self.accuracy(model, roles.measure)}
         for numbers in self.history:
@@ -82,7 +82,7 @@ def presets(scale: str, data: str | None) -> Preset:
             data or "imagenet",
             "convnext-atto",
             IMAGENET_TRAINING,
-            grid=dict(PAPER_GRID),
+            grid=PAPER_GRID,
             seeds=3,
             augment="torchvision",
             options={
@@ -94,7 +94,7 @@ def presets(scale: str, data: str | None) -> Preset:
         return Preset(
             data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
             train_images=600, validation=300, seeds=2,
-            grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
+            grid=QUICK_GRID,
             options={"epochs": (1, 4), "images": 500, "information_images": 500, "steps": 100},
         )  # fmt: skip
     digits = data == "digits"
@@ -104,7 +104,6 @@ def presets(scale: str, data: str | None) -> Preset:
         TrainSettings(epochs=30 if digits else 12, batch_size=64),
         train_images=900 if digits else 3_000,
         validation=290 if digits else 5_000,
-        grid=dict(SMALL_GRID),
         options={
             "epochs": (1, 6, 30) if digits else (1, 4, 12),
             "images": 900 if digits else 3_000,

@@ -11,6 +11,7 @@ from typing import Any
 
 from placement_rules import UserError
 
+from ...gradient import VCRegConfig
 from ..training import TrainSettings
 
 ALPHAS = (1.28, 0.64, 0.32, 0.16)
@@ -30,6 +31,12 @@ PAPER_GRID: Mapping[str, Sequence[Any]] = {
 
 SMALL_GRID: Mapping[str, Sequence[Any]] = {"alpha": (1.28, 0.32), "beta": (0.16, 0.02)}
 """Four corners of the paper's grid, for experiments on a CPU."""
+
+DEFAULTS: Mapping[str, Sequence[Any]] = {"alpha": (VCRegConfig.alpha,), "beta": (VCRegConfig.beta,)}
+"""No search: the coefficients of `VCRegConfig`."""
+
+QUICK_GRID: Mapping[str, Sequence[Any]] = {**DEFAULTS, "beta": SMALL_GRID["beta"]}
+"""Two values of β, to see that everything works."""
 
 
 class ReproductionError(UserError, ValueError):

@@ -13,7 +13,7 @@ from ..training import TrainSettings
 from ._experiment import (
     IMAGENET_TRAINING,
     PAPER_GRID,
-    SMALL_GRID,
+    QUICK_GRID,
     Experiment,
     Metric,
     Paper,
@@ -45,7 +45,7 @@ class HierarchyTask(ImageTask):
         """Return images with their superclasses as labels."""
         return images.relabel(self.data.group_of)
 
-    def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+    def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return the accuracies of the probe on classes, and of the network on superclasses."""
         known, labels = self.features(model, roles.train)
         new, truth = self.features(model, roles.measure)
@@ -64,7 +64,7 @@ def presets(scale: str, data: str | None) -> Preset:
             data or "cifar100",
             "convnext-atto",
             dataclasses.replace(IMAGENET_TRAINING, epochs=200, workers=8, amp="none"),
-            grid=dict(PAPER_GRID),
+            grid=PAPER_GRID,
             seeds=3,
             augment="torchvision",
         )  # fmt: skip
@@ -72,7 +72,7 @@ def presets(scale: str, data: str | None) -> Preset:
         return Preset(
             data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
             train_images=600, validation=300, seeds=3,
-            grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
+            grid=QUICK_GRID,
         )  # fmt: skip
     small = data == "digits"
     return Preset(
@@ -81,7 +81,6 @@ def presets(scale: str, data: str | None) -> Preset:
         TrainSettings(epochs=30 if small else 6, batch_size=64 if small else 128),
         train_images=900 if small else 10_000,
         validation=290 if small else 5_000,
-        grid=dict(SMALL_GRID),
     )
 
 

@@ -31,7 +31,7 @@ class Roles:
 class ImageTask:
     """A task of the ablation engine: a classifier of images.
 
-    An experiment derives from it and overrides `labelled`, `roles` or `measure`.
+    An experiment derives from it and overrides `labelled`, `roles` or `score`.
 
     **Arguments:**
 
@@ -84,7 +84,7 @@ class ImageTask:
             pool = pool.subset(balanced_indices(pool.labels, self.preset.train_images, trial.seed))
         return Roles(pool, measure)
 
-    def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+    def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return what is measured of a trained model."""
         raise NotImplementedError
 
@@ -117,7 +117,7 @@ class ImageTask:
 
     def evaluate(self, model: nn.Module, trial: Trial) -> dict[str, float]:
         """Measure it."""
-        found = self.measure(model, self.roles(trial), trial)
+        found = self.score(model, self.roles(trial), trial)
         return {**found, "loss": self.history[-1]["loss"]}
 
     # What helps -----------------------------------------------------------------------------

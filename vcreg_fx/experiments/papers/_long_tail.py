@@ -10,7 +10,7 @@ from ..images import long_tail_counts, long_tail_indices, shot_groups, split_ind
 from ..training import TrainSettings, accuracy
 from ._experiment import (
     PAPER_GRID,
-    SMALL_GRID,
+    QUICK_GRID,
     Experiment,
     Metric,
     Paper,
@@ -43,7 +43,7 @@ class LongTailTask(ImageTask):
         largest = min(self.preset["largest"], available)
         return long_tail_counts(len(self.data.classes), largest, self.preset["imbalance"])
 
-    def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+    def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return the accuracy: of all, of many-, medium- and few-shot classes, of each class."""
         predicted = self.predictions(model, roles.measure)
         labels = roles.measure.labels
@@ -70,7 +70,7 @@ def presets(scale: str, data: str | None) -> Preset:
             TrainSettings(
                 epochs=100, batch_size=256, learning_rate=0.016, warmup_epochs=10, workers=4
             ),
-            grid=dict(PAPER_GRID),
+            grid=PAPER_GRID,
             augment="crop",
             seeds=3,
             options={
@@ -83,7 +83,7 @@ def presets(scale: str, data: str | None) -> Preset:
     if scale == "quick":
         return Preset(
             data or "digits", "resnet8-half", TrainSettings(epochs=6, batch_size=32),
-            validation=300, seeds=3, grid={"alpha": (0.64,), "beta": (0.16, 0.02)},
+            validation=300, seeds=3, grid=QUICK_GRID,
             options={"largest": 80, "imbalance": 20, "thresholds": None},
         )  # fmt: skip
     return Preset(
@@ -91,7 +91,6 @@ def presets(scale: str, data: str | None) -> Preset:
         "resnet8-half",
         TrainSettings(epochs=40 if digits else 12, batch_size=32 if digits else 64),
         validation=290 if digits else 5_000,
-        grid=dict(SMALL_GRID),
         options={
             "largest": 90 if digits else 1500,
             "imbalance": 20 if digits else 100,

@@ -15,6 +15,7 @@ from ..images import ImageSet, load_images, split_indices
 from ..images._datasets import DOWNSTREAM, Downstream, downstream
 from ..training import TrainSettings
 from ._experiment import (
+    DEFAULTS,
     IMAGENET_TRAINING,
     PAPER_GRID,
     SMALL_GRID,
@@ -60,7 +61,7 @@ class PlacementTask(ImageTask):
             return images
         return images.of_classes(self.seen)
 
-    def measure(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+    def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return the accuracies of the downstream probes, their mean, and the network's own."""
         found = {
             name: self._probe(model, name, roles, trial).accuracy for name in self.preset["probes"]
@@ -126,7 +127,7 @@ def presets(scale: str, data: str | None) -> Preset:
             data or "imagenet",
             "convnext-atto",
             IMAGENET_TRAINING,
-            grid=dict(PAPER_GRID),
+            grid=PAPER_GRID,
             seeds=3,
             augment="torchvision",
             options={"seen": None, "probes": tuple(DOWNSTREAM), "strengths": STRENGTHS},
@@ -134,7 +135,7 @@ def presets(scale: str, data: str | None) -> Preset:
     if scale == "quick":
         return Preset(
             data or "digits", "convnext-mini", TrainSettings(epochs=3, batch_size=64),
-            train_images=600, validation=300, seeds=2, grid={"alpha": (0.64,), "beta": (0.08,)},
+            train_images=600, validation=300, seeds=2, grid=DEFAULTS,
             options={"seen": 6, "probes": ("unseen", "all"), "strengths": (0.01, 1.0)},
         )  # fmt: skip
     digits = data == "digits"
@@ -144,7 +145,7 @@ def presets(scale: str, data: str | None) -> Preset:
         TrainSettings(epochs=30 if digits else 6, batch_size=64),
         train_images=900 if digits else 3_000,
         validation=290 if digits else 5_000,
-        grid={"alpha": SMALL_GRID["alpha"], "beta": (0.08,)},
+        grid={**DEFAULTS, "alpha": SMALL_GRID["alpha"]},
         size=32,
         options={
             "seen": 6,

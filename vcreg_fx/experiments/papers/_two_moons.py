@@ -24,6 +24,7 @@ from ..training import TrainSettings, fit
 from ._experiment import (
     ALPHAS,
     BETAS,
+    DEFAULTS,
     Arm,
     Experiment,
     Metric,
@@ -277,7 +278,7 @@ def presets(scale: str, data: str | None) -> Preset:  # noqa: ARG001 - as all pr
     search and in the number of seeds.
     """
     grids: dict[str, Mapping[str, Sequence[Any]]] = {
-        "quick": {"alpha": (0.64,), "beta": (0.08,)},
+        "quick": DEFAULTS,
         "default": {"alpha": ALPHAS, "beta": (0.16, 0.04, 0.01)},
         "paper": {"alpha": ALPHAS, "beta": BETAS},
     }
