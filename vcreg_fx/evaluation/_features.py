@@ -17,7 +17,6 @@ from placement_rules import Layout, PlacementError, Rule, Site, parse, record, r
 from .._shared.keeping import keeping_modes
 from .._shared.progress import Progress
 from ..functional import flatten_samples
-from ..surgery import plan
 from ._taps import tapped
 
 
@@ -118,15 +117,12 @@ def head_features(model: nn.Module, images: Tensor, batch_size: int = 256) -> Te
     **Raises:** `PlacementError` if the model has no head, several, or one that does not see one
     vector an image.
     """
-    sites = plan(model, "head", example_inputs=(images[:2],)).sites
-    if len(sites) != 1:
-        names = ", ".join(site.name for site in sites)
-        raise PlacementError(f"{type(model).__name__} has {len(sites)} heads ({names}), not one.")
-    features = extract_features(model, images, pool="none", batch_size=batch_size).only
+    found = extract_features(model, images, pool="none", batch_size=batch_size)
+    features, name = found.only, ", ".join(found.tensors)
     if len(features) != len(images):
         raise PlacementError(
-            f"{sites[0].name} holds {len(features)} vectors for {len(images)} images; features are "
-            "one vector an image."
+            f"{name} holds {len(features)} vectors for {len(images)} images; features are one "
+            "vector an image."
         )
     return features.to(images.device)
 
