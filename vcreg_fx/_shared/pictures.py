@@ -1,8 +1,28 @@
-"""How matplotlib's axes look in every picture."""
+"""Pictures by matplotlib: a figure of panels, and how its axes look."""
 
 from __future__ import annotations
 
 from typing import Any
+
+
+def panels(
+    count: int, size: tuple[float, float], columns: int | None = None, **shared: bool
+) -> tuple[Any, list[Any]]:
+    """Return a figure and the axes of so many panels, in one row or in rows of some columns.
+
+    **Arguments:**
+
+    - `size`: width and height in inches.
+    - `shared`: ``sharex``, ``sharey``.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(count, columns or count)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(-(-count // columns), columns, squeeze=False, **shared)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    return figure, list(grid.flat[:count])
 
 
 def plain(axes: Any, grid: str = "both") -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._shared.pictures import plain
+from .._shared.pictures import panels, plain
 from .._shared.statistics import summarize
 from ._records import Comparison, Row
 from ._trials import AblationError, in_one_line
@@ -17,8 +17,6 @@ _POINT, _SEED, _BASELINE = "#2e7d8c", "#9db9bf", "#d1495b"
 
 def draw_placements(result: Comparison, path: Path, metrics: Sequence[str] | None) -> None:
     """Draw one panel a metric, one line a row of the table."""
-    from matplotlib.figure import Figure
-
     names = list(metrics or result.metrics)
     rows = [row for row in result.rows if row.by_seed]
     if unknown := sorted(set(names) - set(result.metrics)):
@@ -31,17 +29,12 @@ def draw_placements(result: Comparison, path: Path, metrics: Sequence[str] | Non
     lines = -(-len(names) // columns)
     labels = [_label(result, row) for row in rows]
     margin = 0.075 * max(len(label) for label in labels)
-    figure = Figure(
-        figsize=(margin + 3.0 * columns, 0.5 + lines * (0.8 + 0.3 * len(rows))),
-        layout="constrained",
-    )
-    grid = figure.subplots(lines, columns, sharey=True, squeeze=False)
-    for axes, metric in zip(grid.flat, names, strict=False):
+    size = margin + 3.0 * columns, 0.5 + lines * (0.8 + 0.3 * len(rows))
+    figure, grid = panels(len(names), size, columns, sharey=True)
+    for axes, metric in zip(grid, names, strict=True):
         _panel(axes, result, rows, metric)
         axes.set_yticks(range(len(rows)), labels)
         axes.set_ylim(len(rows) - 0.5, -0.5)
-    for axes in list(grid.flat)[len(names) :]:
-        axes.set_visible(False)
     figure.supxlabel(
         "diamond: mean over seeds, bar: ± one standard deviation, dots: seeds, dashed: baseline",
         fontsize=8,
@@ -72,8 +65,6 @@ def _panel(axes: Any, result: Comparison, rows: Sequence[Row], metric: str) -> N
 
 def draw_heatmaps(result: Comparison, path: Path, metric: str, x: str, y: str) -> None:
     """Draw the mean of a metric over two axes, one map a placement."""
-    from matplotlib.figure import Figure
-
     if metric not in result.metrics:
         raise AblationError(f"There is no metric {metric}; there are {', '.join(result.metrics)}.")
     rows = [row for row in result.rows if {x, y} <= {*row.settings}]
@@ -96,11 +87,8 @@ def draw_heatmaps(result: Comparison, path: Path, metric: str, x: str, y: str) -
     known = [v for cells in maps.values() for line in cells for v in line if math.isfinite(v)]
     if not known:
         raise AblationError(f"No trial with {x} and {y} finished well; there is nothing to draw.")
-    figure = Figure(
-        figsize=(1.6 + len(labels) * (0.9 + 0.75 * len(xs)), 1.6 + 0.55 * len(ys)),
-        layout="constrained",
-    )
-    grid = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+    size = 1.6 + len(labels) * (0.9 + 0.75 * len(xs)), 1.6 + 0.55 * len(ys)
+    figure, grid = panels(len(labels), size, sharey=True)
     low, high = min(known), max(known)
     form = ".1f" if scale == 100 and high - low > 1 else ".2f" if scale == 100 else "#.3g"
     for axes, (label, cells) in zip(grid, maps.items(), strict=True):
@@ -121,7 +109,7 @@ def draw_heatmaps(result: Comparison, path: Path, metric: str, x: str, y: str) -
                     )  # fmt: skip
     grid[0].set_ylabel(y)
     unit = " (%)" if scale == 100 else ""
-    figure.colorbar(image, ax=list(grid), label=f"{metric.replace('_', ' ')}{unit}")
+    figure.colorbar(image, ax=grid, label=f"{metric.replace('_', ' ')}{unit}")
     figure.savefig(path, dpi=150)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .._shared.pictures import plain
+from .._shared.pictures import panels, plain
 from ._one_site import Scaling
 from ._result import BenchResult
 from ._variants import IDENTITY
@@ -24,12 +24,9 @@ def write_results(result: BenchResult, folder: Path) -> None:
 
 def draw_table(result: BenchResult, path: Path) -> None:
     """Draw each variant's overhead as a multiple of the floor, a panel a model."""
-    from matplotlib.figure import Figure
-
     count = len(result.models)
-    figure = Figure(figsize=(9.6, 1.2 + 2.7 * count), layout="constrained")
-    panels = figure.subplots(count, 1, squeeze=False)[:, 0]
-    for axes, found in zip(panels, result.models, strict=True):
+    figure, grid = panels(count, (9.6, 1.2 + 2.7 * count), columns=1)
+    for axes, found in zip(grid, result.models, strict=True):
         rows = [row for row in found.rows if row.variant != IDENTITY][::-1]
         middle = [row.floors[1] for row in rows]
         spread = [
@@ -49,18 +46,14 @@ def draw_table(result: BenchResult, path: Path) -> None:
         right = max(row.floors[2] for row in rows) if rows else 1.0
         axes.set_xlim(min(0.0, *(row.floors[0] for row in rows), 0.0), 1.3 * max(right, 1.0))
         plain(axes)
-    panels[-1].set_xlabel("overhead over identity, in floors (the two matrix products alone)")
+    grid[-1].set_xlabel("overhead over identity, in floors (the two matrix products alone)")
     figure.savefig(path, dpi=110)
 
 
 def draw_scaling(scaling: list[Scaling], path: Path) -> None:
     """Draw the time of one site against n and against d, with the fitted exponents."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
-    for axes, found in zip(
-        figure.subplots(1, len(scaling), squeeze=False)[0], scaling, strict=True
-    ):
+    figure, grid = panels(len(scaling), (9.6, 3.8))
+    for axes, found in zip(grid, scaling, strict=True):
         milliseconds = [seconds * 1e3 for seconds in found.seconds]
         middle = len(found.sizes) // 2
         fitted = [

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._shared.pictures import plain
+from .._shared.pictures import panels, plain
 from .._shared.tables import markdown_table
 from ..evaluation import sign_test
 from ..exporting import draw
@@ -310,10 +310,7 @@ def draw_spectra(spectra: Mapping[str, Tensor], path: str | Path, title: str) ->
     - `path`: where the picture goes; its ending says in which format.
     - `title`: stands above.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, [axes] = panels(1, (7.2, 4.6))
     largest = max((float(values[0]) for values in spectra.values()), default=1.0)
     smallest = largest
     styles = ((color, line) for line in itertools.cycle(_LINES) for color in _COLORS)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..._shared.pictures import plain
+from ..._shared.pictures import panels, plain
 from ..._shared.statistics import difference_of, finite_values, summary_of
 
 COLORS = ("#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c")
@@ -14,15 +14,11 @@ COLORS = ("#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c")
 
 def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> None:
     """Draw, for each metric, the difference to the first arm of every seed, with its interval."""
-    from matplotlib.figure import Figure
-
     known = {metric["name"]: metric for metric in report["metrics"]}
     others = report["rows"][1:]
     first = report["rows"][0]
-    figure = Figure(
-        figsize=(1.9 + 2.9 * len(metrics), 1.3 + 0.42 * len(others)), layout="constrained"
-    )
-    grid = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    size = 1.9 + 2.9 * len(metrics), 1.3 + 0.42 * len(others)
+    figure, grid = panels(len(metrics), size, sharey=True)
     for axes, name in zip(grid, metrics, strict=True):
         scale = 100 if known[name]["percent"] else 1
         for height, row in enumerate(others):
@@ -49,11 +45,8 @@ def draw_curves(report: dict[str, Any], path: Path, names: Sequence[str]) -> Non
 
     The value of metric ``m`` after epoch ``e`` is the metric ``m_e`` of a record.
     """
-    from matplotlib.figure import Figure
-
     titles = {metric["name"]: metric["title"] for metric in report["metrics"]}
-    figure = Figure(figsize=(3.1 * len(names), 2.7), layout="constrained")
-    grid = figure.subplots(1, len(names), squeeze=False)[0]
+    figure, grid = panels(len(names), (3.1 * len(names), 2.7))
     for axes, name in zip(grid, names, strict=True):
         for row, color in zip(report["rows"], COLORS, strict=False):
             epochs = _epochs(row, name)

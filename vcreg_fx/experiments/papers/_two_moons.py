@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..._shared.pictures import panels
 from ..._shared.statistics import summary_of
 from ...ablation import Trial
 from ...functional import spectral_decoupling_loss
@@ -156,15 +157,12 @@ def draw_boundaries(report: dict[str, Any], path: Path) -> None:
 
     **Raises:** `ReproductionError` if a run left no field.
     """
-    from matplotlib.figure import Figure
-
     rows, options = report["rows"], report["preset"]["options"]
     columns = 5
-    lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(2.1 * columns, 2.4 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    size = 2.1 * columns, 2.4 * -(-len(rows) // columns)
+    figure, grid = panels(len(rows), size, columns, sharex=True, sharey=True)
     ticks = np.linspace(-_END, _END, _SIDE)
-    for axes, row in zip(grid.flat, rows, strict=False):
+    for axes, row in zip(grid, rows, strict=True):
         mean = np.mean([_field(path.parent / FIELD, trial) for trial in row["trials"]], axis=0)
         limit = float(np.abs(mean).max())
         axes.contourf(
@@ -180,8 +178,6 @@ def draw_boundaries(report: dict[str, Any], path: Path) -> None:
         axes.set_title(f"{row['name']}\nmargin {100 * margin:.0f} %", fontsize=7)
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes in list(grid.flat)[len(rows) :]:
-        axes.set_visible(False)
     figure.savefig(path, dpi=80)
 
 
