@@ -22,6 +22,26 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def frozen(model: nn.Module, device: str | torch.device | None = None) -> Iterator[torch.device]:
+    """Run a model in eval mode without gradients, on a device; all is as it was after.
+
+    By default where the model is, which is told.
+    """
+    parameter = next(model.parameters(), None)
+    before = parameter.device if parameter is not None else torch.device("cpu")
+    wanted = before if device is None else torch.device(device)
+    with keeping_modes(model), torch.no_grad():
+        model.eval()
+        try:
+            if wanted != before:
+                model.to(wanted)
+            yield wanted
+        finally:
+            if wanted != before:
+                model.to(before)
+
+
+@contextmanager
 def keeping_randomness() -> Iterator[None]:
     """Let random numbers be drawn by torch, NumPy and Python, as if they were not."""
     import numpy as np

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +85,8 @@ def bench(  # noqa: PLR0913 (all by name, but two)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     try:
-        with _room_to_compile(len(models) * len(chosen) if compile else 0):
+        # The compiler gives up at the ninth compilation of one function.
+        with room_to_compile(8 + len(models) * len(chosen)) if compile else nullcontext():
             found = []
             for name, model in models.items():
                 one = _bench_model(
@@ -114,16 +115,6 @@ def bench(  # noqa: PLR0913 (all by name, but two)
     growth = measure_scaling(place) if scaling else []
     bias = measure_bias() if scaling else []
     return BenchResult(describe_machine(place), settings, found, growth, bias)
-
-
-@contextmanager
-def _room_to_compile(count: int) -> Iterator[None]:
-    """Let the compiler keep so many compilations of one function; it gives up at the ninth."""
-    if not count:
-        yield
-        return
-    with room_to_compile(count + 8):
-        yield
 
 
 def _bench_model(

@@ -6,7 +6,8 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from placement_rules import PlacementError, Site, get_leaf, leaves, operation
+from placement_rules import PlacementError, Site, leaves, operation
 from placement_rules._torch import tree_map
 
+from ..evaluation._taps import hook
 from ..functional import vcreg_loss
 from ..gradient import VCRegConfig
 from ..surgery import Plan, plan
@@ -72,7 +74,7 @@ def _error(planned: Plan, plain: nn.Module, inserted: nn.Module, example: Exampl
     gradients = []
     for model in (plain, inserted):
         model.train().zero_grad()
-        with _penalties(planned) if model is plain else _nothing() as penalties:
+        with _penalties(planned) if model is plain else nullcontext([]) as penalties:
             outputs = _run(model, example)
         loss = torch.stack([output.square().mean() for output in outputs]).sum()
         (loss + sum(penalties)).backward()
@@ -84,11 +86,6 @@ def _error(planned: Plan, plain: nn.Module, inserted: nn.Module, example: Exampl
             difference += float((missing - expected).double().square().sum())
             size += float(expected.double().square().sum())
     return math.sqrt(difference / size)
-
-
-@contextmanager
-def _nothing() -> Iterator[list[Tensor]]:
-    yield []
 
 
 @contextmanager
@@ -106,31 +103,13 @@ def _penalties(planned: Plan) -> Iterator[list[Tensor]]:
     # Where nothing leads on to the output, no gradient comes back.
     alive = [site for site in planned.sites if site.leads_on]
     counter = _Counter(planned, [site for site in alive if site.form == "inside"], note)
-    handles = [
-        _hook(planned.model, site, counter.aside) for site in alive if site.form == "boundary"
-    ]
-    try:
-        with counter:
-            yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, counter:
+        for site in alive:
+            if site.form == "boundary":
+                hooks.enter_context(hook(planned.model, site, partial(counter.aside, site)))
+        yield found
     if counter.seen != counter.expected:
         raise _OTHERWISE
-
-
-def _hook(model: nn.Module, site: Site, note: Callable[[Site, Tensor], None]) -> Any:
-    module = model.get_submodule(site.path)
-    if site.position == "output":
-        return module.register_forward_hook(
-            lambda _module, _args, output: note(site, get_leaf(output, site.leaf))
-        )
-    return module.register_forward_pre_hook(
-        lambda _module, args, kwargs: note(
-            site, get_leaf(args if isinstance(site.leaf[0], int) else kwargs, site.leaf)
-        ),
-        with_kwargs=True,
-    )
 
 
 class _Counter(TorchFunctionMode):

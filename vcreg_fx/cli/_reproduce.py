@@ -101,6 +101,5 @@ def _scale(quick: bool, preset: str | None) -> str:
 
 def _print_record(record: Record) -> None:
     numbers = [f"{name} {value:.4g}" for name, value in record.metrics.items() if "_" not in name]
-    settings = [f"{name}={value}" for name, value in {**record.config, **record.params}.items()]
-    what = ", ".join([record.label, *settings, f"seed {record.seed}"])
-    typer.echo(f"{what}: {', '.join(numbers) or record.reason} ({record.seconds:.0f} s)", err=True)
+    found = ", ".join(numbers) or record.reason
+    typer.echo(f"{record.name}: {found} ({record.seconds:.0f} s)", err=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from placement_rules import Layout, PlacementError, Rule, Site, parse, record, resolve
 
-from .._shared.keeping import keeping_modes
+from .._shared.keeping import frozen
 from .._shared.progress import Progress
 from ..functional import flatten_samples
 from ._taps import tapped
@@ -87,7 +86,7 @@ def extract_features(
         raise ValueError("There is no batch to extract features from: the data is empty.")
     kept: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
-    with _frozen(model, device) as where:
+    with frozen(model, device) as where:
         example = first.to(where)
         recording = record(model, example.args, example.kwargs)
         sites = resolve(recording, parse(rule).require(recording), layout)
@@ -151,24 +150,6 @@ def _take(site: Site, found: Mapping[str, list[Tensor]], size: int, pool: str) -
         axes = [axis for axis in site.layout.sample_axes if axis]
         return h.mean(dim=axes, dtype=torch.promote_types(h.dtype, torch.float32)).cpu()
     return flatten_samples(h, site.layout).cpu()
-
-
-@contextmanager
-def _frozen(model: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
-    """Set a model to eval mode on a device, and back afterwards."""
-    parameter = next(model.parameters(), None)
-    before = parameter.device if parameter is not None else torch.device("cpu")
-    wanted = before if device is None else torch.device(device)
-    with keeping_modes(model):
-        model.eval()
-        try:
-            if wanted != before:
-                model.to(wanted)
-            with torch.no_grad():
-                yield wanted
-        finally:
-            if wanted != before:
-                model.to(before)
 
 
 @dataclass(frozen=True)

@@ -48,26 +48,26 @@ def measure_features(
     """
     if unknown := sorted(set(probes) - set(PROBES)):
         raise ValueError(f"There is no probe {', '.join(unknown)}; there are {', '.join(PROBES)}.")
-    settings = {"adamw": ADAMW_PROBE, "sgd": SGD_PROBE, "sgd_steps": PLACES_PROBE}
+    by_descent = {"adamw": ADAMW_PROBE, "sgd": SGD_PROBE, "sgd_steps": PLACES_PROBE}
     found: dict[str, float] = {}
-    for name in PROBES:
-        if name not in probes:
-            continue
-        if name == "logistic":
-            result = logistic_probe(*train, *test, seed=seed)
-        elif name == "knn":
-            result = knn_probe(*train, *test)
-        else:
-            result = gradient_probe(*train, *test, settings[name], seed=seed)
-        found[f"{name}_accuracy"] = result.accuracy
+    if "logistic" in probes:
+        found["logistic_accuracy"] = logistic_probe(*train, *test, seed=seed).accuracy
+    for name, settings in by_descent.items():
+        if name in probes:
+            result = gradient_probe(*train, *test, settings, seed=seed)
+            found[f"{name}_accuracy"] = result.accuracy
+    if "knn" in probes:
+        found["knn_accuracy"] = knn_probe(*train, *test).accuracy
     features, labels = test
-    found["ncc_accuracy"] = nearest_center_accuracy(*train, features, labels)
-    found["cdnv"] = cdnv(features, labels)
-    found["std"] = mean_std(features)
-    found["share_below_1"] = share_below(features)
-    found["correlation"] = mean_correlation(features)
-    found["squared_correlation"] = squared_correlation(features)
-    found["effective_rank"] = effective_rank(features)
+    found |= {
+        "ncc_accuracy": nearest_center_accuracy(*train, features, labels),
+        "cdnv": cdnv(features, labels),
+        "std": mean_std(features),
+        "share_below_1": share_below(features),
+        "correlation": mean_correlation(features),
+        "squared_correlation": squared_correlation(features),
+        "effective_rank": effective_rank(features),
+    }
     if inputs is not None:
         found["mutual_information"] = mutual_information(inputs, features, seed=seed)
     return found

@@ -36,23 +36,25 @@ def captured(model: nn.Module, sites: Sequence[Site]) -> Iterator[dict[str, list
             f"{', '.join(inside)} lies in the middle of a module's forward, where its tensor "
             'cannot be captured. Use a rule of module outputs and inputs, such as "blocks".'
         )
+
+    def keeper(site: Site) -> Callable[[Tensor], None]:
+        copies = site.clone is not None  # the model writes to it further down
+        return lambda h: found[site.name].append(h.clone() if copies else h)
+
     with ExitStack() as hooks:
         for site in sites:
-            hooks.enter_context(_hook(model.get_submodule(site.path), site, found[site.name]))
+            hooks.enter_context(hook(model, site, keeper(site)))
         yield found
 
 
-def _hook(module: nn.Module, site: Site, tensors: list[Tensor]) -> RemovableHandle:
-    def keep(source: Any) -> None:
-        tensor = get_leaf(source, site.leaf)
-        # a copy where the model writes to it further down
-        tensors.append(tensor if site.clone is None else tensor.clone())
-
+def hook(model: nn.Module, site: Site, note: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call a function with the tensor at a module's output or input, whenever one passes."""
+    module, leaf = model.get_submodule(site.path), site.leaf
     if site.position == "output":
-        return module.register_forward_hook(lambda _module, _args, output: keep(output))
+        return module.register_forward_hook(lambda _module, _args, out: note(get_leaf(out, leaf)))
+    place = 0 if isinstance(leaf[0], int) else 1  # among arguments by position, or by name
     return module.register_forward_pre_hook(
-        lambda _module, args, kwargs: keep(args if isinstance(site.leaf[0], int) else kwargs),
-        with_kwargs=True,
+        lambda _module, *given: note(get_leaf(given[place], leaf)), with_kwargs=True
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ..._shared.keeping import keeping_modes
+from ..._shared.keeping import frozen
 from ._distributed import Processes
 from ._settings import TrainSettings
 
@@ -78,10 +78,7 @@ def predict(
     model: nn.Module, data: Dataset[Any], batch_size: int = 256, workers: int = 0
 ) -> Tensor:
     """Return the model's class for each image, on the CPU; its modes are left as they were."""
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    with keeping_modes(model), torch.no_grad():
-        model.eval()
+    with frozen(model) as device:
         found = [
             model(images.to(device)).argmax(dim=1).cpu()
             for images in _images(data, batch_size, workers)
