@@ -55,6 +55,15 @@ def keeping_randomness() -> Iterator[None]:
         random.setstate(states[1])
 
 
+def seed_all(seed: int) -> None:
+    """Let the random numbers of torch, NumPy and Python follow from a seed."""
+    import numpy as np
+
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Draw torch's random numbers from a seed, on the CPU and a device; its states come back."""

@@ -52,9 +52,13 @@ class Workers:
             )
         if isinstance(executor, int) and executor < 1:
             raise AblationError(f"executor={executor} must be at least 1 process.")
-        self._given = executor
         self._ours: list[Executor] = []
-        self.executor = self._first()
+        if isinstance(executor, int):
+            # A forked child inherits locks that torch's threads hold; a spawned one begins clean.
+            context = multiprocessing.get_context("spawn")
+            executor = ProcessPoolExecutor(executor, context, initializer=_end_with_parent)
+            self._ours.append(executor)
+        self.executor: Executor = SerialExecutor() if executor is None else executor
 
     def check(self, task: Any) -> None:
         """Refuse functions that cannot be sent to another process.
@@ -84,25 +88,13 @@ class Workers:
                 "again with a new executor, and it goes on from there."
             )
         settings: Any = old  # what it was made with has no public names
-        made = ProcessPoolExecutor(
+        self.executor = ProcessPoolExecutor(
             settings._max_workers,
             mp_context=settings._mp_context,
             initializer=settings._initializer,
             initargs=settings._initargs,
         )
-        self._ours.append(made)
-        self.executor = made
-
-    def _first(self) -> Executor:
-        if isinstance(self._given, Executor):
-            return self._given
-        if self._given is None:
-            return SerialExecutor()
-        # A forked child inherits locks that torch's threads hold; a spawned one begins clean.
-        context = multiprocessing.get_context("spawn")
-        made = ProcessPoolExecutor(self._given, mp_context=context, initializer=_end_with_parent)
-        self._ours.append(made)
-        return made
+        self._ours.append(self.executor)
 
     def __enter__(self) -> Workers:
         """Return itself."""

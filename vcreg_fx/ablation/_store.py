@@ -69,8 +69,11 @@ class Store:
                         "yours: use another store."
                     )
         text = to_json({**notes, "trials": [trial.id for trial in trials]})
-        name = hashlib.sha256(text.encode()).hexdigest()[:12]
-        self._write(self._plans / f"{name}.json", text)
+        path = self._plans / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        if not path.exists():
+            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+            temporary.write_text(text, "utf-8")
+            os.replace(temporary, path)
 
     def plans(self) -> list[dict[str, Any]]:
         """Return what was asked for, the oldest first."""
@@ -138,11 +141,3 @@ class Store:
             os.rename(self._trials / trial, aside)
         except FileNotFoundError:
             return  # another process has just done the same
-
-    def _write(self, path: Path, text: str) -> None:
-        """Write a file whose name says what is in it, in one step."""
-        if path.exists():
-            return
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 import traceback
@@ -11,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import nn
 
-from .._shared.keeping import keeping_randomness, using_threads
+from .._shared.keeping import keeping_randomness, seed_all, using_threads
 from ..surgery import insert, sites
 from ._records import Record, check_metrics
 from ._store import Store
@@ -82,7 +79,7 @@ def run(task: Task) -> Record:
 
 def _train_and_evaluate(task: Task, names: list[str]) -> dict[str, float]:
     trial = task.trial
-    _seed(trial.seed)
+    seed_all(trial.seed)
     model = task.build()
     if trial.rule is not None:
         insert(
@@ -93,12 +90,6 @@ def _train_and_evaluate(task: Task, names: list[str]) -> dict[str, float]:
             **trial.config,
         )
         names += [site.name for site in sites(model)]
-    _seed(trial.seed)  # whatever build drew: all rules see the same training
+    seed_all(trial.seed)  # whatever build drew: all rules see the same training
     task.train(model, trial)
     return check_metrics(task.evaluate(model, trial))
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)

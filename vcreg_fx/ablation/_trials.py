@@ -123,7 +123,8 @@ def make_trials(
         raise AblationError(f"seeds={seeds!r} must be whole numbers ≥ 0, one at least.")
     if not isinstance(axes, Mapping):
         raise AblationError(f"axes={axes!r} must be a dictionary of names with lists of values.")
-    named = [pair for rule in _as_list(rules) for pair in _expand(rule, example)]
+    rules = [rules] if isinstance(rules, (str, Rule, Series)) else rules
+    named = [pair for rule in rules for pair in _expand(rule, example)]
     if not named and not baseline:
         raise AblationError("There is nothing to run: no rule, and baseline=False.")
     values = {name: _values(name, value) for name, value in axes.items()}
@@ -148,11 +149,6 @@ def _expand(
     if isinstance(rule, str) and rule == BASELINE:
         raise AblationError('"baseline" is no rule; the baseline is run with baseline=True.')
     return [(str(rule), parse(rule))]
-
-
-def _as_list(rules: Any) -> list[RuleLike]:
-    found: list[RuleLike] = [rules] if isinstance(rules, (str, Rule, Series)) else list(rules)
-    return found
 
 
 def _values(name: str, values: Any) -> list[Any]:

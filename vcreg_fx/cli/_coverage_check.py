@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -18,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from placement_rules import PlacementError, Site, leaves, operation
 from placement_rules._torch import tree_map
 
+from .._shared.keeping import seed_all
 from ..evaluation._taps import hook
 from ..functional import vcreg_loss
 from ..gradient import VCRegConfig
@@ -170,9 +169,7 @@ def _is_float(value: object) -> bool:
 
 
 def _run(model: nn.Module, example: Example, context: Any = None) -> list[Tensor]:
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
+    seed_all(0)
     with context or torch.enable_grad():
         output = model(*example[0], **example[1])
     return [tensor for _, tensor in leaves(output) if tensor.is_floating_point()]
