@@ -31,3 +31,11 @@ def plain(axes: Any, grid: str = "both") -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def head(axes: Any, title: str, below: str, grid: str = "both") -> None:
+    """Head a small panel, name its horizontal axis, and make it plain."""
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(below, fontsize=8)
+    axes.tick_params(labelsize=8)
+    plain(axes, grid)

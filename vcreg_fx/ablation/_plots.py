@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._shared.pictures import panels, plain
+from .._shared.pictures import head, panels
 from .._shared.statistics import summarize
 from ._records import Comparison, Row
 from ._trials import AblationError, in_one_line
@@ -57,10 +57,7 @@ def _panel(axes: Any, result: Comparison, rows: Sequence[Row], metric: str) -> N
         spread = found.std * scale if found.count > 1 else None
         axes.errorbar(found.mean * scale, height, xerr=spread, fmt="D", color=color, markersize=5)
     arrow = "lower is better" if metric in result.lower_is_better else "higher is better"
-    axes.set_title(metric.replace("_", " "), fontsize=10, loc="left")
-    axes.set_xlabel(f"{'%, ' if scale == 100 else ''}{arrow}", fontsize=8)
-    plain(axes, "x")
-    axes.tick_params(labelsize=8)
+    head(axes, metric.replace("_", " "), f"{'%, ' if scale == 100 else ''}{arrow}", "x")
 
 
 def draw_heatmaps(result: Comparison, path: Path, metric: str, x: str, y: str) -> None:

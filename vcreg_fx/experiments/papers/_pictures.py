@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..._shared.pictures import panels, plain
+from ..._shared.pictures import head, panels
 from ..._shared.statistics import difference_of, finite_values, summary_of
 
 COLORS = ("#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c")
@@ -36,7 +36,7 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
         axes.set_yticks(range(len(others)), [row["name"] for row in others])
         axes.set_ylim(len(others) - 0.5, -0.5)
         unit = ", points" if scale == 100 else ""
-        _label(axes, known[name]["title"], f"difference to {first['name']}{unit}", "x")
+        head(axes, known[name]["title"], f"difference to {first['name']}{unit}", "x")
     figure.savefig(path, dpi=110)
 
 
@@ -61,7 +61,7 @@ def draw_curves(report: dict[str, Any], path: Path, names: Sequence[str]) -> Non
                 alpha=0.18,
                 linewidth=0,
             )
-        _label(axes, titles[name], "epoch", "both")
+        head(axes, titles[name], "epoch")
     grid[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -70,10 +70,3 @@ def _epochs(row: dict[str, Any], name: str) -> list[int]:
     metrics = next(iter(row["by_seed"].values()))
     prefix = f"{name}_"
     return sorted(int(key[len(prefix) :]) for key in metrics if key.startswith(prefix))
-
-
-def _label(axes: Any, title: str, label: str, grid: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel(label, fontsize=8)
-    axes.tick_params(labelsize=8)
-    plain(axes, grid)
