@@ -177,7 +177,8 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
 
 
 def test_the_shared_room_knows_nothing_of_those_that_share_it():
-    assert imports_below(("vcreg_fx",), [ROOT / "vcreg_fx" / "_shared"]) == []
+    found = imports_below(("vcreg_fx",), [ROOT / "vcreg_fx" / "_shared"])
+    assert [line for line in found if " imports vcreg_fx._shared." not in line] == []
 
 
 @pytest.mark.parametrize("room", ["_shared", "ablation", "benchmark", "evaluation"])
