@@ -18,7 +18,7 @@ import typer
 
 from placement_rules import NoSiteError, PlacementError, RecordingError, parse
 
-from ..surgery import Plan, plan
+from ..surgery import plan
 from ._coverage_check import check
 from ._errors import clear_errors
 from ._model import load_model
@@ -151,7 +151,9 @@ def _plan(name: str, rule: str) -> Row:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return Row(name, rule, "failed", seconds=_since(start), reason=reason)
-    return _planned(name, rule, planned, _since(start))
+    sites, seconds = planned.sites, _since(start)
+    forms, layouts = ((site.form for site in sites), (str(site.layout) for site in sites))
+    return Row(name, rule, "planned", len(sites), _count(forms), _count(layouts), seconds)
 
 
 def summary(rows: list[Row]) -> str:
@@ -201,19 +203,6 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     temporary.replace(path)
-
-
-def _planned(name: str, rule: str, planned: Plan, seconds: float) -> Row:
-    sites = planned.sites
-    return Row(
-        name,
-        rule,
-        "planned",
-        len(sites),
-        _count(site.form for site in sites),
-        _count(str(site.layout) for site in sites),
-        seconds,
-    )
 
 
 def _count(values: Iterable[str]) -> str:
