@@ -6,7 +6,7 @@ from typing import Any
 
 
 def panels(
-    count: int, size: tuple[float, float], columns: int | None = None, **shared: bool
+    count: int, size: tuple[float, float], columns: int | None = None, **shared: Any
 ) -> tuple[Any, list[Any]]:
     """Return a figure and the axes of so many panels, in one row or in rows of some columns.
 

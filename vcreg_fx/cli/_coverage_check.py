@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,6 @@ from placement_rules import PlacementError, Site, leaves, operation
 from placement_rules._torch import tree_map
 
 from .._shared.keeping import seed_all
-from ..evaluation._taps import hook
 from ..functional import vcreg_loss
 from ..gradient import VCRegConfig
 from ..surgery import Plan, plan
@@ -71,9 +70,10 @@ def check(name: str, rule: str) -> tuple[bool, str]:
 def _error(planned: Plan, plain: nn.Module, inserted: nn.Module, example: Example) -> float:
     """Return the relative error of the inserted model's gradient."""
     gradients = []
-    for model in (plain, inserted):
+    watched: AbstractContextManager[list[Tensor]]
+    for model, watched in ((plain, _penalties(planned)), (inserted, nullcontext([]))):
         model.train().zero_grad()
-        with _penalties(planned) if model is plain else nullcontext([]) as penalties:
+        with watched as penalties:
             outputs = _run(model, example)
         loss = torch.stack([output.square().mean() for output in outputs]).sum()
         (loss + sum(penalties)).backward()
@@ -90,6 +90,8 @@ def _error(planned: Plan, plain: nn.Module, inserted: nn.Module, example: Exampl
 @contextmanager
 def _penalties(planned: Plan) -> Iterator[list[Tensor]]:
     """Collect the naive losses of what passes at the sites while the planned model runs."""
+    from ..evaluation._taps import hook
+
     found: list[Tensor] = []
 
     def note(site: Site, h: Tensor) -> None:
