@@ -413,7 +413,7 @@ def test_validation_images_train_the_last_probe(tmp_path, monkeypatch, split):
     preset = preset.but(options={**preset.options, "probes": ("dtd",)})
     task = PlacementTask(preset, digits, network, tmp_path)
     roles = Roles(digits.train, digits.train)
-    assert task.measure(task.build(), roles, trial(split))["dtd"] == 1.0
+    assert task.score(task.build(), roles, trial(split))["dtd"] == 1.0
     ((*counts, validation),) = probed
     if split == "validation":
         assert (counts, validation) == ([320, 320, 80, 80], 0.2)

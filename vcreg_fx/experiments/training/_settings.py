@@ -148,13 +148,12 @@ def make_schedule(
     Linear from `warmup_start` over the warm-up, then a cosine down to 0 (Appendix A); step by step,
     where torchvision's reference changes the rate once an epoch.
     """
-    rise = warmup_steps(settings, steps)
     if settings.schedule == "constant":
         return LambdaLR(optimizer, lambda _: 1.0)
     if settings.steps is not None:
-        return OneCycleLR(
-            optimizer, settings.learning_rate, total_steps=steps, pct_start=rise / steps
-        )
+        share = max(0.2, 2 / steps)
+        return OneCycleLR(optimizer, settings.learning_rate, total_steps=steps, pct_start=share)
+    rise = warmup_steps(settings, steps)
     fall = CosineAnnealingLR(optimizer, max(steps - rise, 1))
     if not rise:
         return fall
