@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from ._classes import ClassMoments, cdnv_of, check_labelled, nearest_of
-from ._covariance import correlations_of, off_diagonal, rank_of, spectrum_of
+from . import _classes, _covariance
+from ._classes import ClassMoments
 
 
 class ClassDistanceNormalizedVariance(Metric):
@@ -46,7 +46,7 @@ class ClassDistanceNormalizedVariance(Metric):
 
         **Raises:** `ValueError` if shapes do not fit or a label is out of range.
         """
-        check_labelled(features, labels)
+        _classes.check_labelled(features, labels)
         if labels.min() < 0 or labels.max() >= self.classes:
             raise ValueError(
                 f"labels go from {int(labels.min())} to {int(labels.max())}; the metric was made "
@@ -70,7 +70,7 @@ class ClassDistanceNormalizedVariance(Metric):
 
         **Raises:** `ValueError` if fewer than two classes have samples.
         """
-        return cdnv_of(self.moments())
+        return _classes.cdnv_of(self.moments())
 
 
 class NearestClassCenterAccuracy(Metric):
@@ -102,8 +102,8 @@ class NearestClassCenterAccuracy(Metric):
 
         **Raises:** `ValueError` if the shapes do not fit.
         """
-        check_labelled(features, labels)
-        predicted = nearest_of(
+        _classes.check_labelled(features, labels)
+        predicted = _classes.nearest_of(
             features.detach(), self.get_buffer("centers"), self.get_buffer("labels")
         )
         self.right += (predicted == labels).sum()
@@ -173,13 +173,13 @@ class FeatureStatistics(Metric):
         c[constant] = 0
         c[:, constant] = 0
         std = c.diagonal().sqrt()
-        correlations = off_diagonal(correlations_of(c))
-        spectrum = spectrum_of(c)
+        correlations = _covariance.off_diagonal(_covariance.correlations_of(c))
+        spectrum = _covariance.spectrum_of(c)
         return {
             "std": std.mean(),
             "share_below": (std < self.threshold).double().mean(),
             "correlation": correlations.abs().nanmean(),
             "squared_correlation": correlations.square().nanmean(),
-            "effective_rank": rank_of(spectrum),
+            "effective_rank": _covariance.rank_of(spectrum),
             "spectrum": spectrum,
         }
