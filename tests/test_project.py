@@ -28,6 +28,7 @@ UPPER = tuple(
 )
 FLOORS = ("axes", "recording", "structure", "rules")  # of placement_rules, the lowest first
 WITHOUT_CIRCLES = ("placement_rules", "vcreg_fx")
+CORE_FLOORS = ("functional", "gradient", "site", "surgery", "exporting")  # of vcreg_fx
 TOP_LEVEL = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
@@ -155,6 +156,31 @@ def test_a_floor_of_placement_rules_uses_those_below_it(floor):
     upper = FLOORS[FLOORS.index(floor) + 1 :]
     forbidden = tuple(f"placement_rules.{name}" for name in upper)
     assert imports_below(forbidden, [ROOT / "placement_rules" / floor]) == []
+
+
+@pytest.mark.parametrize("floor", CORE_FLOORS)
+def test_a_floor_of_the_core_uses_those_below_it(floor):
+    upper = CORE_FLOORS[CORE_FLOORS.index(floor) + 1 :]
+    path = ROOT / "vcreg_fx" / floor
+    forbidden = tuple(f"vcreg_fx.{name}" for name in upper)
+    assert imports_below(forbidden, [path if path.is_dir() else path.with_suffix(".py")]) == []
+
+
+def test_the_shared_room_stands_on_nothing():
+    rooms = [path.stem for path in (ROOT / "vcreg_fx").iterdir() if path.stem != "_shared"]
+    forbidden = ("placement_rules", *(f"vcreg_fx.{name}" for name in rooms))
+    assert imports_below(forbidden, [ROOT / "vcreg_fx" / "_shared"]) == []
+
+
+def test_contributing_names_what_there_is():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    cells = [cell for line in text.splitlines() if line.startswith("|") for cell in line.split("|")]
+    named = [name for cell in cells for name in re.findall(r"`([\w/.]+)`", cell)]
+    paths = [name for name in named if "/" in name or name.endswith(".py")]
+    assert len(paths) > 20
+    for name in paths:
+        below = ("", "vcreg_fx/", "placement_rules/", "vcreg_fx/experiments/")
+        assert any((ROOT / folder / name).exists() for folder in below), name
 
 
 def test_placement_rules_know_nothing_of_vcreg():
