@@ -7,14 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from placement_rules import Layout
 from tests.strategies import MEMORY, in_memory
 from tests.test_gradient import added_gradient, error, reference_gradient
-from vcreg_fx import vcreg_loss
+from vcreg_fx import LiveSite, VCRegConfig, vcreg_loss
 from vcreg_fx.gradient import _blocks
 from vcreg_fx.gradient._blocks import Blocks
-from vcreg_fx.gradient._products import add_product, moments
+from vcreg_fx.gradient._products import add_product, add_small_product, moments
 
 SHAPES = {"NC": (400, 0), "NLC": (6, 70, 0), "NCHW": (7, 0, 9, 8), "NHWC": (7, 9, 8, 0)}
 
@@ -41,7 +42,7 @@ def test_panels_and_blocks_of_any_size(
     _blocks._CPU_BLOCK = size
     try:
         centre = torch.randn(d, dtype=torch.float64)
-        second, first = moments(h, axis, centre, torch.float64)
+        second, first, small = moments(h, axis, centre, torch.float64)
         g = second / second.norm()
         grad = in_memory(activation(layout, d), Layout.parse(layout), arriving)
         added = add_product(grad, h, axis, centre, g, torch.float64)
@@ -52,6 +53,40 @@ def test_panels_and_blocks_of_any_size(
     torch.testing.assert_close(first, x.sum(dim=0))
     expected = (x @ g).reshape(h.movedim(axis, -1).shape).movedim(-1, axis) + grad
     torch.testing.assert_close(added, expected)
+    assert (small is not None) == (h.numel() <= size)
+    if small is not None:
+        torch.testing.assert_close(small, x)
+        torch.testing.assert_close(add_small_product(grad, small, axis, g), expected)
+
+
+def test_a_site_adds_few_operations() -> None:
+    """Counted below autograd, views aside; what a step of a small network pays for."""
+    for layout, shape in (("NLC", (8, 50, 64)), ("NCHW", (8, 24, 14, 14)), ("NC", (16, 32))):
+        h = torch.randn(shape)
+        axis = Layout.parse(layout).axis
+        site = LiveSite("m", "m", "output", Layout.parse(layout), shape[axis], VCRegConfig(), False)
+        counts = []
+        for acts in (True, False):
+            leaf = h.clone().requires_grad_()
+            with Operations() as operations:
+                out = leaf.view_as(leaf)
+                if acts and site.active(out, True):
+                    out = site.regularize(out, site.reference_mean(out))
+                out.square().sum().backward()
+            counts.append(operations.count)
+        assert 10 < counts[0] - counts[1] <= 20, (layout, counts)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not (func.is_view or func.overloadpacket.__name__ in {"detach", "view"})
+        return func(*args, **(kwargs or {}))
 
 
 @given(
@@ -118,7 +153,7 @@ def test_first_samples_that_are_like_no_others() -> None:
 def test_factors_of_sixteen_bits_have_float32_sums(dtype: torch.dtype) -> None:
     """The entries of G are far below what float16 holds; the scale is applied in float32."""
     h = activation("NC", 96, torch.float32)
-    c, total = moments(h, 1, None, dtype)
+    c, total, _ = moments(h, 1, None, dtype)
     assert c.dtype == total.dtype == torch.float32
     exact = h.double()
     assert error(c, exact.T @ exact) <= 5e-3

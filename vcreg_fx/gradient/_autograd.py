@@ -50,8 +50,8 @@ class InjectGradient(torch.autograd.Function):
         h: Tensor,
         reference: Tensor | None,
         absent: Tensor | None,
-        alpha: Tensor,
-        beta: Tensor,
+        alpha: Tensor | float,
+        beta: Tensor | float,
         scale: Tensor | None,
         step: Tensor | None,
         settings: Settings,
@@ -68,14 +68,20 @@ class InjectGradient(torch.autograd.Function):
         Which positions are no samples is kept beside what is saved, so that checkpointing, which
         computes anew what was saved, does not look for it again.
         """
-        h, reference, ctx.absent, *tensors, ctx.step, ctx.settings, ctx.dtype, ctx.started = inputs
+        h, reference, ctx.absent, *given, ctx.step, ctx.settings, ctx.dtype, ctx.started = inputs
+        ctx.given = [None if isinstance(value, Tensor) else value for value in given]
+        tensors = (value if isinstance(value, Tensor) else None for value in given)
         ctx.save_for_backward(h, reference, *tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the arriving gradient plus the penalty's, in a new tensor."""
         settings: Settings = ctx.settings
-        h, reference, alpha, beta, scale = _saved(ctx)
+        h, reference, *saved = _saved(ctx)
+        alpha, beta, scale = (
+            value if value is not None else plain
+            for value, plain in zip(saved, ctx.given, strict=True)
+        )
         _refuse_second_order()
         refuse_batches(settings.name, grad)
         if settings.injected is not None and not torch.compiler.is_compiling():
@@ -94,7 +100,9 @@ class InjectGradient(torch.autograd.Function):
                 how = (axis, alpha, beta, scale, config, draw, ctx.dtype)
                 result, seen = estimate(base, h, *how, grad, absent)
             else:
-                found = ctx.started or start_moments(h, axis, reference, config, ctx.dtype, absent)
+                found = ctx.started or start_moments(
+                    h, axis, reference, config, ctx.dtype, absent, keep=True
+                )
                 result, seen = add_gradient(
                     base, h, axis, found(), alpha, beta, scale, config, ctx.dtype, grad, absent
                 )
@@ -178,7 +186,7 @@ def naive_penalty(
     if absent is not None and len(z) < 2:  # nothing varies, whatever would be penalized
         loss = penalty = z.sum() * 0
         variances = z.detach().new_full((z.shape[1],), config.eps)
-        return penalty, Statistics(variances, loss.detach(), variances.new_full((), len(z)))
+        return penalty, Statistics(variances, (loss.detach(), None), variances.new_full((), len(z)))
     if settings.penalize is not None:
         loss = other_penalty(z, settings.penalize)
         penalty = alpha * loss
@@ -189,7 +197,7 @@ def naive_penalty(
     with torch.no_grad():
         variances = z.detach().var(dim=0) + config.number("eps")
         samples = variances.new_ones(()) * z.shape[0]
-    return penalty, Statistics(variances, loss.detach(), samples)
+    return penalty, Statistics(variances, (loss.detach(), None), samples)
 
 
 def other_penalty(z: Tensor, penalize: Penalize) -> Tensor:
@@ -217,7 +225,8 @@ def _naive_gradient(
         gradient, seen = torch.func.grad(_naive_numbers, has_aux=True)(
             h.detach(), alpha, beta, settings
         )
-        statistics = Statistics(*seen)
+        variances, loss, samples = seen
+        statistics = Statistics(variances, (loss, None), samples)
     else:
         with torch.enable_grad():
             leaf = h.detach().requires_grad_()

@@ -17,6 +17,11 @@ _CPU_BLOCK = 393_216  # elements: 1.5 MB in float32
 _GPU_BLOCK = 16_777_216  # there, few large kernels beat small blocks
 
 
+def fits_in_cache(h: Tensor) -> bool:
+    """Whether an activation is one block."""
+    return h.numel() <= (_CPU_BLOCK if h.device.type == "cpu" else _GPU_BLOCK)
+
+
 class Blocks:
     """The samples of activations of one shape, block by block.
 

@@ -11,6 +11,7 @@ of ranks, because DistributedDataParallel divides the sum of their gradients by 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from placement_rules import Layout
 from ._config import VCRegConfig
 from ._moments import Moments, moments_of, present_sum
 from ._precision import working_dtype
-from ._products import add_product
+from ._products import add_product, add_small_product
 from ._ratio import norm_of_product, strength
 
 
@@ -32,16 +33,23 @@ class Statistics(NamedTuple):
     **Attributes:**
 
     - `variances`: C_ii + ε, shape (d,).
-    - `covariance_loss`: Eq. 4 or Eq. 10; the value of a regularizer that acts instead of VCReg. A
-      0-d tensor.
+    - `sums`: 0-d tensors s, and t or None: Eq. 4 is s / `pairs`, Eq. 10 (2 s − t) / `pairs`. The
+      value of a regularizer that acts instead of VCReg is s.
     - `samples`: n, a number or a 0-d tensor.
     - `factor`: with ``ratio``, what the penalty's gradient was multiplied by; None without.
     """
 
     variances: Tensor
-    covariance_loss: Tensor
+    sums: tuple[Tensor, Tensor | None]
     samples: int | Tensor
     factor: Tensor | None = None
+    pairs: int = 1
+
+    @property
+    def covariance_loss(self) -> Tensor:
+        """ℓ_cov, or what another regularizer returned: worked out when it is asked for."""
+        whole, less = self.sums
+        return (whole if less is None else 2 * whole - less) / self.pairs
 
 
 @dataclass(frozen=True)
@@ -91,19 +99,24 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
     free = (n - 1).clamp_min(1) if isinstance(n, Tensor) else n - 1
     d = len(c)
     variances = c.diagonal() + config.number("eps")
-    poison = variances.sum() * 0  # NaN where one is infinite: a clamp would hide that
+    gamma, pairs = config.number("gamma"), max(d * (d - 1), 1)
     whole = None if config.ratio is None else c.clone()
-    slope = variances.rsqrt().mul_(variances < config.number("gamma") ** 2)
+    slope = torch.threshold(variances.rsqrt(), 1 / gamma if gamma else math.inf, 0)
     c.diagonal().zero_()  # Eq. 4 and Eq. 10 leave it out
     clamped = c if delta is None else c.clamp(-delta, delta)
-    covariance_loss = _huber_sum(c, clamped) / max(d * (d - 1), 1)
+    sums = _huber_sums(c, clamped)
     alpha, beta = number(alpha), number(beta)
-    scale = beta * (4 * found.ranks / max(d * (d - 1), 1) / (1 if printed else free))
-    g = clamped.mul_(poison + scale)
-    g.diagonal().copy_(slope.mul_(poison + alpha * (-found.ranks / d / free)))
+    of_variance = alpha * (-found.ranks / d / free)
+    g = clamped.mul_(
+        _unless_infinite(beta * (4 * found.ranks / pairs / (1 if printed else free)), variances)
+    )
+    if isinstance(of_variance, Tensor):
+        g.diagonal().copy_(slope.mul_(of_variance))
+    else:
+        torch.mul(slope, of_variance, out=g.diagonal())
     if isinstance(n, Tensor):
         g.masked_fill_(n < 2, 0)
-    statistics = Statistics(variances, covariance_loss, n)
+    statistics = Statistics(variances, sums, n, None, pairs)
     norm = None if whole is None else norm_of_product(whole, g, n)
     return Direction(g, found.centre, found.rest, statistics, norm)
 
@@ -130,6 +143,8 @@ def add_gradient(  # noqa: PLR0913, PLR0917 (what a step is made of)
     way = direction(found, alpha, beta, config)
     way = way.scaled_to(grad if arriving is None else arriving, alpha, beta, found.ranks, config)
     g = way.g if weight is None else way.g.mul_(weight)
+    if found.small is not None:
+        return add_small_product(grad, found.small, axis, g), way.statistics
     return add_product(grad, h, axis, way.centre, g, dtype, way.rest, absent), way.statistics
 
 
@@ -170,8 +185,19 @@ def number(coefficient: Tensor | float) -> Any:
     return coefficient.item()
 
 
-def _huber_sum(c: Tensor, clamped: Tensor) -> Tensor:
-    """Return Σ ρ(C_ij), by ρ(x) = 2 x k − k² with k = clamp(x, −δ, δ)."""
+def _huber_sums(c: Tensor, clamped: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return s and t, where Σ ρ(C_ij) = 2 s − t, by ρ(x) = 2 x k − k² with k = clamp(x, −δ, δ).
+
+    Without δ, it is s.
+    """
     k = clamped.reshape(-1)
-    total = torch.dot(k, k)
-    return total if clamped is c else 2 * torch.dot(c.reshape(-1), k) - total
+    if clamped is c:
+        return torch.dot(k, k), None
+    return torch.dot(c.reshape(-1), k), torch.dot(k, k)
+
+
+def _unless_infinite(scale: Any, variances: Tensor) -> Tensor:
+    """Return the scale, and NaN where a variance is infinite: a clamp would hide that."""
+    if isinstance(scale, Tensor) or torch.compiler.is_compiling():
+        return variances.sum() * 0 + scale
+    return torch.rsub(variances.sum(), scale, alpha=0)

@@ -71,7 +71,7 @@ def add_estimate(  # noqa: PLR0913, PLR0917 (what a step is made of)
         how = (config, key, dtype, arriving, absent)
         return _add_sampled(grad, h, axis, n, alpha, beta, weight, *how)
     reference = reference_mean(h, axis, absent) if config.demean == "statistics" else None
-    found = moments_of(h, axis, reference, config, dtype, absent)
+    found = moments_of(h, axis, reference, config, dtype, absent, keep=True)
     return add_gradient(grad, h, axis, found, alpha, beta, weight, config, dtype, arriving, absent)
 
 

@@ -102,7 +102,7 @@ def vcreg_backward_operator(  # noqa: PLR0913, PLR0917 (those of the schema)
     config = VCRegConfig(delta=delta, gamma=gamma, eps=eps, convention=convention)
     with autocast_off(h):
         dtype = product_dtype(h)
-        found = moments_of(h, axis, mean, config, dtype)
+        found = moments_of(h, axis, mean, config, dtype, keep=True)
         return add_gradient(grad, h, axis, found, alpha, beta, scale, config, dtype)[0]
 
 

@@ -27,6 +27,7 @@ class Moments(NamedTuple):
     - `rest`: the mean less `centre`, which has no room in its digits; None for zero.
     - `samples`: n, a number; a 0-d tensor where it was counted, or is of several processes.
     - `ranks`: how many processes they are from.
+    - `small`: z less its mean as a matrix (n, d), where it was kept; then no centre is given.
     """
 
     covariance: Tensor
@@ -34,6 +35,7 @@ class Moments(NamedTuple):
     rest: Tensor | None
     samples: int | Tensor
     ranks: int
+    small: Tensor | None = None
 
 
 def reference_mean(h: Tensor, axis: int, absent: Tensor | None = None) -> Tensor:
@@ -83,9 +85,11 @@ def moments_of(
     config: VCRegConfig,
     dtype: torch.dtype,
     absent: Tensor | None = None,
+    *,
+    keep: bool = False,
 ) -> Moments:
     """Return the moments of the samples in `h`; with ``sync``, of those of all ranks."""
-    return start_moments(h, axis, reference, config, dtype, absent)()
+    return start_moments(h, axis, reference, config, dtype, absent, keep=keep)()
 
 
 def start_moments(
@@ -95,6 +99,8 @@ def start_moments(
     config: VCRegConfig,
     dtype: torch.dtype,
     absent: Tensor | None = None,
+    *,
+    keep: bool = False,
 ) -> Callable[[], Moments]:
     """Start what `moments_of` does; the ranks' exchange goes on until the result is asked for.
 
@@ -106,12 +112,18 @@ def start_moments(
     - `config`: `sync` and the convention.
     - `dtype`: of the factors of the product.
     - `absent`: which positions are no samples, as for `_products.moments`.
+    - `keep`: whether few samples, less their mean, may be kept for the product that follows.
     """
     n: int | Tensor
     centred = config.convention == "exact"
-    second, total = moments(h, axis, reference if centred else None, dtype, absent)
+    second, total, small = moments(h, axis, reference if centred else None, dtype, absent)
     group = group_of(config.sync)
     centre = rest = None
+    if keep and small is not None and group is None:
+        n = len(small)
+        second.addr_(total, total, beta=1 / (n - 1), alpha=-1 / (n * (n - 1)))
+        small.sub_(total, alpha=1 / n)
+        return lambda: Moments(second, None, None, n, 1, small)
     if absent is not None:
         n = (~absent).sum().to(second.dtype)
         if centred:

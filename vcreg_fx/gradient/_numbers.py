@@ -27,21 +27,19 @@ class Numbers:
     - `config`: the configuration of the site.
     - `other`: whether a regularizer other than VCReg acts there.
 
-    **Attributes:**
-
-    - `values`: C_ii + ε of each feature, ℓ_cov (or the other regularizer's value) and n, shape
-      (d + 2,), on the device; with `ratio` the factor follows. None before the first step.
+    A step leaves what it has, and what is asked of it is worked out when it is read.
     """
 
     def __init__(self, channels: int, config: VCRegConfig, *, other: bool) -> None:
-        self.values: Tensor | None = None
+        self._seen: Statistics | None = None  # of the last step, where it was not compiled
+        self._values: Tensor | None = None
         self._channels, self._config, self._other = channels, config, other
         self._compiled: Tensor | None = None  # where compiled steps write them
         self._memory = _memory_of(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step."""
-        state = {**self.__dict__, "values": None, "_compiled": None}
+        state = {**self.__dict__, "_seen": None, "_values": None, "_compiled": None}
         del state["_memory"]
         return state
 
@@ -49,6 +47,21 @@ class Numbers:
         """Restore a copied or loaded object."""
         self.__dict__.update(state)
         self._memory = _memory_of(self)
+
+    @property
+    def values(self) -> Tensor | None:
+        """C_ii + ε of each feature, ℓ_cov (or the other regularizer's value) and n, on the device.
+
+        Shape (d + 2,); with `ratio` the factor follows. None before the first step.
+        """
+        if self._seen is not None:
+            self._seen, self._values = None, _joined(self._seen)
+        return self._values
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there was a step."""
+        return self._seen is not None or self._values is not None
 
     @property
     def _first_other(self) -> int:
@@ -98,21 +111,25 @@ class Numbers:
         return 1.0 if self._config.ratio is None else float(self.values[-1])
 
     def record(self, statistics: Statistics) -> None:
-        """Note the numbers of a step in one small tensor, which compiled code can write to too."""
-        variances, loss = statistics.variances.detach(), statistics.covariance_loss.detach()
-        n = statistics.samples
-        count = n.view(1) if isinstance(n, Tensor) else loss.new_full((1,), n)
-        factor = statistics.factor
-        last = [] if factor is None else [factor.view(1).to(loss.dtype)]
-        values = torch.cat([variances, loss.view(1), count, *last])
+        """Note a step; compiled code writes its numbers to one small tensor."""
         if torch.compiler.is_compiling():
             if self._channels:  # known, unless the model could not be recorded
+                values = _joined(statistics)
                 self._memory(values.dtype, str(values.device)).copy_(values)
-            return
-        kept = self._compiled
-        if kept is not None and (kept.dtype, kept.device) == (values.dtype, values.device):
-            values = kept.copy_(values)  # a compiled step may follow, which writes there
-        self.values = values
+        elif (kept := self._compiled) is None:
+            self._seen = statistics
+        else:  # a compiled step may follow, which writes there
+            values = _joined(statistics)
+            same = (kept.dtype, kept.device) == (values.dtype, values.device)
+            self._values = kept.copy_(values) if same else values
+
+
+def _joined(statistics: Statistics) -> Tensor:
+    variances, loss = statistics.variances.detach(), statistics.covariance_loss.detach()
+    n, factor = statistics.samples, statistics.factor
+    count = n.view(1) if isinstance(n, Tensor) else loss.new_full((1,), n)
+    last = [] if factor is None else [factor.view(1).to(loss.dtype)]
+    return torch.cat([variances, loss.view(1), count, *last])
 
 
 def _memory_of(numbers: Numbers) -> Callable[[torch.dtype, str], Tensor]:
@@ -128,7 +145,8 @@ def _memory_of(numbers: Numbers) -> Callable[[torch.dtype, str], Tensor]:
         values = owner._compiled
         if values is None or (values.dtype, str(values.device)) != (dtype, device):
             values = torch.zeros(owner._channels - owner._first_other, dtype=dtype, device=device)
-        owner.values = owner._compiled = values
+        owner._values = owner._compiled = values
+        owner._seen = None
         return values
 
     memory.__code__ = memory.__code__.replace(co_name=f"vcreg_memory_{next(_COUNT)}")

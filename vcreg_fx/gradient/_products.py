@@ -11,9 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._blocks import Blocks, Workspace
+from ._blocks import Blocks, Workspace, fits_in_cache
 from ._precision import FULL, product, working_dtype
 from ._symmetric_sum import SymmetricSum
+
+_PLAIN = 1 << 24  # multiplications that are so few that one plain product is fastest
 
 
 def moments(
@@ -22,8 +24,8 @@ def moments(
     centre: Tensor | None,
     dtype: torch.dtype,
     absent: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return Σ x xᵀ and Σ x over all samples, where x = z − centre.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return Σ x xᵀ and Σ x over all samples, where x = z − centre; and x, if it is small.
 
     **Arguments:**
 
@@ -33,15 +35,19 @@ def moments(
     - `absent`: true at positions that are no samples, of the shape of `h` without its channel axis;
       None where all are.
 
-    **Returns:** tensors of shapes (d, d) and (d,), in float32 or float64.
+    **Returns:** tensors of shapes (d, d) and (d,), in float32 or float64; and where all samples fit
+    in a cache and none is left out, x as a matrix (n, d) of its own, for `add_small_product`.
     """
     working = working_dtype(h)
     if torch.compiler.is_compiling():
         x = _all_centred(h, axis, centre)
         x = x if absent is None else x.masked_fill(absent.reshape(-1, 1), 0)
         first, x = x.sum(dim=0), x.to(dtype)
-        return product(x.T, x), first
+        return product(x.T, x), first, None
     d = h.shape[axis]
+    if (x := _small(h, axis, centre, dtype)) is not None and absent is None:
+        second = x.T @ x if len(x) * d * d <= _PLAIN else SymmetricSum.of(x)
+        return second, x.sum(dim=0), x
     second = SymmetricSum(d, working, h.device)
     first = torch.zeros((d,), dtype=working, device=h.device)
     blocks = Blocks(axis, h, *_over_channels(absent, h, axis))
@@ -50,7 +56,35 @@ def moments(
         x = _centred(block, centre, space, None, *left_out)
         second.add(x)
         first += x.sum(dim=0, dtype=working)
-    return second.result(), first
+    return second.result(), first, None
+
+
+def _small(h: Tensor, axis: int, centre: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return samples that fit in a cache, less the centre, as a matrix (n, d); None for more.
+
+    It lies in memory as the activation does: by rows where channels are neighbours, else by
+    columns.
+    """
+    if centre is None or dtype not in FULL or h.dtype != dtype or not fits_in_cache(h):
+        return None
+    moved, d = h.movedim(axis, -1), h.shape[axis]
+    if moved.is_contiguous():
+        return (moved - centre).view(-1, d)
+    columns = h.new_empty((d, *moved.shape[:-1]))
+    torch.sub(moved, centre, out=columns.movedim(0, -1))
+    return columns.view(d, -1).T
+
+
+def add_small_product(grad: Tensor, x: Tensor, axis: int, g: Tensor) -> Tensor:
+    """Return ``grad + x G`` as a new tensor, x being what `moments` returned."""
+    moved, d = grad.movedim(axis, -1), len(g)
+    if x.is_contiguous() and moved.is_contiguous() and grad.dtype == x.dtype:
+        return torch.addmm(moved.view(-1, d), x, g).view(moved.shape).movedim(-1, axis)
+    if x.is_contiguous():
+        added = (x @ g).view(moved.shape)
+    else:
+        added = (g @ x.T).view(d, *moved.shape[:-1]).movedim(0, -1)
+    return torch.add(grad, added.movedim(-1, axis)).to(grad.dtype)
 
 
 def add_product(

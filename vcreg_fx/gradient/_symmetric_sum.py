@@ -32,6 +32,13 @@ class SymmetricSum:
         self._last: Tensor | None = None
         self._factors: list[tuple[Tensor, Tensor]] = []
 
+    @classmethod
+    def of(cls, x: Tensor) -> Tensor:
+        """Return xᵀx of one matrix."""
+        found = cls(x.shape[1], x.dtype, x.device)
+        found.add(x)
+        return found.result()
+
     def add(self, x: Tensor) -> None:
         """Add xᵀx; `x` may be the tensor of the call before, with other samples in it."""
         started = self._last is not None

@@ -83,6 +83,8 @@ class LiveSite:
         self.config = config
         self.penalize = penalize
         self.numbers = Numbers(channels, config, other=penalize is not None)
+        self._now = (float(config.alpha), float(config.beta))
+        # The same for compiled code, which would freeze numbers.
         self._alpha = torch.tensor(config.alpha, dtype=torch.float64, device="cpu")
         self._beta = torch.tensor(config.beta, dtype=torch.float64, device="cpu")
         self._step = torch.zeros((), dtype=torch.int64, device="cpu")
@@ -113,20 +115,22 @@ class LiveSite:
     @property
     def alpha(self) -> float:
         """The weight of the variance loss."""
-        return float(self._alpha)
+        return self._now[0]
 
     @alpha.setter
     def alpha(self, value: float) -> None:
-        self._alpha.fill_(check_coefficient("alpha", value))
+        self._now = (check_coefficient("alpha", value), self._now[1])
+        self._alpha.fill_(value)
 
     @property
     def beta(self) -> float:
         """The weight of the covariance loss."""
-        return float(self._beta)
+        return self._now[1]
 
     @beta.setter
     def beta(self, value: float) -> None:
-        self._beta.fill_(check_coefficient("beta", value))
+        self._now = (self._now[0], check_coefficient("beta", value))
+        self._beta.fill_(value)
 
     @property
     def step(self) -> int:
@@ -293,8 +297,10 @@ class LiveSite:
             started = (
                 None if step is not None else self._start_exchange(h, reference, dtype, absent)
             )
-            how = (self._alpha, self._beta, scale, step, self._settings, dtype, started)
-            inject = InjectGradient if torch.compiler.is_compiling() else self._inject
+            compiling = torch.compiler.is_compiling()
+            alpha, beta = (self._alpha, self._beta) if compiling else self._now
+            how = (alpha, beta, scale, step, self._settings, dtype, started)
+            inject = InjectGradient if compiling else self._inject
             result: Tensor = inject.apply(h, reference, absent, *how)
             return result
         if self.config.backend == "naive":
@@ -316,7 +322,7 @@ class LiveSite:
     @property
     def has_acted(self) -> bool:
         """Whether a training step has left its numbers."""
-        return self.numbers.values is not None
+        return self.numbers.has_any
 
     @property
     def needs_scale(self) -> bool:
