@@ -131,8 +131,8 @@ def directives() -> list[str]:
 
 
 def public_names(module: types.ModuleType) -> set[str]:
-    """Return what a module has made public: nothing of other packages, and no modules."""
-    own = ("vcreg_fx", "placement_rules")
+    """Return what a module has made public: a package what it passes on, a file what it defines."""
+    own = ("vcreg_fx", "placement_rules") if hasattr(module, "__path__") else (module.__name__,)
     return {
         name
         for name, value in vars(module).items()
