@@ -114,6 +114,8 @@ def direction(found: Moments, alpha: Tensor, beta: Tensor, config: VCRegConfig) 
         g.diagonal().copy_(slope.mul_(of_variance))
     else:
         torch.mul(slope, of_variance, out=g.diagonal())
+    if d == 1:  # no covariance, which would tell of an infinite variance
+        g += variances * 0
     if isinstance(n, Tensor):
         g.masked_fill_(n < 2, 0)
     statistics = Statistics(variances, sums, n, None, pairs)
@@ -196,7 +198,7 @@ def _huber_sums(c: Tensor, clamped: Tensor) -> tuple[Tensor, Tensor | None]:
     return torch.dot(c.reshape(-1), k), torch.dot(k, k)
 
 
-def _unless_infinite(scale: Any, variances: Tensor) -> Tensor:
+def _unless_infinite(scale: Any, variances: Tensor) -> Any:
     """Return the scale, and NaN where a variance is infinite: a clamp would hide that."""
     if isinstance(scale, Tensor) or torch.compiler.is_compiling():
         return variances.sum() * 0 + scale

@@ -54,8 +54,8 @@ class Numbers:
 
         Shape (d + 2,); with `ratio` the factor follows. None before the first step.
         """
-        if self._seen is not None:
-            self._seen, self._values = None, _joined(self._seen)
+        if (seen := self._seen) is not None:
+            self._seen, self._values = None, _joined(seen)
         return self._values
 
     @property

@@ -45,9 +45,10 @@ def moments(
         first, x = x.sum(dim=0), x.to(dtype)
         return product(x.T, x), first, None
     d = h.shape[axis]
-    if (x := _small(h, axis, centre, dtype)) is not None and absent is None:
-        second = x.T @ x if len(x) * d * d <= _PLAIN else SymmetricSum.of(x)
-        return second, x.sum(dim=0), x
+    small = _small(h, axis, centre, dtype) if absent is None else None
+    if small is not None:
+        few = len(small) * d * d <= _PLAIN
+        return small.T @ small if few else SymmetricSum.of(small), small.sum(dim=0), small
     second = SymmetricSum(d, working, h.device)
     first = torch.zeros((d,), dtype=working, device=h.device)
     blocks = Blocks(axis, h, *_over_channels(absent, h, axis))
