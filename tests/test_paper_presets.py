@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vcreg_fx.ablation import Trial
-from vcreg_fx.experiments.images import ImageSet, load_images
+from vcreg_fx.experiments.images import IMAGENET_SUBSETS, ImageSet, load_images, read_classes
 from vcreg_fx.experiments.papers import EXPERIMENTS, NETWORKS
 from vcreg_fx.experiments.training._settings import (
     averaging_weight,
@@ -124,3 +124,40 @@ def test_a_papers_preset_learns(tmp_path, name, options, chances):
     found = task.evaluate(model, trial)
     for metric, chance in chances.items():
         assert found[metric] > chance + 0.4, (metric, found)
+
+
+# Table 5's subsets of ImageNet -----------------------------------------------------------------
+
+TABLE_5 = {"living_9": (9, 72), "mixed_10": (10, 60), "mixed_13": (13, 78),
+           "geirhos_16": (16, 32), "big_12": (12, 240)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMAGENET_SUBSETS)
+def test_subsets_of_imagenet(name):
+    """Table 5: superclasses and classes; of each superclass the first ones by their number."""
+    from timm.data import ImageNetInfo
+
+    groups = IMAGENET_SUBSETS[name]
+    classes = [wordnet for members in groups.values() for wordnet in members]
+    assert (len(groups), len(set(classes)), len(classes)) == (*TABLE_5[name], len(set(classes)))
+    assert len({len(members) for members in groups.values()}) == 1
+    known = ImageNetInfo().label_names()
+    assert set(classes) <= set(known)
+    for members in groups.values():
+        assert list(members) == sorted(members)
+    assert read_classes(name) is groups
+
+
+def test_subsets_have_what_their_superclasses_say():
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    lemmas = {
+        group: [info.label_name_to_description(name, detailed=False) for name in members]
+        for group, members in IMAGENET_SUBSETS["mixed_13"].items()
+    }
+    assert lemmas["boat"] == ["canoe", "fireboat", "gondola", "lifeboat", "speedboat", "yawl"]
+    assert "tiger" not in lemmas["dog"] and "Chihuahua" in lemmas["dog"]
+    assert lemmas["feline"][0].startswith("tabby")
+    dogs = set(IMAGENET_SUBSETS["big_12"]["dog"])
+    assert not dogs & set(IMAGENET_SUBSETS["big_12"]["carnivore"])  # the nearest superclass counts

@@ -35,7 +35,10 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         Path | None, typer.Option(metavar="DIR", help="Where torchvision's loaders find the data.")
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON: superclasses of ImageNet's classes.")
+        Path | None,
+        typer.Option(
+            metavar="NAME", help="living_9, mixed_10, mixed_13, geirhos_16, big_12, or a JSON file."
+        ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many runs of each, from seed 0.")] = None,
     output: Annotated[

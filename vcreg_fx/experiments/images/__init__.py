@@ -3,6 +3,7 @@
 from ._datasets import CIFAR100_SUPERCLASSES as CIFAR100_SUPERCLASSES
 from ._datasets import DATA as DATA
 from ._datasets import GLYPHS as GLYPHS
+from ._datasets import IMAGENET_SUBSETS as IMAGENET_SUBSETS
 from ._datasets import load_images as load_images
 from ._datasets import read_classes as read_classes
 from ._fashion_mnist import FASHION_GROUPS as FASHION_GROUPS

@@ -71,6 +71,22 @@ CIFAR100_SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
 """The 20 superclasses of CIFAR100's 100 classes, as its authors publish them."""
 
 
+def _subsets() -> dict[str, dict[str, tuple[str, ...]]]:
+    found = json.loads(Path(__file__).with_name("imagenet_subsets.json").read_text("utf-8"))
+    return {
+        subset: {group: tuple(names) for group, names in groups.items()}
+        for subset, groups in found.items()
+    }
+
+
+IMAGENET_SUBSETS: Mapping[str, Mapping[str, tuple[str, ...]]] = _subsets()
+"""Table 5's subsets of ImageNet: name → superclass → class folders, equally many of each.
+
+The superclasses are those of Engstrom et al. 2019. The classes below them follow the hypernyms of
+WordNet 3.0 (© 2006 Princeton University), and of those the first by their number are taken.
+"""
+
+
 def load_images(
     name: str,
     root: str | Path | None = None,
@@ -88,7 +104,7 @@ def load_images(
       it, if it is given.
     - `augment`: of the training images: ``"none"``, ``"crop"`` (CIFAR) or ``"torchvision"``, what
       torchvision's recipe does to an image.
-    - `classes`: a class file for ImageNet, see `read_classes`.
+    - `classes`: one of `IMAGENET_SUBSETS`, or a class file for ImageNet, see `read_classes`.
     - `size`: the side of glyphs, of Fashion-MNIST's images, which are padded from 28, or of
       ImageNet's crops to measure on (224; those to train on have 176, as torchvision's recipe has
       it); the others have 32.
@@ -202,14 +218,20 @@ def by_label(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, ...]]:
     return {group: tuple(label[name] for name in names) for group, names in groups.items()}
 
 
-def read_classes(path: str | Path) -> dict[str, tuple[str, ...]]:
+def read_classes(path: str | Path) -> Mapping[str, tuple[str, ...]]:
     """Read superclasses from a JSON file: ``{"dog": ["n02085620", …], …}``.
 
     The names are those of the class folders. Only these classes are used.
 
+    **Arguments:**
+
+    - `path`: the file, or one of `IMAGENET_SUBSETS`.
+
     **Raises:** `DataError` if the file holds something else, or a class twice; `OSError` if it
     cannot be read.
     """
+    if str(path) in IMAGENET_SUBSETS:
+        return IMAGENET_SUBSETS[str(path)]
     form = '{"superclass": ["class folder", …], …}'
     try:
         found = json.loads(Path(path).read_text("utf-8"))

@@ -32,8 +32,8 @@ class HierarchyTask(ImageTask):
         """Refuse data without superclasses."""
         if not self.data.groups:
             raise ReproductionError(
-                f"{self.data.name} has no superclasses. For ImageNet, name them in a class file: "
-                "--classes FILE; for your own data, as ImageData.groups."
+                f"{self.data.name} has no superclasses. For ImageNet, choose a subset that has: "
+                "--classes living_9, or a class file; for your own data, name ImageData.groups."
             )
 
     @property
@@ -74,13 +74,17 @@ def presets(scale: str, data: str | None) -> Preset:
             train_images=600, validation=300, seeds=3,
             grid=QUICK_GRID,
         )  # fmt: skip
-    small = data == "digits"
+    images, epochs, held_out = {
+        "digits": (900, 30, 290),
+        "fashion-mnist": (10_000, 6, 5_000),
+    }.get(data or "glyphs", (6_000, 8, 4_000))
     return Preset(
-        data or "fashion-mnist",
+        data or "glyphs",
         "resnet14-half",
-        TrainSettings(epochs=30 if small else 6, batch_size=64 if small else 128),
-        train_images=900 if small else 10_000,
-        validation=290 if small else 5_000,
+        TrainSettings(epochs=epochs, batch_size=128 if data == "fashion-mnist" else 64),
+        train_images=images,
+        validation=held_out,
+        seeds=10,
     )
 
 

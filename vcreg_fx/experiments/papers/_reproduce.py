@@ -70,7 +70,7 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
       classes); by default that of the preset.
     - `preset`: your own settings, instead of those of `scale`.
     - `seeds`: runs of each way to regularize, 2 at least; by default that of the preset.
-    - `classes`: a file that names superclasses of ImageNet, see `read_classes`.
+    - `classes`: a subset of ImageNet, or a file that names superclasses, see `read_classes`.
     - `threads`: torch's CPU threads.
     - `tensorboard`: write the numbers of each epoch to ``logs``.
     - `retry_failed`: run failed trials again.
