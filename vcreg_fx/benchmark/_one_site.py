@@ -44,12 +44,10 @@ class Scaling:
 
 def measure_scaling(device: torch.device, rounds: int = 7) -> list[Scaling]:
     """Time one site alone over n and over d, on float32 noise."""
-    over_n = [(n, _OF_SAMPLES) for n in SAMPLES]
-    over_d = [(_OF_CHANNELS, d) for d in CHANNELS]
     found = []
-    for varied, fixed, shapes in (("n", _OF_SAMPLES, over_n), ("d", _OF_CHANNELS, over_d)):
+    for varied, fixed, sizes in (("n", _OF_SAMPLES, SAMPLES), ("d", _OF_CHANNELS, CHANNELS)):
+        shapes = ((size, fixed) if varied == "n" else (fixed, size) for size in sizes)
         seconds = tuple(_site_seconds(n, d, device, rounds) for n, d in shapes)
-        sizes = SAMPLES if varied == "n" else CHANNELS
         found.append(Scaling(varied, fixed, sizes, seconds, fit_exponent(sizes, seconds)))
     return found
 

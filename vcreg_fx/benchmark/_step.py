@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,6 +60,7 @@ def quartiles(values: Sequence[float]) -> Quartiles:
 DTYPES = ("float32", "tf32", "bf16", "amp")
 
 
+@dataclass(frozen=True)
 class Step:
     """Forward, loss and backward of one variant, on one batch of noise.
 
@@ -72,22 +73,16 @@ class Step:
     - `dtype`: of `DTYPES`; ``"amp"`` is autocast in bfloat16.
     """
 
-    def __init__(
-        self, variant: str, model: Any, inner: nn.Module, inputs: Tensor, dtype: str
-    ) -> None:
-        self.variant = variant
-        self.model = model
-        self.inner = inner
-        self.inputs = inputs
-        self.dtype = dtype
+    variant: str
+    model: Any
+    inner: nn.Module
+    inputs: Tensor
+    dtype: str
 
     def forward(self) -> Tensor:
         """Return the loss: cross-entropy against fixed labels."""
         device = self.inputs.device.type
-        autocast: Any = contextlib.nullcontext()
-        if self.dtype == "amp":
-            autocast = torch.autocast(device, torch.bfloat16)
-        with autocast:
+        with torch.autocast(device, torch.bfloat16, enabled=self.dtype == "amp"):
             output = self.model(self.inputs)
         logits = max((t for _, t in leaves(output)), key=Tensor.numel).flatten(1).float()
         labels = torch.arange(len(logits), device=logits.device) % logits.shape[1]
