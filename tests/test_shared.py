@@ -11,10 +11,27 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from vcreg_fx._shared.keeping import keeping_modes, keeping_randomness, seeded, using_threads
+from vcreg_fx._shared.keeping import (
+    frozen,
+    keeping_modes,
+    keeping_randomness,
+    seeded,
+    using_threads,
+)
+from vcreg_fx._shared.pictures import panels
 from vcreg_fx._shared.progress import Progress
-from vcreg_fx._shared.statistics import difference_of, finite_values
-from vcreg_fx._shared.tables import markdown_table
+from vcreg_fx._shared.statistics import (
+    difference_of,
+    finite_values,
+    paired_difference,
+    summarize,
+)
+from vcreg_fx._shared.tables import (
+    difference_and_interval,
+    markdown_table,
+    mean_and_spread,
+    written,
+)
 
 
 def drawn():
@@ -54,6 +71,43 @@ def test_tables_in_markdown():
         "| --- | --- | ---: |",
         "| a \\| b | 0.1 | 2 |",
     ]
+
+
+def test_numbers_in_tables():
+    def write(value, sign):
+        return written(100 * value, 1, sign)
+
+    assert written(-0.0001, 2) == "0.00"
+    assert written(float("nan"), 2) == "–"
+    assert mean_and_spread(summarize([]), write, " %") == "–"
+    assert mean_and_spread(summarize([0.5]), write, " %") == "50.0 %"
+    assert mean_and_spread(summarize([0.4, 0.6]), write, " %") == "50.0 ± 14.1 %"
+    assert difference_and_interval(paired_difference([0.25], [0.5]), write) == "−25.0"
+    clear = paired_difference([0.51, 0.61, 0.71], [0.4, 0.5, 0.61])
+    assert difference_and_interval(clear, write) == "**+10.7 [+9.2, +12.1]**"
+    unclear = paired_difference([0.5, 0.4], [0.4, 0.5])
+    assert difference_and_interval(unclear, write) == "+0.0 [−127.1, +127.1]"
+
+
+def test_panels_that_are_left_over_are_hidden():
+    figure, grid = panels(3, (4.0, 3.0), columns=2, sharey=True)
+    assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
+    assert grid == figure.axes[:3]
+
+
+def test_a_frozen_model_is_as_it_was_after_an_error():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Dropout().eval())
+    seen = []
+
+    def fail():
+        seen.append((torch.is_grad_enabled(), model.training))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), frozen(model):
+        fail()
+    assert seen == [(False, False)]
+    assert [module.training for module in model.modules()] == [True, True, False]
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("shown", [True, None])
