@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 from typer.testing import CliRunner
@@ -19,9 +20,10 @@ import vcreg_fx
 from placement_rules import Layout
 from tests.models import relative_error
 from vcreg_fx import VCRegConfig
-from vcreg_fx.benchmark import VARIANTS, BenchError, BenchResult, Row, bench
+from vcreg_fx.benchmark import VARIANTS, BenchError, BenchResult, Row, bench, bench_sites
 from vcreg_fx.benchmark._one_site import fit_exponent
 from vcreg_fx.benchmark._result import ModelResult
+from vcreg_fx.benchmark._sites import site_kinds
 from vcreg_fx.benchmark._step import Clock, Floor, Step, peak_bytes, quartiles, saved_bytes
 from vcreg_fx.benchmark._variants import batch_norm, make_variant, printed
 from vcreg_fx.cli._app import app
@@ -263,9 +265,55 @@ def test_command(tmp_path: Path) -> None:
         assert f"]({name})" in (tmp_path / "out" / "results.md").read_text("utf-8")
 
 
+def test_sites_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(small(), nn.Linear(4, 16), Residual())
+    before = copy.deepcopy(model.state_dict())
+    result = bench_sites({"small": model}, {"small": torch.randn(600, 8)}, rounds=2)
+    (found,) = result.models
+    (kind,) = found.kinds  # three blocks of one shape
+    assert (kind.count, kind.shape, kind.size, kind.layout) == (3, (600, 16), (600, 16), "NC")
+    assert kind.strides == kind.grad_strides == (16, 1)
+    assert [row.variant for row in found.rows] == [name for name in VARIANTS if name != "identity"]
+    by_name = {row.variant: row for row in found.rows}
+    assert by_name["naive"].seconds > by_name["ours, interval=16"].seconds
+    assert all(row.share == row.seconds / found.step for row in found.rows)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_sites_have_the_strides_of_a_step() -> None:
+    model = timm.create_model("test_convnext", num_classes=4)
+    batch = torch.randn(2, 3, 64, 64)
+    kinds = site_kinds(model, batch, "blocks", "float32")
+    expected: dict[str, tuple[int, ...]] = {}
+    for site in vcreg_fx.plan(model, "blocks", example_inputs=(batch,)).sites:
+        module = model.get_submodule(site.path)
+        module.register_forward_hook(
+            lambda _, __, out, name=site.name: expected.__setitem__(name, out.stride())
+        )
+    model.train()(batch)
+    assert sum(kind.count for kind in kinds) == len(expected)
+    assert all(kind.strides == expected[kind.first] for kind in kinds)
+
+
+def test_command_for_sites(tmp_path: Path) -> None:
+    arguments = ["bench", "--sites", "--models", "timm/test_resnet", "--batch", "4",
+                 "--rounds", "1", "--no-keep-memory", "--variants", "naive; ours",
+                 "-o", str(tmp_path)]  # fmt: skip
+    found = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    assert "of a step" in found.output and "ours" in found.output
+    data = json.loads((tmp_path / "sites.json").read_text("utf-8"))
+    assert [row["variant"] for row in data["models"][0]["rows"]] == ["naive", "ours"]
+    page = (tmp_path / "sites.md").read_text("utf-8")
+    assert page.startswith("# At the sites alone") and "| ours |" in page
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--sites", "--compile"], "--sites is for one process"),
+        (["--sites", "--dtype", "bf16"], "--sites is for one process"),
         (["--models", "resnet1"], "Did you mean"),
         (["--variants", "fast"], "There is no variant 'fast'"),
         (["--rule", "nothing"], "There is no rule"),

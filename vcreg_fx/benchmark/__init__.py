@@ -11,4 +11,9 @@ from ._pictures import write_results as write_results
 from ._result import BenchResult as BenchResult
 from ._result import ModelResult as ModelResult
 from ._result import Row as Row
+from ._sites import SiteKind as SiteKind
+from ._sites import SitesOfModel as SitesOfModel
+from ._sites import SitesResult as SitesResult
+from ._sites import SitesRow as SitesRow
+from ._sites import bench_sites as bench_sites
 from ._variants import VARIANTS as VARIANTS

@@ -151,10 +151,10 @@ def _model_lines(found: ModelResult) -> list[str]:
         cells = [
             row.variant,
             f"{row.seconds * 1e3:.0f} ms",
-            "1" if first else _spread(row.ratio, 3),
+            "1" if first else spread(row.ratio, 3),
             "1" if first else f"{row.forward:.3f}",
             "1" if first else f"{row.backward:.3f}",
-            "" if first else _spread(row.floors, 2),
+            "" if first else spread(row.floors, 2),
             "" if first else f"{row.saved / 2**20:+.2f} MiB",
             "1" if first else f"{row.peak:.3f}",
             in_paper,
@@ -205,7 +205,7 @@ def _rank_lines(ranks: list[RankRow]) -> list[str]:
         "exchanged",
     )
     body = [
-        [row.variant, f"{row.seconds * 1e3:.0f} ms", _spread(row.ratio, 3), str(row.exchanges),
+        [row.variant, f"{row.seconds * 1e3:.0f} ms", spread(row.ratio, 3), str(row.exchanges),
          f"{row.exchanged / 2**20:.1f} MiB"]
         for row in ranks
     ]  # fmt: skip
@@ -216,6 +216,7 @@ def _rank_lines(ranks: list[RankRow]) -> list[str]:
     ]
 
 
-def _spread(found: Quartiles, digits: int) -> str:
+def spread(found: Quartiles, digits: int) -> str:
+    """Return a median with its quartiles."""
     low, middle, high = found
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"

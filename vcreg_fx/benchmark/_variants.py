@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from placement_rules import Rule
+
 from ..site import LiveSite, StandIn, replace_site
 from ..surgery import insert, penalty, sites
 
@@ -101,13 +103,19 @@ VARIANTS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def make_variant(name: str, model: nn.Module, rule: str, example: tuple[Tensor, ...]) -> nn.Module:
+def make_variant(
+    name: str,
+    model: nn.Module,
+    rule: str | Rule,
+    example: tuple[Tensor, ...],
+    layout: str | None = None,
+) -> nn.Module:
     """Return a copy of a model with a variant at the sites of a rule; the weights are shared."""
     own = [*model.parameters(), *model.buffers()]
     variant = copy.deepcopy(model, {id(tensor): tensor for tensor in own})
     if name == IDENTITY:
         return variant
-    insert(variant, rule, example_inputs=example, **_CONFIGS.get(name, {}))
+    insert(variant, rule, example_inputs=example, layout=layout, **_CONFIGS.get(name, {}))
     if make := _STAND_INS.get(name):
         for site in sites(variant):
             replace_site(variant, site.name, make(site, next(variant.parameters())))

@@ -13,7 +13,7 @@ from ._errors import clear_errors
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..benchmark import BenchResult
+    from ..benchmark import BenchResult, SitesResult
 
 _CPU_BATCH = {"torchvision/vit_b_32": 16}
 _OTHER_BATCH, _GPU_BATCH = 8, 128
@@ -48,6 +48,12 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
     ranks: Annotated[
         int, typer.Option(min=1, help="Processes to train together with sync as well, on a CPU.")
     ] = 1,
+    at_sites: Annotated[
+        bool,
+        typer.Option(
+            "--sites", help="Time what stands at the sites alone, which other work cannot drown."
+        ),
+    ] = False,
     keep_memory: Annotated[
         bool,
         typer.Option(help="Keep memory that a step frees, on a CPU: times vary far less."),
@@ -68,7 +74,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         import torch
         from rich.console import Console
 
-        from ..benchmark import VARIANTS, BenchError, write_results
+        from ..benchmark import VARIANTS, BenchError, bench_sites, write_results
         from ..benchmark import bench as run
         from ._model import load_model, noise_for
 
@@ -87,6 +93,17 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
             for name, model in built.items()
         }
         chosen = [name.strip() for name in variants.split(";")] if variants else list(VARIANTS)
+        if at_sites:
+            if compile or ranks > 1 or dtype not in {"float32", "amp"}:
+                raise BenchError("--sites is for one process, not compiled, in float32 or amp.")
+            with Console(stderr=True).status("") as status:
+                alone = bench_sites(
+                    built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
+                    rounds=rounds, keep_memory=keep_memory, progress=status.update,
+                )  # fmt: skip
+            _write_sites(alone, json, output)
+            _print_sites(Console(), alone)
+            return
         with Console(stderr=True).status("") as status:
             result = run(
                 built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
@@ -101,6 +118,30 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         for path in (json, output):
             if path is not None:
                 typer.echo(f"written to {path}")
+
+
+def _write_sites(result: SitesResult, json: Path | None, output: Path | None) -> None:
+    files = {} if json is None else {json: result.to_json()}
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        files[output / "sites.json"] = result.to_json()
+        files[output / "sites.md"] = result.to_markdown()
+    for path, text in files.items():
+        path.write_text(text, "utf-8")
+        typer.echo(f"written to {path}")
+
+
+def _print_sites(console: Console, result: SitesResult) -> None:
+    from ._console import print_table
+
+    for found in result.models:
+        console.print(
+            f"{found.model}, batch {found.batch}: a step of the model itself takes "
+            f"{found.step * 1e3:.0f} ms, the two products of all sites {found.floor * 1e3:.1f} ms",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+        header, body = found.table()
+        print_table(console, header[:4], [row[:4] for row in body], right=set(header[1:4]))
 
 
 def _print(console: Console, result: BenchResult) -> None:
