@@ -329,12 +329,20 @@ def test_gradient_probe_against_a_slow_loop(optimizer):
 
 
 def test_the_papers_settings_of_gradient_probes():
-    """VCReg, C.3; VICReg, C.2 and C.3, which divides by 10 at 4, 8, 12 and at 24, 48, 72."""
+    """VCReg, C.3 and C.1, which follows Barlow Twins: 14 epochs of SGD for Places, 84 for iNat18.
+
+    VICReg, C.2 and C.3, which divides by 10 at 4, 8, 12 and at 24, 48, 72.
+    """
     settings = evaluation.ProbeSettings
     assert settings("adamw", 0.016, 0.05, 0.0, 256, 100) == evaluation.ADAMW_PROBE
     assert settings("sgd", 0.02, 1e-6, 0.9, 256, 100) == evaluation.SGD_PROBE
-    assert settings("sgd", 0.003, 1e-4, 0.9, 256, 28, (4, 8, 12)) == evaluation.PLACES_PROBE
+    found = evaluation.PLACES_PROBE
+    assert settings("sgd", 0.01, 5e-4, 0.9, 256, 14, (14 / 3, 28 / 3)) == found
     found = evaluation.INATURALIST_PROBE
+    assert settings("sgd", 0.01, 5e-4, 0.9, 256, 84, (28, 56)) == found
+    found = evaluation.VICREG_PLACES_PROBE
+    assert settings("sgd", 0.003, 1e-4, 0.9, 256, 28, (4, 8, 12)) == found
+    found = evaluation.VICREG_INATURALIST_PROBE
     assert settings("sgd", 0.005, 1e-4, 0.9, 256, 84, (24, 48, 72)) == found
 
 
@@ -363,9 +371,10 @@ def test_gradient_probes_learn_what_is_separable(settings):
         (evaluation.ProbeSettings("sgd", 1.0, 0, epochs=4, milestones=(1, 3)), [1, 0.1, 0.1, 0.01]),
         (evaluation.ProbeSettings("sgd", 1.0, 0, epochs=2), [1.0, 0.5]),
         (
-            evaluation.PLACES_PROBE,
+            evaluation.VICREG_PLACES_PROBE,
             [0.003] * 4 + [0.0003] * 4 + [0.00003] * 4 + [0.000003] * 16,
         ),
+        (evaluation.PLACES_PROBE, [0.01] * 5 + [0.001] * 4 + [0.0001] * 5),
     ],
 )
 def test_schedules(settings, rates, monkeypatch):
@@ -400,6 +409,79 @@ def test_knn_probe_against_a_loop(weights):
     assert evaluation.knn_probe(x[:3], y[:3], test, labels, k=20).details["k"] == 3
 
 
+def test_accuracies_of_a_probe():
+    """Of all samples, of each class on average, and among the five likeliest classes."""
+    truth = torch.tensor([0, 0, 0, 7, 9, 9])
+    found = evaluation.ProbeResult.of(torch.tensor([0, 0, 1, 7, 1, 1]), truth)
+    assert found.accuracy == pytest.approx(0.5)
+    assert found.class_accuracy == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found.top5_accuracy is None
+    scores = -(torch.arange(10.0) - truth[:, None]).abs()  # neighbors are likely, too
+    shifted = (truth + torch.tensor([2, 3, -1, 2, 3, 9])) % 10
+    found = evaluation.ProbeResult.of(truth, shifted, (scores, torch.arange(10)))
+    assert found.top5_accuracy == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize("probe", evaluation.PROBES.values())
+def test_every_probe_says_what_is_likely(probe):
+    x, y = blobs(120, spread=2.5)
+    test, labels = blobs(60, spread=2.5, seed=4)
+    labels[0] = 2
+    few = probe(x, y + 3, test, labels + 3, seed=0)
+    assert few.top5_accuracy == 1  # of four classes
+    assert 0.25 < few.class_accuracy < 1
+    assert few.accuracy == pytest.approx(float((few.predictions == labels + 3).double().mean()))
+
+
+def test_lambda_may_be_chosen_by_the_accuracy_of_classes():
+    """Where one class is rare, the strongest λ is right most often, and wrong about that class."""
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.arange(800) % 10 == 0).long()
+    x = torch.randn(800, 3, generator=generator) + 0.7 * y[:, None]
+    chosen = {}
+    for criterion in ("accuracy", "class_accuracy"):
+        options = {"validation": (x[400:], y[400:]), "criterion": criterion}
+        alone = {
+            strength: evaluation.logistic_probe(
+                x[:400], y[:400], x, y, strengths=[strength], **options
+            ).details["validation_accuracy"]
+            for strength in (1e4, 30.0, 1e-3)
+        }
+        found = evaluation.logistic_probe(x[:400], y[:400], x, y, strengths=tuple(alone), **options)
+        assert found.details["validation_accuracy"] == pytest.approx(max(alone.values()), abs=1e-3)
+        chosen[criterion] = found.details["l2"]
+    assert chosen["class_accuracy"] < chosen["accuracy"]
+
+
+def test_svm_probe():
+    """A cost a class by cross-validation; mean average precision, also with several labels."""
+    from sklearn.metrics import average_precision_score
+
+    x, y = blobs(90, spread=2.5)
+    test, labels = blobs(60, spread=2.5, seed=4)
+    one = evaluation.svm_probe(x, y, test, labels, costs=(0.1, 1.0))
+    several = evaluation.svm_probe(
+        x, nn.functional.one_hot(y), test, nn.functional.one_hot(labels), costs=(0.1, 1.0)
+    )
+    assert several.details == one.details
+    assert 0.5 < one.details["mean_average_precision"] < 1
+    assert several.predictions.shape == (60, 4)
+    assert (one.predictions == labels).double().mean() == pytest.approx(one.accuracy)
+    from sklearn.svm import LinearSVC
+
+    fixed = evaluation.svm_probe(x, y, test, labels, costs=(1.0,))
+    machines = [LinearSVC(C=1.0).fit(x.numpy(), y.numpy() == c) for c in range(4)]
+    expected = [
+        average_precision_score(labels.numpy() == c, machine.decision_function(test.numpy()))
+        for c, machine in enumerate(machines)
+    ]
+    assert fixed.details["mean_average_precision"] == pytest.approx(sum(expected) / 4, abs=1e-3)
+    with pytest.raises(ValueError, match="too few or too many for 3 folds"):
+        evaluation.svm_probe(x[:6], torch.tensor([0, 0, 0, 0, 1, 1]), x, y)
+    with pytest.raises(ValueError, match="costs must be positive"):
+        evaluation.svm_probe(x, y, x, y, costs=())
+
+
 def test_probes_refuse_what_they_cannot_learn_from():
     x, y = blobs(20)
     broken = x.clone()
@@ -423,6 +505,8 @@ def test_measure_features_gives_every_number():
     found = evaluation.measure_features(train, test, inputs=test[0])
     assert set(found) == {
         *(f"{name}_accuracy" for name in (*evaluation.PROBES, "ncc")),
+        *(f"{name}_{kind}_accuracy" for name in evaluation.PROBES for kind in ("class", "top5")),
+        "svm_precision",
         *("cdnv", "std", "share_below_1", "correlation", "squared_correlation"),
         *("effective_rank", "mutual_information"),
     }

@@ -127,7 +127,8 @@ def _print(found: dict[str, dict[str, float]]) -> None:
 
     rows = []
     for metric in next(iter(found.values())):
-        form = ".2%" if metric.endswith("_accuracy") or metric.startswith("share") else ".4g"
+        shares = metric.endswith(("_accuracy", "_precision")) or metric.startswith("share")
+        form = ".2%" if shares else ".4g"
         unit = " (nats)" if metric == "mutual_information" else ""
         values = [format(numbers[metric], form) for numbers in found.values()]
         rows.append((metric.replace("_", " ") + unit, *values))

@@ -20,6 +20,8 @@ from ._gradient_probe import ADAMW_PROBE as ADAMW_PROBE
 from ._gradient_probe import INATURALIST_PROBE as INATURALIST_PROBE
 from ._gradient_probe import PLACES_PROBE as PLACES_PROBE
 from ._gradient_probe import SGD_PROBE as SGD_PROBE
+from ._gradient_probe import VICREG_INATURALIST_PROBE as VICREG_INATURALIST_PROBE
+from ._gradient_probe import VICREG_PLACES_PROBE as VICREG_PLACES_PROBE
 from ._gradient_probe import ProbeSettings as ProbeSettings
 from ._gradient_probe import gradient_probe as gradient_probe
 from ._measure import PROBES as PROBES
@@ -30,4 +32,5 @@ from ._probes import ProbeResult as ProbeResult
 from ._probes import knn_probe as knn_probe
 from ._probes import linear_probe as linear_probe
 from ._probes import logistic_probe as logistic_probe
+from ._probes import svm_probe as svm_probe
 from ._taps import captured as captured

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,8 +20,8 @@ class ProbeSettings:
 
     - `optimizer`: ``"adamw"`` or ``"sgd"``.
     - `learning_rate`, `weight_decay`, `momentum` (of SGD), `batch_size`, `epochs`.
-    - `milestones`: epochs after which the learning rate is divided by 10; without any, it follows a
-      cosine down to 0.
+    - `milestones`: epochs, also fractions of them, after which the learning rate is divided by 10;
+      without any, it follows a cosine down to 0.
     """
 
     optimizer: Literal["adamw", "sgd"]
@@ -30,7 +30,7 @@ class ProbeSettings:
     momentum: float = 0.0
     batch_size: int = 256
     epochs: int = 100
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what would fail late."""
@@ -46,10 +46,21 @@ ADAMW_PROBE = ProbeSettings("adamw", 0.016, 0.05)
 SGD_PROBE = ProbeSettings("sgd", 0.02, 1e-6, momentum=0.9)
 """VICReg's Appendix C.2: 100 epochs, cosine. Its text names no momentum; 0.9 is that of its C.3."""
 
-PLACES_PROBE = ProbeSettings("sgd", 0.003, 1e-4, momentum=0.9, epochs=28, milestones=(4, 8, 12))
+PLACES_PROBE = ProbeSettings(
+    "sgd", 0.01, 5e-4, momentum=0.9, epochs=14, milestones=(14 / 3, 28 / 3)
+)
+"""Barlow Twins' (Zbontar et al. 2021) for Places205, which VCReg's Appendix C.1 and C.5 follow: the
+learning rate is divided by 10 at two equally spaced points."""
+
+INATURALIST_PROBE = replace(PLACES_PROBE, epochs=84, milestones=(28, 56))
+"""The same for iNaturalist 2018, with 84 epochs."""
+
+VICREG_PLACES_PROBE = ProbeSettings(
+    "sgd", 0.003, 1e-4, momentum=0.9, epochs=28, milestones=(4, 8, 12)
+)
 """VICReg's Appendix C.3 for Places205: the learning rate is divided by 10 in steps."""
 
-INATURALIST_PROBE = ProbeSettings(
+VICREG_INATURALIST_PROBE = ProbeSettings(
     "sgd", 0.005, 1e-4, momentum=0.9, epochs=84, milestones=(24, 48, 72)
 )
 """VICReg's Appendix C.3 for iNaturalist 2018."""
@@ -72,7 +83,7 @@ def gradient_probe(
 
     - `train_features`, `train_labels`: shapes (n, d) and (n,).
     - `features`, `labels`: of the test samples, shapes (m, d) and (m,).
-    - `settings`: `ADAMW_PROBE`, `SGD_PROBE`, `PLACES_PROBE`, `INATURALIST_PROBE`, or your own.
+    - `settings`: `ADAMW_PROBE`, `SGD_PROBE`, `PLACES_PROBE`, another of these, or your own.
     - `seed`: of the weights and of the order of the samples.
 
     **Returns:** a `ProbeResult` whose detail is ``train_loss``, the mean over the last epoch.
@@ -97,8 +108,9 @@ def gradient_probe(
                 schedule.step()
                 total += loss.detach() * len(chosen)
     with torch.no_grad():
-        predicted = classes[probe(features.to(x)).argmax(dim=1)]
-    return ProbeResult.of(predicted, labels, train_loss=float(total) / len(x))
+        logits = probe(features.to(x))
+    predicted = classes[logits.argmax(dim=1)]
+    return ProbeResult.of(predicted, labels, (logits, classes), train_loss=float(total) / len(x))
 
 
 def _optimizer(probe: nn.Module, settings: ProbeSettings) -> torch.optim.Optimizer:
@@ -115,6 +127,6 @@ def _schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if settings.milestones:
         return torch.optim.lr_scheduler.MultiStepLR(
-            optimizer, [epoch * steps for epoch in settings.milestones], gamma=0.1
+            optimizer, [round(epoch * steps) for epoch in settings.milestones], gamma=0.1
         )
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * steps)

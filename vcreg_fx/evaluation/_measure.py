@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
 from torch import Tensor
 
@@ -16,16 +17,26 @@ from ._covariance import (
 )
 from ._gradient_probe import ADAMW_PROBE, PLACES_PROBE, SGD_PROBE, gradient_probe
 from ._mutual_information import mutual_information
-from ._probes import knn_probe, logistic_probe
+from ._probes import ProbeResult, knn_probe, logistic_probe, svm_probe
 
-PROBES = ("logistic", "adamw", "sgd", "sgd_steps", "knn")
+_Probe = Callable[..., ProbeResult]
+PROBES: dict[str, _Probe] = {
+    "logistic": logistic_probe,
+    "adamw": partial(gradient_probe, settings=ADAMW_PROBE),
+    "sgd": partial(gradient_probe, settings=SGD_PROBE),
+    "sgd_steps": partial(gradient_probe, settings=PLACES_PROBE),
+    "knn": lambda *data, **_: knn_probe(*data),
+    "knn_200": lambda *data, **_: knn_probe(*data, k=200),
+    "svm": svm_probe,
+}
+"""The probes by their names, as functions of features, labels and a ``seed``."""
 
 
 def measure_features(
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     *,
-    probes: Collection[str] = PROBES,
+    probes: Collection[str] = tuple(PROBES),
     inputs: Tensor | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -40,24 +51,25 @@ def measure_features(
       the features; left out by default, because it takes longer than all else.
     - `seed`: of the probes and of the estimate.
 
-    **Returns:** name → number: accuracies ``<probe>_accuracy`` and ``ncc_accuracy``, ``cdnv``,
-    ``std``, ``share_below_1``, ``correlation``, ``squared_correlation``, ``effective_rank``, and
-    ``mutual_information`` in nats.
+    **Returns:** name → number: ``<probe>_accuracy``, ``<probe>_class_accuracy`` and
+    ``<probe>_top5_accuracy`` as in `ProbeResult`, ``svm_precision`` (mean average precision),
+    ``ncc_accuracy``, ``cdnv``, ``std``, ``share_below_1``, ``correlation``,
+    ``squared_correlation``, ``effective_rank``, and ``mutual_information`` in nats.
 
     **Raises:** `ValueError` for an unknown probe, or for features no probe can be trained on.
     """
     if unknown := sorted(set(probes) - set(PROBES)):
         raise ValueError(f"There is no probe {', '.join(unknown)}; there are {', '.join(PROBES)}.")
-    by_descent = {"adamw": ADAMW_PROBE, "sgd": SGD_PROBE, "sgd_steps": PLACES_PROBE}
     found: dict[str, float] = {}
-    if "logistic" in probes:
-        found["logistic_accuracy"] = logistic_probe(*train, *test, seed=seed).accuracy
-    for name, settings in by_descent.items():
+    for name, probe in PROBES.items():
         if name in probes:
-            result = gradient_probe(*train, *test, settings, seed=seed)
+            result = probe(*train, *test, seed=seed)
             found[f"{name}_accuracy"] = result.accuracy
-    if "knn" in probes:
-        found["knn_accuracy"] = knn_probe(*train, *test).accuracy
+            found[f"{name}_class_accuracy"] = result.class_accuracy
+            if result.top5_accuracy is not None:
+                found[f"{name}_top5_accuracy"] = result.top5_accuracy
+            if name == "svm":
+                found["svm_precision"] = result.details["mean_average_precision"]
     features, labels = test
     found |= {
         "ncc_accuracy": nearest_center_accuracy(*train, features, labels),

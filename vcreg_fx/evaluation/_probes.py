@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,24 +22,60 @@ class ProbeResult:
 
     - `predictions`: labels of the test samples, shape (m,).
     - `accuracy`: the share of them that is right.
+    - `class_accuracy`: that share within each class, averaged over the classes that were tested.
+    - `top5_accuracy`: the share of samples whose label is among the five likeliest; None where the
+      probe has not said which these are.
     - `details`: numbers that the kind of probe adds, such as the strength of regularization.
     """
 
     predictions: Tensor = field(repr=False)
     accuracy: float
+    class_accuracy: float
+    top5_accuracy: float | None = None
     details: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, predictions: Tensor, labels: Tensor, **details: float) -> ProbeResult:
-        """Return the result of comparing predictions with the true labels."""
-        right = predictions.cpu() == labels.cpu()
-        return cls(predictions, float(right.double().mean()), details)
+    def of(
+        cls,
+        predictions: Tensor,
+        labels: Tensor,
+        scores: tuple[Tensor, Tensor] | None = None,
+        **details: float,
+    ) -> ProbeResult:
+        """Return the result of comparing predictions with the true labels.
+
+        **Arguments:**
+
+        - `predictions`, `labels`: shapes (m,).
+        - `scores`: of each class, shape (m, classes), the likeliest highest; and the labels of
+          these classes.
+        """
+        labels = labels.cpu()
+        right = (predictions.cpu() == labels).double()
+        _, of_class = labels.unique(return_inverse=True)
+        shares = of_class.bincount(weights=right) / of_class.bincount()
+        return cls(
+            predictions,
+            float(right.mean()),
+            float(shares.mean()),
+            None if scores is None else _top5_accuracy(*scores, labels),
+            details,
+        )
+
+
+def _top5_accuracy(scores: Tensor, classes: Tensor, labels: Tensor) -> float:
+    likeliest = classes.cpu()[scores.cpu().topk(min(5, scores.shape[1]), dim=1).indices]
+    return float((likeliest == labels[:, None]).any(dim=1).double().mean())
 
 
 def check_probe(
-    train_features: Tensor, train_labels: Tensor, features: Tensor, labels: Tensor
+    train_features: Tensor,
+    train_labels: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    classes: int = 2,
 ) -> None:
-    """Refuse what a probe cannot be trained or tested on.
+    """Refuse what a probe cannot be trained or tested on: it needs so many classes at least.
 
     **Raises:** `ValueError` with the shapes or the values that do not fit.
     """
@@ -50,7 +86,7 @@ def check_probe(
             f"The probe is trained on {train_features.shape[1]} features and tested on "
             f"{features.shape[1]}; extract both at the same site."
         )
-    if len(train_labels.unique()) < 2:
+    if len(train_labels.unique()) < classes:
         raise ValueError("The training labels have one class only; a probe needs two.")
     for name, values in (("train_features", train_features), ("features", features)):
         if not bool(torch.isfinite(values).all()):
@@ -89,7 +125,8 @@ def linear_probe(
     with threadpool_limits(limits=torch.get_num_threads()):
         probe.fit(_array(train_features), train_labels.cpu().numpy())
         predicted = torch.from_numpy(probe.predict(_array(features)))
-    return ProbeResult.of(predicted, labels)
+        scores = _scores(probe, features)
+    return ProbeResult.of(predicted, labels, scores)
 
 
 # 45 logarithmically spaced values between 0.00001 and 100000 (Appendix C.1)
@@ -104,6 +141,7 @@ def logistic_probe(
     *,
     validation: float | tuple[Tensor, Tensor] = 0.2,
     strengths: Sequence[float] = STRENGTHS,
+    criterion: Literal["accuracy", "class_accuracy"] = "accuracy",
     max_iter: int = 300,
     seed: int = 0,
 ) -> ProbeResult:
@@ -122,11 +160,12 @@ def logistic_probe(
     - `validation`: the share of the training samples that chooses λ, equal for each class; or
       features and labels of validation samples.
     - `strengths`: the values of λ.
+    - `criterion`: what λ is chosen by.
     - `max_iter`: the most iterations of L-BFGS for each λ.
     - `seed`: of the validation split.
 
     **Returns:** a `ProbeResult` whose details are ``l2`` (the λ chosen), ``validation_accuracy``
-    and ``converged`` (1 if the last fit ended before `max_iter`).
+    (its criterion) and ``converged`` (1 if the last fit ended before `max_iter`).
 
     **Raises:** `ValueError` if shapes do not fit, values are not finite, λ is not positive, or a
     class is too small to be split.
@@ -147,15 +186,27 @@ def logistic_probe(
         scores = {}
         for strength in sorted(strengths, reverse=True):  # each fit starts from the one before
             model.set_params(C=1 / strength).fit(fit_x, fit_y)
-            scores[strength] = float(model.score(val_x, val_y))
+            tried = ProbeResult.of(torch.from_numpy(model.predict(val_x)), torch.from_numpy(val_y))
+            scores[strength] = float(getattr(tried, criterion))
         best = max(scores, key=lambda strength: scores[strength])
         final = LogisticRegression(max_iter=max_iter, C=1 / best)
         final.fit(np.concatenate([fit_x, val_x]), np.concatenate([fit_y, val_y]))
         predicted = torch.from_numpy(final.predict(_array(features)))
-    converged = float(final.n_iter_.max() < max_iter)
+        likeliest = _scores(final, features)
     return ProbeResult.of(
-        predicted, labels, l2=best, validation_accuracy=scores[best], converged=converged
+        predicted,
+        labels,
+        likeliest,
+        l2=best,
+        validation_accuracy=scores[best],
+        converged=float(final.n_iter_.max() < max_iter),
     )
+
+
+def _scores(model: Any, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a fitted classifier says of each class, and the labels of the classes."""
+    found = torch.from_numpy(model.predict_proba(_array(features)))
+    return found, torch.from_numpy(model.classes_)
 
 
 def _split(
@@ -230,5 +281,90 @@ def knn_probe(
     )
     with threadpool_limits(limits=torch.get_num_threads()):
         classifier.fit(_array(train_features), train_labels.cpu().numpy())
-        predicted = classifier.predict(_array(features))
-    return ProbeResult.of(torch.from_numpy(predicted), labels, k=float(classifier.n_neighbors))
+        predicted = torch.from_numpy(classifier.predict(_array(features)))
+        scores = _scores(classifier, features)
+    return ProbeResult.of(predicted, labels, scores, k=float(classifier.n_neighbors))
+
+
+COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
+
+
+def svm_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    costs: Sequence[float] = COSTS,
+    folds: int = 3,
+    seed: int = 0,
+) -> ProbeResult:
+    """Train linear support vector machines, one a class, and rank the test samples by each.
+
+    As VICReg's Appendix C.3 does for VOC07, by LIBLINEAR (scikit-learn), the cost C of each class
+    chosen by cross-validation; VICReg does not say among which values. The features are taken as
+    they are.
+
+    **Arguments:**
+
+    - `train_features`, `train_labels`: shapes (n, d) and (n,); or labels of shape (n, classes), not
+      zero where a sample is of a class, for samples that may be of several.
+    - `features`, `labels`: of the test samples, likewise.
+    - `costs`: the values of C.
+    - `folds`: of the cross-validation.
+    - `seed`: of the folds.
+
+    **Returns:** a `ProbeResult` whose detail is ``mean_average_precision``: how well the samples of
+    a class are ranked above the others, averaged over the classes that have test samples. With
+    several labels a sample, predictions have shape (m, classes), and each entry counts.
+
+    **Raises:** `ValueError` if shapes do not fit, values are not finite, a cost is not positive, or
+    a class has fewer samples than there are folds.
+    """
+    from sklearn.metrics import average_precision_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.svm import LinearSVC
+    from threadpoolctl import threadpool_limits
+
+    several = train_labels.ndim == 2
+    kinds = [found.any(dim=1).long() if several else found for found in (train_labels, labels)]
+    check_probe(train_features, kinds[0], features, kinds[1], classes=1 if several else 2)
+    if not costs or min(costs) <= 0:
+        raise ValueError("costs must be positive numbers, one at least.")
+    classes = torch.arange(train_labels.shape[1]) if several else train_labels.cpu().unique()
+    x, new = _array(train_features), _array(features)
+    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    scores, precisions = [], []
+    with threadpool_limits(limits=torch.get_num_threads()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Liblinear failed to converge")
+        for label in classes:
+            ours, theirs = (
+                (found[:, label] != 0 if several else found == label).cpu().numpy()
+                for found in (train_labels, labels)
+            )
+            if min(ours.sum(), (~ours).sum()) < folds:
+                raise ValueError(
+                    f"Class {int(label)} has {ours.sum()} of {len(ours)} training samples, too few "
+                    f"or too many for {folds} folds."
+                )
+            by_cost = {
+                cost: cross_val_score(
+                    LinearSVC(C=cost, dual="auto"), x, ours, cv=splits, scoring="average_precision"
+                ).mean()
+                for cost in sorted(costs)
+            }
+            best = max(by_cost, key=lambda cost: by_cost[cost])
+            found = LinearSVC(C=best, dual="auto").fit(x, ours).decision_function(new)
+            scores.append(torch.from_numpy(found))
+            if theirs.any():
+                precisions.append(float(average_precision_score(theirs, found)))
+    ranked = torch.stack(scores, dim=1)
+    precision = sum(precisions) / len(precisions)
+    if several:
+        predicted, truth = (ranked > 0).long(), (labels.cpu() != 0).long()
+        flat = ProbeResult.of(
+            predicted.flatten(), truth.flatten(), mean_average_precision=precision
+        )
+        return replace(flat, predictions=predicted)
+    predicted = classes[ranked.argmax(dim=1)]
+    return ProbeResult.of(predicted, labels, (ranked, classes), mean_average_precision=precision)
