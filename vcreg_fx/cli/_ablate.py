@@ -9,14 +9,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from ._errors import ModelError, clear_errors
+from ._model import import_module
 from ._options import parse_value
 
 if TYPE_CHECKING:
     from ..ablation import AblationResult, Record
 
+_FUNCTIONS = ("build", "train", "evaluate")
+_HINTS = {"title": "TITLE", "percent": "PERCENT", "lower_is_better": "LOWER_IS_BETTER"}
+
 app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _axis(text: str) -> tuple[str, list[Any]]:
+    name, sign, values = text.partition("=")
+    if not sign or not name.isidentifier() or not values:
+        raise typer.BadParameter(f"{text!r} is no axis. Write NAME=VALUE,VALUE: alpha=0.32,0.64.")
+    return name, [parse_value(value) for value in values.split(",")]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise typer.BadParameter(f"{text!r} is no shard. Write I/N: 1/4.")
+    return int(parts[0]), int(parts[1])
 
 
 @app.callback(invoke_without_command=True)
@@ -31,8 +50,10 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0.")] = 2,
     axis: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=A,B", help="An axis, such as alpha=0.32,0.64."),
+        list[Any] | None,
+        typer.Option(
+            "--set", metavar="NAME=A,B", parser=_axis, help="An axis, such as alpha=0.32,0.64."
+        ),
     ] = None,
     baseline: Annotated[bool, typer.Option(help="Run without VCReg, too.")] = True,
     store: Annotated[Path, typer.Option(metavar="DIR", help="Goes on with what is there.")] = Path(
@@ -44,7 +65,9 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, tcp://HOST:PORT.")
     ] = None,
-    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Run this share only.")] = None,
+    shard: Annotated[
+        Any, typer.Option(metavar="I/N", parser=_shard, help="Run this share only.")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Run failed trials again.")] = False,
     steps: Annotated[
         int | None, typer.Option(min=3, help="Training steps of the digits; else 300.")
@@ -62,8 +85,8 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
         from .. import ablation
 
         functions, options = _functions(task)
-        axes: dict[str, Any] = dict(_axis(text) for text in axis or [])
-        arguments: dict[str, Any] = {"rules": rule} if rule else {}
+        axes: dict[str, Any] = dict(axis or ())
+        chosen: dict[str, Any] = {"rules": rule} if rule else {}
         if task is None and "steps" not in axes:
             from ..experiments import digits_ablation
 
@@ -71,22 +94,23 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
         elif steps is not None:
             raise ModelError("--steps is of the digits; for your own task, use --set steps=….")
         with _executor(dask, workers) as executor:
-            arguments.update(
+            result = ablation.ablate(
+                *functions,
                 seeds=range(seeds),
                 axes=axes,
                 baseline=baseline,
                 store=store,
                 executor=executor,
                 options=ablation.AblationOptions(
-                    shard=_shard(shard),
+                    shard=shard,
                     retry_failed=retry_failed,
                     threads=threads,
                     on_record=_print_record,
                     **options,
                 ),
+                **chosen,
             )
-            result = ablation.ablate(*functions, **arguments)
-        _print(result)
+        typer.echo(result.to_markdown())
         _write(ablation.report(store))
         if result.failed:
             raise typer.Exit(1)
@@ -101,57 +125,31 @@ def report(
         from .. import ablation
 
         result = ablation.report(store)
-        _print(result)
+        typer.echo(result.to_markdown())
         _write(result)
 
 
 def _functions(task: str | None) -> tuple[list[Any], dict[str, Any]]:
-    names = ("build", "train", "evaluate")
+    """Return a task's functions, and what it says of how its results are shown."""
     if task is None:
-        from ..experiments import digits_ablation as module
-
-        options = {
-            "title": module.TITLE,
-            "percent": module.PERCENT,
-            "lower_is_better": module.LOWER_IS_BETTER,
-        }
-        return [getattr(module, name) for name in names], options
-    from ._model import import_module
-
-    found = import_module(task)
-    if missing := [name for name in names if not callable(getattr(found, name, None))]:
+        from ..experiments import digits_ablation as found
+    else:
+        found = import_module(task)
+    if missing := [name for name in _FUNCTIONS if not callable(getattr(found, name, None))]:
         raise ModelError(
             f"{task} has no function {' and no '.join(missing)}. A task is a module with build(), "
             "train(model, trial) and evaluate(model, trial)."
         )
-    hints = {"title": "TITLE", "percent": "PERCENT", "lower_is_better": "LOWER_IS_BETTER"}
-    options = {name: getattr(found, hint) for name, hint in hints.items() if hasattr(found, hint)}
-    return [getattr(found, name) for name in names], options
-
-
-def _axis(text: str) -> tuple[str, list[Any]]:
-    name, sign, values = text.partition("=")
-    if not sign or not name.isidentifier() or not values:
-        raise typer.BadParameter(
-            f"{text!r} is no axis. Write NAME=VALUE,VALUE: alpha=0.32,0.64.", param_hint="--set"
-        )
-    return name, [parse_value(value) for value in values.split(",")]
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise typer.BadParameter(f"{text!r} is no shard. Write I/N: 1/4.", param_hint="--shard")
-    return int(parts[0]), int(parts[1])
+    options = {name: getattr(found, hint) for name, hint in _HINTS.items() if hasattr(found, hint)}
+    return [getattr(found, name) for name in _FUNCTIONS], options
 
 
 @contextmanager
 def _executor(dask: str | None, workers: int | None) -> Iterator[Any]:
     """Yield what `vcreg_fx.ablate` takes as executor."""
     if dask is None:
-        count = workers or _cores()
+        here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        count = workers or here or 1
         yield count if count > 1 else None  # one worker is this process
         return
     if workers is not None:
@@ -162,25 +160,11 @@ def _executor(dask: str | None, workers: int | None) -> Iterator[Any]:
         yield client.get_executor()
 
 
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _print_record(record: Record) -> None:
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
+    if Console(stderr=True).is_terminal:
         return  # the progress bar shows it
     found = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
     typer.echo(f"{record.name}: {found or record.reason} ({record.seconds:.0f} s)", err=True)
-
-
-def _print(result: AblationResult) -> None:
-    typer.echo(result.to_markdown())
 
 
 def _write(result: AblationResult) -> None:

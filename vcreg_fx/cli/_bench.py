@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import torch
 import typer
+from rich.console import Console
 
+from ._console import print_table
 from ._errors import clear_errors
+from ._model import load_model, noise_for
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ..benchmark import BenchResult, SitesResult
 
 _CPU_BATCH = {"torchvision/vit_b_32": 16}
@@ -71,12 +73,8 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
     with clear_errors():
         # Torch's profiler, which measures the peak, warns of memory that it saw nobody allocate.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        import torch
-        from rich.console import Console
-
         from ..benchmark import VARIANTS, BenchError, bench_sites, write_results
         from ..benchmark import bench as run
-        from ._model import load_model, noise_for
 
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise BenchError("torch finds no CUDA GPU here. Use --device cpu.")
@@ -102,7 +100,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
                     rounds=rounds, keep_memory=keep_memory, progress=status.update,
                 )  # fmt: skip
             _write_sites(alone, json, output)
-            _print_sites(Console(), alone)
+            _print_sites(alone)
             return
         with Console(stderr=True).status("") as status:
             result = run(
@@ -114,7 +112,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
             json.write_text(result.to_json(), "utf-8")
         if output is not None:
             write_results(result, output)
-        _print(Console(), result)
+        _print(result)
         for path in (json, output):
             if path is not None:
                 typer.echo(f"written to {path}")
@@ -131,28 +129,22 @@ def _write_sites(result: SitesResult, json: Path | None, output: Path | None) ->
         typer.echo(f"written to {path}")
 
 
-def _print_sites(console: Console, result: SitesResult) -> None:
-    from ._console import print_table
-
+def _print_sites(result: SitesResult) -> None:
     for found in result.models:
-        console.print(
+        typer.echo(
             f"{found.model}, batch {found.batch}: a step of the model itself takes "
-            f"{found.step * 1e3:.0f} ms, the two products of all sites {found.floor * 1e3:.1f} ms",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+            f"{found.step * 1e3:.0f} ms, the two products of all sites {found.floor * 1e3:.1f} ms"
+        )
         header, body = found.table()
-        print_table(console, header[:4], [row[:4] for row in body], right=set(header[1:4]))
+        print_table(Console(), header[:4], [row[:4] for row in body], right=set(header[1:4]))
 
 
-def _print(console: Console, result: BenchResult) -> None:
-    from ._console import print_table
-
+def _print(result: BenchResult) -> None:
     for found in result.models:
-        console.print(
+        typer.echo(
             f"{found.model}, batch {found.batch}, {len(found.sites)} sites: the floor is "
-            f"{found.floor * 1e3:.1f} ms, {found.floor_share:.1%} of identity's step",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+            f"{found.floor * 1e3:.1f} ms, {found.floor_share:.1%} of identity's step"
+        )
         rows = [
             (
                 row.variant,
@@ -166,16 +158,14 @@ def _print(console: Console, result: BenchResult) -> None:
             )
             for row in found.rows
         ]
-        print_table(console, ["variant", *_NUMBERS], rows, right=_NUMBERS)
+        print_table(Console(), ["variant", *_NUMBERS], rows, right=_NUMBERS)
         for of_ranks in found.ranks:
-            console.print(
+            typer.echo(
                 f"ranks, {of_ranks.variant}: {of_ranks.ratio[1]:.3f} × identity, "
-                f"{of_ranks.exchanges} all-reduces of {of_ranks.exchanged / 2**20:.1f} MiB",
-                highlight=False, markup=False,
-            )  # fmt: skip
+                f"{of_ranks.exchanges} all-reduces of {of_ranks.exchanged / 2**20:.1f} MiB"
+            )
     for growth in result.scaling:
-        console.print(
+        typer.echo(
             f"one site: time ∝ {growth.varied}^{growth.exponent:.2f} for {growth.varied} from "
-            f"{growth.sizes[0]:,} to {growth.sizes[-1]:,}",
-            highlight=False, markup=False,
-        )  # fmt: skip
+            f"{growth.sizes[0]:,} to {growth.sizes[-1]:,}"
+        )

@@ -43,11 +43,9 @@ def print_table(
 def print_sites(console: Console, plan: Plan) -> None:
     """Print the sites of a plan as a table."""
     count = len(plan.sites)
+    heading = f"{type(plan.model).__name__}: {count} site{'s' * (count != 1)}"
     console.print(
-        f"{type(plan.model).__name__}: {count} site{'s' * (count != 1)} for the rule {plan.rule}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"{heading} for the rule {plan.rule}", highlight=False, markup=False, soft_wrap=True
     )
     rows = [
         (

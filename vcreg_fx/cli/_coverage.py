@@ -11,21 +11,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
 
 from placement_rules import NoSiteError, PlacementError, RecordingError, parse
 
+from .._shared.progress import Progress
 from ..surgery import plan
+from ._console import print_table
 from ._coverage_check import check
 from ._errors import clear_errors
 from ._model import load_model
 from ._zoo import build, zoo
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def coverage(
@@ -49,10 +49,6 @@ def coverage(
 ) -> None:
     """Try a rule on a library's models, a row a model. Nothing is downloaded or trained."""
     with clear_errors():
-        from rich.console import Console
-
-        from .._shared.progress import Progress
-
         parse(rule)
         names = zoo(source, every)
         torch.set_num_threads(1)  # small work on fake tensors; and so that times compare
@@ -69,14 +65,12 @@ def coverage(
                 bar.advance()
         rows = [done[name] for name in names]
         _print(console, rows)
-        console.print(summary(rows), highlight=False, markup=False, soft_wrap=True)
+        typer.echo(summary(rows))
         if any(row.outcome in {"failed", "wrong"} for row in rows):
             raise typer.Exit(1)
 
 
 def _print(console: Console, rows: list[Row]) -> None:
-    from ._console import print_table
-
     checked = any(row.check for row in rows)
     cells = []
     for row in rows:
@@ -144,10 +138,9 @@ def _plan(name: str, rule: str) -> Row:
                 raise
             start = time.perf_counter()
             planned = plan(load_model(name), rule, example_inputs=inputs)
-    except NoSiteError as error:
-        return Row(name, rule, "none", seconds=_since(start), reason=str(error))
     except PlacementError as error:
-        return Row(name, rule, "refused", seconds=_since(start), reason=str(error))
+        outcome = "none" if isinstance(error, NoSiteError) else "refused"
+        return Row(name, rule, outcome, seconds=_since(start), reason=str(error))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return Row(name, rule, "failed", seconds=_since(start), reason=reason)
@@ -195,7 +188,6 @@ def read_rows(path: Path) -> list[Row]:
 def write_rows(path: Path, rows: list[Row]) -> None:
     """Write the rows, in one step, so that a run that is stopped leaves a whole file."""
     import timm
-    import torch
     import torchvision
 
     versions = {package.__name__: package.__version__ for package in (torch, torchvision, timm)}

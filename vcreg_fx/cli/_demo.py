@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -52,5 +53,5 @@ def demo(
         }
         chosen = {name: value for name, value in given.items() if value is not None}
         settings = DemoSettings(seed=seed, threads=threads, **chosen)  # type: ignore[arg-type]
-        with ConsoleObserver() as observer:
-            run_demo(output, settings, observer)
+        with ExitStack() as bars:
+            run_demo(output, settings, ConsoleObserver(bars))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console
 
@@ -16,44 +15,27 @@ from ._console import print_sites, print_table
 
 
 class ConsoleObserver(Observer):
-    """Prints tables and, on a terminal, progress bars. Used as a context."""
+    """Prints tables and, on a terminal, progress bars, which end with what is given here."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
-        self._bars = ExitStack()
+    def __init__(self, bars: ExitStack) -> None:
+        self.console = Console(highlight=False)
+        self._bars = bars
         self._bar: Progress | None = None
 
-    def __enter__(self) -> ConsoleObserver:
-        """Begin."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the progress bar, also after an error."""
-        self._bars.close()
-
     def planned(self, plan: Plan) -> None:
-        """Print the sites."""
         print_sites(self.console, plan)
 
     def started(self, task: str, steps: int) -> None:
-        """Show a progress bar; a line where there is no terminal."""
         if not self.console.is_terminal:
             self.console.print(f"{task}, {steps} steps …")
         self._bars.close()
         self._bar = self._bars.enter_context(Progress(task, steps, console=self.console))
 
     def advanced(self, loss: float | None = None) -> None:
-        """Move the progress bar."""
         if self._bar is not None:
             self._bar.advance(note=None if loss is None else f"loss {loss:.3f}")
 
     def checked(self, checks: Sequence[SiteCheck]) -> None:
-        """Print the comparison of gradients."""
         self.console.print("\nInjected gradient against the naive loss by autograd")
         errors = [(check.name, f"{check.float32:.1e}", f"{check.float64:.1e}") for check in checks]
         numbers = ("float32", "float64")
@@ -66,14 +48,12 @@ class ConsoleObserver(Observer):
         )
 
     def measured(self, result: DemoResult) -> None:
-        """Print both models' measurements, in numbers and in words."""
         self._bars.close()
         print_table(self.console, COLUMNS, rows(result), right=COLUMNS[1:])
         for sentence in conclusions(result):
             self.console.print(f"• {sentence}", soft_wrap=not self.console.is_terminal)
 
     def written(self, files: Sequence[Path]) -> None:
-        """Print where the report is."""
         self.console.print("\nWritten:")
         for file in files:
             self.console.print(f"  {file}", soft_wrap=True)

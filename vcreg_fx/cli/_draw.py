@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,25 +9,7 @@ import typer
 
 from ..exporting import draw as draw_plan
 from ._errors import clear_errors
-from ._options import (
-    InputSize,
-    LayoutText,
-    ModelName,
-    RuleText,
-    Settings,
-    parse_settings,
-    parse_size,
-    plan_named,
-)
-
-
-class Picture(str, Enum):
-    """The formats of pictures."""
-
-    SVG = "svg"
-    PNG = "png"
-    PDF = "pdf"
-    DOT = "dot"
+from ._options import InputSize, LayoutText, ModelName, RuleText, Settings, plan_named
 
 
 def draw(
@@ -41,13 +22,13 @@ def draw(
     input_size: InputSize = None,
     option: Settings = None,
     format: Annotated[  # noqa: A002 (the name of the option)
-        Picture | None, typer.Option(help="By default what the ending of FILE says.")
+        str | None,
+        typer.Option(metavar="svg|png|pdf|dot", help="By default what the ending of FILE says."),
     ] = None,
 ) -> None:
     """Draw a model: stages, blocks and sites, with shapes and layouts. Nothing is downloaded."""
     with clear_errors():
-        options = parse_settings(option)
-        planned = plan_named(model, rule, layout, parse_size(input_size), options)
-        draw_plan(planned, output, format=None if format is None else format.value)
+        planned = plan_named(model, rule, layout, input_size, option)
+        draw_plan(planned, output, format=format)
         count = len(planned.sites)
         typer.echo(f"{output}: {count} site{'s' * (count != 1)} for the rule {planned.rule}")

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.console import Console
 from torch import Tensor, nn
 
+from ._console import print_table
 from ._errors import ModelError, clear_errors
-from ._model import load_checkpoint, load_model
-from ._options import ModelName, Settings, parse_settings
+from ._model import load_checkpoint_if_any, load_model
+from ._options import Checkpoint, ModelName, Settings
 
 Batches = Any  # a DataLoader, or a list of pairs
 _BATCH = 128
@@ -23,9 +25,7 @@ _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
     model: ModelName,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A state dict; else random weights.")
-    ] = None,
+    checkpoint: Checkpoint = None,
     data: Annotated[
         str, typer.Option(metavar="DIR", help="A folder of one folder a class, or digits.")
     ] = "digits",
@@ -57,16 +57,13 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
 
         if unknown := sorted(set(probe or ()) - set(PROBES)):
             raise ModelError(f"There is no probe {unknown[0]}; there are {', '.join(PROBES)}.")
-        options = parse_settings(option)
+        options = dict(option or ())
         where = _device(device)
         if data == "digits" and model.startswith("timm/"):
             options.setdefault("in_chans", 1)
         torch.manual_seed(seed)
         built = load_model(model, options=options)
-        if checkpoint is None:
-            typer.echo("The weights are random; --checkpoint FILE loads trained ones.", err=True)
-        else:
-            load_checkpoint(built, checkpoint)
+        load_checkpoint_if_any(built, checkpoint)
         train, test = load_data(data, built, size, seed)
         output.mkdir(parents=True, exist_ok=True)
         shown = sys.stdout.isatty()
@@ -104,7 +101,6 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
 
 
 def _device(name: str) -> torch.device:
-    """Return the device that a user names, if it is there."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).sum().item()
@@ -121,10 +117,6 @@ def _small(batches: Any) -> Tensor:
 
 
 def _print(found: dict[str, dict[str, float]]) -> None:
-    from rich.console import Console
-
-    from ._console import print_table
-
     rows = []
     for metric in next(iter(found.values())):
         shares = metric.endswith(("_accuracy", "_precision")) or metric.startswith("share")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -22,14 +20,13 @@ from ._model import load_checkpoint, load_model, noise_for
 from ._options import (
     Alpha,
     Beta,
+    Checkpoint,
     InputSize,
     LayoutText,
     ModelName,
     RuleText,
     Settings,
     example_of,
-    parse_settings,
-    parse_size,
 )
 
 _INSTEAD = "vcreg_fx.measure(model, inputs, loss)"
@@ -41,9 +38,7 @@ def measure_command(  # noqa: PLR0913, PLR0917 - an argument an option
     alpha: Alpha = VCRegConfig.alpha,
     beta: Beta = VCRegConfig.beta,
     batch: Annotated[int, typer.Option(min=2, help="Examples.")] = 16,
-    checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A state dict to load first.")
-    ] = None,
+    checkpoint: Checkpoint = None,
     layout: LayoutText = None,
     input_size: InputSize = None,
     option: Settings = None,
@@ -64,10 +59,10 @@ def measure_command(  # noqa: PLR0913, PLR0917 - an argument an option
     """
     with clear_errors():
         torch.manual_seed(seed)
-        network = load_model(model, options=parse_settings(option))
+        network = load_model(model, options=dict(option or ()))
         if checkpoint is not None:
             load_checkpoint(network, checkpoint)
-        inputs = (noise_for(network, batch, _INSTEAD, example_of(network, parse_size(input_size))),)
+        inputs = (noise_for(network, batch, _INSTEAD, example_of(network, input_size)),)
         insert(network, rule, example_inputs=inputs, layout=layout, alpha=alpha, beta=beta)
         if calibrate is not None:
             made = calibrate_sites(network, inputs, _task, calibrate)
@@ -78,15 +73,14 @@ def measure_command(  # noqa: PLR0913, PLR0917 - an argument an option
 
 
 def _calibrated(made: Calibration, rule: str) -> str:
-    lines = [f"    {name!r}: {{{_values(values)}}}," for name, values in made.coefficients.items()]
+    lines = [
+        f'    {name!r}: {{"alpha": {values["alpha"]:.6g}, "beta": {values["beta"]:.6g}}},'
+        for name, values in made.coefficients.items()
+    ]
     return "\n".join([
         str(made), "", "What to pass to insert:", "",
         f"vcreg_fx.insert(model, {rule!r}, coefficients={{", *lines, "})",
     ])  # fmt: skip
-
-
-def _values(values: Mapping[str, float]) -> str:
-    return ", ".join(f'"{name}": {value:.6g}' for name, value in values.items())
 
 
 def _calibrated_json(made: Calibration) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from torch import Tensor, nn
 
 from placement_rules import record
@@ -108,10 +109,13 @@ def _build(name: str, build: Callable[[], Any], device: torch.device) -> nn.Modu
 
 
 def _unknown(name: str, library: str, known: Iterable[str]) -> ModelError:
+    return ModelError(f"{library} has no model {name!r}.{_hint(name, known)}")
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
     lower = {other.lower(): other for other in known}
     close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=4)]
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return ModelError(f"{library} has no model {name!r}.{hint}")
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 # A user's own factory -------------------------------------------------------------------------
@@ -131,7 +135,12 @@ def build_from_factory(name: str, options: Mapping[str, Any] | None = None) -> n
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ModelError(f"{name!r} is not package.module:factory; a part is missing.")
-    found = _find(import_module(module_name), module_name, attribute)
+    found = import_module(module_name)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            hint = _hint(part, dir(found))
+            raise ModelError(f"{module_name} has no {attribute!r}.{hint}")
+        found = getattr(found, part)
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
@@ -169,18 +178,15 @@ def import_module(name: str) -> Any:
         raise ModelError(f"Importing {name} raised {type(error).__name__}: {error}") from error
 
 
-def _find(module: Any, module_name: str, attribute: str) -> Any:
-    found = module
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            close = difflib.get_close_matches(part, dir(found), n=3)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise ModelError(f"{module_name} has no {attribute!r}.{hint}")
-        found = getattr(found, part)
-    return found
-
-
 # Weights --------------------------------------------------------------------------------------
+
+
+def load_checkpoint_if_any(model: nn.Module, path: Path | None) -> None:
+    """Load weights, or say on stderr that they are random."""
+    if path is None:
+        typer.echo("The weights are random; --checkpoint FILE loads trained ones.", err=True)
+    else:
+        load_checkpoint(model, path)
 
 
 def load_checkpoint(model: nn.Module, path: Path) -> None:

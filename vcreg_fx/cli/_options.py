@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -22,18 +22,10 @@ RuleText = Annotated[
 LayoutText = Annotated[
     str | None, typer.Option(help="The layout of every site, such as NHWC; else inferred.")
 ]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="For building the model, such as num_classes=10; may be repeated.",
-    ),
-]
 Alpha = Annotated[float, typer.Option(min=0, help="α, the weight of the variance loss.")]
 Beta = Annotated[float, typer.Option(min=0, help="β, the weight of the covariance loss.")]
-InputSize = Annotated[
-    str | None, typer.Option(metavar="C,H,W", help="The size of one example; else worked out.")
+Checkpoint = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights: a state dict. Else they are random.")
 ]
 
 
@@ -45,27 +37,47 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def parse_settings(texts: Iterable[str] | None) -> dict[str, Any]:
-    """Read ``NAME=VALUE``, again and again."""
-    found = {}
-    for text in texts or ():
-        name, sign, value = text.partition("=")
-        if not sign or not name.isidentifier():
-            raise typer.BadParameter(
-                f"{text!r} is no setting. Write NAME=VALUE: num_classes=10.", param_hint="--set"
-            )
-        found[name] = parse_value(value)
-    return found
+def _parse_setting(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise typer.BadParameter(f"{text!r} is no setting. Write NAME=VALUE: num_classes=10.")
+    return name, parse_value(value)
+
+
+def _parse_size(text: str) -> tuple[int, ...]:
+    try:
+        size = tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError:
+        size = ()
+    if not size or min(size) < 1:
+        raise typer.BadParameter(
+            f"{text!r} is not a size. Write whole numbers with commas between: 3,32,32."
+        )
+    return size
+
+
+Settings = Annotated[
+    list[Any] | None,  # pairs of name and value
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        parser=_parse_setting,
+        help="For building the model, such as num_classes=10; may be repeated.",
+    ),
+]
+InputSize = Annotated[
+    Any,  # whole numbers, or None
+    typer.Option(
+        metavar="C,H,W", parser=_parse_size, help="The size of one example; else worked out."
+    ),
+]
 
 
 def plan_named(
-    name: str,
-    rule: str,
-    layout: str | None,
-    size: tuple[int, ...] | None,
-    options: Mapping[str, Any] | None = None,
+    name: str, rule: str, layout: str | None, size: tuple[int, ...] | None, settings: Settings
 ) -> Plan:
     """Plan on the meta device, where no weights are made, if the model can be recorded there."""
+    options = dict(settings or ())
     model = load_model(name, meta=True, options=options)
     try:
         return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
@@ -82,19 +94,3 @@ def example_of(model: nn.Module, size: tuple[int, ...] | None) -> tuple[Tensor, 
         return None
     parameter = next(iter(model.parameters()), torch.zeros(()))
     return (torch.zeros((2, *size), dtype=parameter.dtype, device=parameter.device),)
-
-
-def parse_size(text: str | None) -> tuple[int, ...] | None:
-    """Read the size of one example, ``3,224,224``."""
-    if text is None:
-        return None
-    try:
-        size = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        size = ()
-    if not size or min(size) < 1:
-        raise typer.BadParameter(
-            f"{text!r} is not a size. Write whole numbers with commas between: 3,32,32.",
-            param_hint="--input-size",
-        )
-    return size

@@ -5,18 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from ._console import print_sites
 from ._errors import clear_errors
-from ._options import (
-    InputSize,
-    LayoutText,
-    ModelName,
-    RuleText,
-    Settings,
-    parse_settings,
-    parse_size,
-    plan_named,
-)
+from ._options import InputSize, LayoutText, ModelName, RuleText, Settings, plan_named
 
 
 def sites(
@@ -29,12 +22,8 @@ def sites(
 ) -> None:
     """List the sites that a rule selects in a model. Nothing is downloaded, trained or changed."""
     with clear_errors():
-        planned = plan_named(model, rule, layout, parse_size(input_size), parse_settings(option))
+        planned = plan_named(model, rule, layout, input_size, option)
         if json:
             typer.echo(planned.to_json())
-            return
-        from rich.console import Console
-
-        from ._console import print_sites
-
-        print_sites(Console(), planned)
+        else:
+            print_sites(Console(), planned)

@@ -50,10 +50,7 @@ class _Page:
 def write_code(module: fx.GraphModule, name: str) -> str:
     """Return the source of a class that does what a graph module does, without its weights.
 
-    **Arguments:**
-
-    - `module`: the graph module; its modules and parameters keep their paths.
-    - `name`: the name of the class.
+    Modules and parameters keep their paths.
 
     **Raises:** `ExportError` if a module or function in it cannot be written as code.
     """
@@ -66,26 +63,19 @@ def write_code(module: fx.GraphModule, name: str) -> str:
         f"{__version__}.\n\nThe class has no weights of its own; `load` in this package gives them."
         f'\n"""'
     )
+    own = {line for line in page.imports if re.match(r"\w+ (vcreg_fx|placement_rules)", line)}
+    plain = {line for line in page.imports if line.startswith("import ")}
+    imports = [*sorted(plain), *sorted(page.imports - own - plain), *sorted(own)]
     configs = [f"{key} = {call}" for call, key in page.configs.items()]
-    parts = [
-        head,
-        "\n".join(_sorted_imports(page.imports)),
-        "\n\n".join(part for part in ("\n".join(page.wraps), "\n".join(configs)) if part),
-        f'class {name}(nn.Module):\n    """The model as one flat forward."""\n',
-    ]
+    parts = [head, "\n".join(imports), "\n".join(page.wraps), "\n".join(configs)]
     init = ["def __init__(self) -> None:", "    super().__init__()"]
     init += [f"    {line}" for line in page.body]
-    text = "\n\n".join(part for part in parts[:3] if part) + f"\n\n\n{parts[3]}\n"
-    text += textwrap.indent("\n".join(init), "    ") + "\n\n"
-    return text + textwrap.indent("\n\n".join(methods), "    ") + "\n"
-
-
-def _sorted_imports(imports: set[str]) -> list[str]:
-    own = sorted(
-        line for line in imports if re.match(r"(from|import) (vcreg_fx|placement_rules)", line)
+    return (
+        "\n\n".join(filter(None, parts))
+        + f'\n\n\nclass {name}(nn.Module):\n    """The model as one flat forward."""\n\n'
+        + textwrap.indent("\n\n".join(["\n".join(init), *methods]), "    ")
+        + "\n"
     )
-    plain = sorted(line for line in imports if line.startswith("import "))
-    return [*plain, *sorted(imports - {*own, *plain}), *own]
 
 
 def _write_members(page: _Page, module: fx.GraphModule) -> None:
@@ -220,19 +210,16 @@ def _import_line(name: str, value: Any) -> str:
 def constructor(module: nn.Module, path: str) -> tuple[str, str | None]:
     """Return the call that makes a module like this one, and the import it needs.
 
-    The call is tried: what it makes has to have the same parameters and attributes.
-
-    **Arguments:**
-
-    - `module`: a module of torch.nn, or any whose class keeps its arguments as attributes.
-    - `path`: its path, for messages.
+    Its class is of torch.nn, or any that keeps its arguments as attributes. The call is tried: what
+    it makes has to have the same parameters and attributes.
 
     **Returns:** such as ``("nn.Conv2d(3, 64, kernel_size=(7, 7), bias=False)", None)``.
 
     **Raises:** `ExportError` if no such call can be found, with the reason.
     """
     cls = type(module)
-    _check_hooks(module, path)
+    if any(has_hooks(part) for part in module.modules()):
+        raise _refusal(module, path, "it has hooks, which are no part of its code")
     parameters = inspect.signature(cls).parameters
     values = {
         key: value
@@ -346,12 +333,6 @@ def _difference(made: nn.Module, module: nn.Module) -> str:
             if _is_plain(value) and vars(ours).get(key, ...) != value:
                 return f"{key}: {vars(ours).get(key)!r} and {value!r}"
     return ""
-
-
-def _check_hooks(module: nn.Module, path: str) -> None:
-    for part in module.modules():
-        if has_hooks(part):
-            raise _refusal(module, path, "it has hooks, which are no part of its code")
 
 
 def _refusal(module: nn.Module, path: str, reason: str) -> ExportError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -114,10 +115,9 @@ def _read(
 
 def _dot_text(parts: Sequence[Part], title: str, subtitle: str) -> str:
     """Return a digraph: a node for each part, a cluster for each stage, sites in the labels."""
-    heading = f"{title}\n{subtitle}"
     lines = [
         f"digraph {_quoted(title)} {{",
-        f"  label={_quoted(heading)};",
+        "  label=" + _quoted(f"{title}\n{subtitle}") + ";",
         '  labelloc="t";',
         '  node [shape=box, style="rounded,filled", fontname="Helvetica"];',
         '  graph [fontname="Helvetica"];',
@@ -146,8 +146,7 @@ def _attributes(part: Part) -> str:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    return json.dumps(text, ensure_ascii=False)
 
 
 # Where the parts go on a page: columns, frames, boxes ----------------------------------------
@@ -188,8 +187,12 @@ class Page:
 
 def make_page(parts: Sequence[Part]) -> Page:
     """Place the parts from top to bottom, in as many columns as keep the page short."""
-    box_width = max(2.2, *(_box_text_width(part) for part in parts))
-    frame_width = box_width + max(1.8, *(_side_text_width(part) for part in parts)) + 2.4 * _PAD
+    box_width = max(
+        2.2,
+        *(_BOLD * len(part.short_path) + _PLAIN * len(part.class_name) + 0.5 for part in parts),
+    )
+    beside = [max(len(f"{part.shape}   {part.layout}"), len(part.note)) for part in parts]
+    frame_width = box_width + max(1.8, _PLAIN * max(beside) + 0.1) + 2.4 * _PAD
     boxes: list[Box] = []
     frames: list[Frame] = []
     columns = _columns(parts)
@@ -210,15 +213,6 @@ def make_page(parts: Sequence[Part]) -> Page:
         height = max(height, y)
     width = 2 * _MARGIN + len(columns) * (frame_width + _GUTTER) - _GUTTER
     return Page(max(width, 5.5), height + _MARGIN, box_width, frame_width, boxes, frames)
-
-
-def _box_text_width(part: Part) -> float:
-    return _BOLD * len(part.short_path) + _PLAIN * len(part.class_name) + 0.5
-
-
-def _side_text_width(part: Part) -> float:
-    longest = max(len(f"{part.shape}   {part.layout}"), len(part.note))
-    return _PLAIN * longest + 0.1
 
 
 def _columns(parts: Sequence[Part]) -> list[list[list[Part]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,9 +76,15 @@ def find_example(
 
     **Raises:** `ExampleInputsError` if there is none that the model accepts.
     """
+    calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]]
+    if example_inputs is None and example_kwargs is None:
+        calls = ((found.args, found.kwargs) for found in candidate_inputs(model))
+    else:
+        args = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs or ()
+        calls = [(tuple(args), dict(example_kwargs or {}))]
     failures = []
-    for args, kwargs in _calls(model, example_inputs, example_kwargs):
-        sizes = [t.shape[0] for t in tree_leaves((args, kwargs)) if _is_tensor(t) and t.ndim]
+    for args, kwargs in calls:
+        sizes = [tensor.shape[0] for tensor in tensors_in((args, kwargs)) if tensor.ndim]
         if not sizes:
             raise ExampleInputsError("The example holds no tensor with a batch axis.")
         # An axis of size one would be taken for one that never changes.
@@ -88,7 +94,7 @@ def find_example(
                 model.eval()
                 model(*example.args, **example.kwargs)
         except Exception as error:
-            failures.append((f"{type(error).__name__}: {error}", error))
+            failures.append(error)
             continue
         return example
     if not failures:
@@ -96,26 +102,12 @@ def find_example(
             f"No input can be worked out from {type(model).__name__}. Pass "
             "example_inputs=(tensor, …)."
         )
+    first = failures[0]
     raise ExampleInputsError(
-        f"The forward pass of {type(model).__name__} failed on the example: {failures[0][0]}. Pass "
-        "example_inputs=(tensor, …), and example_kwargs={…} if the forward needs them."
-    ) from failures[0][1]
-
-
-def _calls(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...] | None,
-    example_kwargs: Mapping[str, Any] | None,
-) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    if example_inputs is None and example_kwargs is None:
-        yield from ((found.args, found.kwargs) for found in candidate_inputs(model))
-        return
-    args = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs or ()
-    yield tuple(args), dict(example_kwargs or {})
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
+        f"The forward pass of {type(model).__name__} failed on the example: "
+        f"{type(first).__name__}: {first}. Pass example_inputs=(tensor, …), and "
+        "example_kwargs={…} if the forward needs them."
+    ) from first
 
 
 def check_outputs(
@@ -125,13 +117,7 @@ def check_outputs(
     sizes: Sequence[int],
     what: str,
 ) -> None:
-    """Compare outputs in eval mode on random inputs.
-
-    **Arguments:**
-
-    - `run`: calls what was exported.
-    - `sizes`: the batch sizes.
-    - `what`: what was exported, for the message.
+    """Compare outputs in eval mode on random inputs; `run` calls what was exported.
 
     **Raises:** `ExportError` that says by how much they differ.
     """

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import keyword
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -22,7 +21,8 @@ from ..site import Insertion, carry_insertions
 from ._code import TAKEN, write_code
 from ._example import Example, check_gradients, check_outputs
 from ._graph_module import make_graph, to_graph_module
-from ._metadata import KEY, WEIGHTS, read_metadata, to_text
+from ._metadata import KEY, WEIGHTS, read_metadata
+from ._two_modes import named_tensors
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -46,7 +46,7 @@ def load(device="cpu"):
 
 
 def write_folder(
-    model: nn.Module, folder: Path, example: Example, metadata: Mapping[str, Any], *, check: bool
+    model: nn.Module, folder: Path, example: Example, metadata: str, *, check: bool
 ) -> None:
     """Write ``__init__.py``, ``model.py``, the weights and the metadata into a folder.
 
@@ -65,7 +65,7 @@ def write_folder(
     files = {
         "__init__.py": _INIT.format(name=name, version=__version__),
         "model.py": code,
-        KEY: to_text(dict(metadata)) + "\n",
+        KEY: f"{metadata}\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
@@ -130,7 +130,7 @@ def save_weights(module: nn.Module, path: Path) -> None:
     first: dict[int, str] = {}
     tensors: dict[str, Tensor] = {}
     notes: dict[str, Any] = {"same_as": {}, "frozen": [], "strides": {}}
-    for name, tensor in _named_tensors(module).items():
+    for name, tensor in named_tensors(module).items():
         if (other := first.setdefault(id(tensor), name)) != name:
             notes["same_as"][name] = other
             continue
@@ -162,7 +162,7 @@ def load_exported(cls: type[M], folder: str | Path, device: str | torch.device =
     with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as opened:
         notes = json.loads(opened.metadata()["vcreg_fx"])
         loaded = {name: _restride(opened.get_tensor(name), notes, name) for name in opened.keys()}  # noqa: SIM118
-    wanted = _named_tensors(model)
+    wanted = named_tensors(model)
     if wanted.keys() != loaded.keys() | notes["same_as"].keys():
         differing = sorted(wanted.keys() ^ (loaded.keys() | notes["same_as"].keys()))
         raise ExportError(f"{folder / WEIGHTS} does not fit {cls.__name__}: {differing}.")
@@ -178,17 +178,12 @@ def load_exported(cls: type[M], folder: str | Path, device: str | torch.device =
         owner = model.get_submodule(path)
         table = parameters_of(owner) if key in parameters_of(owner) else buffers_of(owner)
         table[key] = made[first]  # type: ignore[assignment]
-    _tell_insertions(model, folder)
-    return model.eval()
-
-
-def _tell_insertions(model: nn.Module, folder: Path) -> None:
-    """Let `get_config` know what was inserted."""
-    told = []
+    told = []  # so that `get_config` knows what was inserted
     for found in read_metadata(folder)["insertions"]:
         config = {k: v for k, v in found.items() if k not in {"rule", "layout", "coefficients"}}
         told.append(Insertion(found["rule"], config, list(found["coefficients"]), found["layout"]))
     carry_insertions(told, model)
+    return model.eval()
 
 
 def _restride(tensor: Tensor, notes: dict[str, Any], name: str) -> Tensor:
@@ -197,10 +192,3 @@ def _restride(tensor: Tensor, notes: dict[str, Any], name: str) -> Tensor:
         return tensor.clone()  # safetensors aligns to 8 bytes, where kernels may round otherwise
     made = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device)
     return made.copy_(tensor)
-
-
-def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }

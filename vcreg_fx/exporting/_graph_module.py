@@ -19,7 +19,7 @@ from ._example import find_example
 from ._nodes import Demean, VCReg
 from ._stand_ins import values_by_name, with_given_arguments
 from ._tracer import Known, SiteTracer, can_be_whole
-from ._two_modes import TwoModeGraphModule, place
+from ._two_modes import TwoModeGraphModule, named_tensors, place
 
 _OPERATORS = {
     getattr(operator, name) for name in dir(operator) if name.startswith("i") and name[1:] in
@@ -63,12 +63,10 @@ def make_graph(
     *,
     decide_first: bool = False,
 ) -> fx.GraphModule:
-    """Do what `to_graph_module` does.
+    """Do what `to_graph_module` does; with `decide_first` in the opposite order.
 
-    **Arguments:**
-
-    - `decide_first`: trace modules that ask for sizes and conditions, taking these from the example
-      call, and keep them whole only where that fails; not the other way round.
+    Modules that ask for sizes and conditions are then traced, taking these from the example call,
+    and kept whole only where that fails.
     """
     if not live_sites(model):
         raise InsertionError(
@@ -174,11 +172,7 @@ def _join(model: nn.Module, training: SiteTracer, evaluation: SiteTracer) -> fx.
     _tell_apart(evaluation.graph, first, second)
     root = nn.Module()
     order = {path: index for index, (path, _) in enumerate(model.named_modules())}
-    tensors = (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    )
-    own_order = {path: index for index, (path, _) in enumerate(tensors)}
+    own_order = {path: index for index, path in enumerate(named_tensors(model))}
 
     def place_in_model(target: str) -> tuple[int, bool, int]:  # so that parameters keep their order
         owner = order.get(target.rpartition(".")[0], len(order))

@@ -18,9 +18,9 @@ KEY = "vcreg_fx.json"  # the file or entry that holds it, in each of the formats
 WEIGHTS = "weights.safetensors"
 
 
-def make_metadata(model: nn.Module, form: str, *, training: bool) -> dict[str, Any]:
-    """Return rules, sites, coefficients and versions as plain data."""
-    return {
+def make_metadata(model: nn.Module, form: str, *, training: bool) -> str:
+    """Return rules, sites, coefficients and versions as JSON."""
+    metadata = {
         "vcreg_fx": __version__,
         "torch": str(torch.__version__),
         "model": type(model).__name__,
@@ -28,20 +28,11 @@ def make_metadata(model: nn.Module, form: str, *, training: bool) -> dict[str, A
         "training": training,
         "insertions": get_configs(model),
         "sites": [
-            {
-                "name": site.name,
-                "layout": str(site.layout),
-                "channels": site.channels,
-                "alpha": site.alpha,
-                "beta": site.beta,
-            }
+            {"name": site.name, "layout": str(site.layout), "channels": site.channels,
+             "alpha": site.alpha, "beta": site.beta}
             for site in live_sites(model)
         ],
-    }
-
-
-def to_text(metadata: dict[str, Any]) -> str:
-    """Return the metadata as JSON."""
+    }  # fmt: skip
     return json.dumps(metadata, indent=2, ensure_ascii=False)
 
 

@@ -33,7 +33,6 @@ class Demean(nn.Module):
         return node_functions.demean(self.site, h, self.training)
 
     def extra_repr(self) -> str:
-        """Name the site."""
         return self.site.name
 
 
@@ -50,7 +49,6 @@ class VCReg(nn.Module):
         return node_functions.vcreg(self.site, h, mean, self.training)
 
     def extra_repr(self) -> str:
-        """Show the site and its coefficients."""
         return repr(self.site)
 
 

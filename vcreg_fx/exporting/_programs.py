@@ -13,53 +13,42 @@ from .._errors import ExportError, InsideError
 from .._shared.keeping import keeping_modes
 from ..surgery import suspended
 from ._example import Example, check_gradients, check_outputs, tensors_in
-from ._graph_module import make_graph
-from ._metadata import KEY, to_text
+from ._graph_module import to_graph_module
+from ._metadata import KEY
 
 
 def write_program(
     model: nn.Module,
     path: Path,
     example: Example,
-    metadata: dict[str, Any],
+    metadata: str,
     *,
     training: bool,
     dynamic_batch: bool,
     check: bool,
 ) -> None:
-    """Write a ``.pt2`` file: inference without VCReg, or a training step with its operator."""
-    program = make_program(model, example, training=training, dynamic_batch=dynamic_batch)
-    torch.export.save(program, path, extra_files={KEY: to_text(metadata)})
-    if not check:
-        return
-    loaded = torch.export.load(path).module()
-
-    def run(call: Example) -> Any:
-        return loaded(*call.args, **call.kwargs)
-
-    sizes = (example.batch, 1, 3) if dynamic_batch else (example.batch,)
-    if training:
-        check_gradients(model, loaded, example, sizes[::2])
-    else:
-        check_outputs(model, run, example, sizes, str(path))
-
-
-def make_program(
-    model: nn.Module, example: Example, *, training: bool, dynamic_batch: bool
-) -> torch.export.ExportedProgram:
-    """Return the model as an exported program.
+    """Write a ``.pt2`` file: inference without VCReg, or a training step with its operator.
 
     **Raises:** `ExportError` if `torch.export` cannot export it, or not with a free batch size.
     """
     try:
         try:
             with nullcontext() if training else suspended(model):
-                return _export(model, example, training, dynamic_batch)
+                program = _export(model, example, training, dynamic_batch)
         except InsideError:  # transformers' models call their layers in another way while exported
-            graph = make_graph(model, example.args, example.kwargs)
-            return _export(graph, example, training, dynamic_batch)
+            graph = to_graph_module(model, example.args, example.kwargs)
+            program = _export(graph, example, training, dynamic_batch)
     except Exception as error:
-        raise export_failed(model, "torch.export", error, dynamic_batch=dynamic_batch) from error
+        raise _export_failed(model, "torch.export", error, dynamic_batch) from error
+    torch.export.save(program, path, extra_files={KEY: metadata})
+    if not check:
+        return
+    loaded = torch.export.load(path).module()
+    sizes = (example.batch, 1, 3) if dynamic_batch else (example.batch,)
+    if training:
+        check_gradients(model, loaded, example, sizes[::2])
+    else:
+        check_outputs(model, lambda c: loaded(*c.args, **c.kwargs), example, sizes, str(path))
 
 
 def _export(
@@ -71,10 +60,7 @@ def _export(
         return torch.export.export(model, example.args, example.kwargs, dynamic_shapes=shapes)
 
 
-def export_failed(
-    model: nn.Module, by: str, error: Exception, *, dynamic_batch: bool
-) -> ExportError:
-    """Return the error that says what failed, and what else may work."""
+def _export_failed(model: nn.Module, by: str, error: Exception, dynamic_batch: bool) -> ExportError:
     hint = (
         " If the model was written for one batch size, pass dynamic_batch=False with "
         "example_inputs= of that size."
@@ -89,7 +75,7 @@ def write_onnx(
     model: nn.Module,
     path: Path,
     example: Example,
-    metadata: dict[str, Any],
+    metadata: str,
     *,
     dynamic_batch: bool,
     check: bool,
@@ -111,10 +97,10 @@ def write_onnx(
             )
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise export_failed(model, "torch.onnx", cause, dynamic_batch=dynamic_batch) from error
+        raise _export_failed(model, "torch.onnx", cause, dynamic_batch) from error
     if program is None:
         raise ExportError(f"torch.onnx made nothing of {type(model).__name__}.")
-    program.model.metadata_props[KEY] = to_text(metadata)
+    program.model.metadata_props[KEY] = metadata
     program.save(str(path))
     if check:
         sizes = (example.batch, 1, 3) if dynamic_batch else (example.batch,)

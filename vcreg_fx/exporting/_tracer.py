@@ -27,6 +27,13 @@ from ._stand_ins import shadow
 class SiteTracer(fx.Tracer):
     """Traces through rewritten modules.
 
+    **Arguments:**
+
+    - `whole`: the paths of the modules that are kept whole, besides those of torch.nn.
+    - `decided`: the paths of the modules whose forward may ask for numbers and conditions.
+      These are taken from the example call, and the graph checks them at every call.
+    - `known`: what knows the example call, needed for these.
+
     **Attributes:**
 
     - `failed`: the path of the innermost module whose forward raised, None if none did.
@@ -38,15 +45,6 @@ class SiteTracer(fx.Tracer):
         decided: Collection[str] = (),
         known: Known | None = None,
     ) -> None:
-        """Take what tells how to trace.
-
-        **Arguments:**
-
-        - `whole`: the paths of the modules that are kept whole, besides those of torch.nn.
-        - `decided`: the paths of the modules whose forward may ask for numbers and conditions.
-          These are taken from the example call, and the graph checks them at every call.
-        - `known`: what knows the example call, needed for these.
-        """
         super().__init__(param_shapes_constant=True)
         self.site_modules: dict[str, nn.Module] = {}
         self.failed: str | None = None
@@ -84,7 +82,6 @@ class SiteTracer(fx.Tracer):
         return output
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Trace the model."""
         before = _random_state()
         graph = super().trace(root, concrete_args)
         _check_drawn(before)
@@ -97,11 +94,9 @@ class SiteTracer(fx.Tracer):
         return DecidingProxy(node, self) if self._decided else super().proxy(node)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Say whether a condition holds."""
         return bool(self.decide(obj, "condition"))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Go through the items of a tuple or tensor."""
         return (obj[index] for index in range(self.decide(obj, "length")))  # type: ignore[index]
 
     def decide(self, obj: fx.Proxy, question: str) -> Any:
@@ -139,7 +134,6 @@ class SiteTracer(fx.Tracer):
         return self._is_whole(module, self.path_of_module(module))
 
     def original(self, module: nn.Module, args: Any, kwargs: Any) -> fx.Proxy:
-        """Make a node for a module's original forward."""
         return self._call(self.path_of_module(module), shadow(module), args, kwargs)
 
     def demean(self, site: LiveSite, h: fx.Proxy) -> fx.Proxy:
@@ -151,7 +145,6 @@ class SiteTracer(fx.Tracer):
         return self._call(_name("demean", site), Demean(site, running_mean), (h,))
 
     def vcreg(self, site: LiveSite, h: fx.Proxy, mean: fx.Proxy | None) -> fx.Proxy:
-        """Make a vcreg node."""
         args = (h,) if mean is None else (h, mean)
         return self._call(_name("vcreg", site), VCReg(site), args)
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from placement_rules._torch import GENERATED, GRAPH, children_of, unsaved_buffers_of
 
@@ -89,6 +89,14 @@ class TwoModeGraphModule(fx.GraphModule):
 
     def _state(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in _GRAPHS}
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers, shared ones under each of their names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
 def place_targets(root: nn.Module, source: nn.Module, graph: fx.Graph) -> None:
