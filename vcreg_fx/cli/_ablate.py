@@ -84,9 +84,10 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
     with clear_errors():
         from .. import ablation
 
-        functions, options = _functions(task)
+        given, options = _functions(task)
+        if rule:
+            given["rules"] = rule
         axes: dict[str, Any] = dict(axis or ())
-        chosen: dict[str, Any] = {"rules": rule} if rule else {}
         if task is None and "steps" not in axes:
             from ..experiments import digits_ablation
 
@@ -95,7 +96,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
             raise ModelError("--steps is of the digits; for your own task, use --set steps=….")
         with _executor(dask, workers) as executor:
             result = ablation.ablate(
-                *functions,
+                **given,
                 seeds=range(seeds),
                 axes=axes,
                 baseline=baseline,
@@ -108,7 +109,6 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
                     on_record=_print_record,
                     **options,
                 ),
-                **chosen,
             )
         typer.echo(result.to_markdown())
         _write(ablation.report(store))
@@ -129,7 +129,7 @@ def report(
         _write(result)
 
 
-def _functions(task: str | None) -> tuple[list[Any], dict[str, Any]]:
+def _functions(task: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a task's functions, and what it says of how its results are shown."""
     if task is None:
         from ..experiments import digits_ablation as found
@@ -141,7 +141,7 @@ def _functions(task: str | None) -> tuple[list[Any], dict[str, Any]]:
             "train(model, trial) and evaluate(model, trial)."
         )
     options = {name: getattr(found, hint) for name, hint in _HINTS.items() if hasattr(found, hint)}
-    return [getattr(found, name) for name in _FUNCTIONS], options
+    return {name: getattr(found, name) for name in _FUNCTIONS}, options
 
 
 @contextmanager
