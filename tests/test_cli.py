@@ -351,8 +351,8 @@ def test_coverage_tells_models_without_a_site_from_refusals(monkeypatch):
     assert (row.outcome, row.reason) == ("refused", "it is a lambda")
 
 
-def test_coverage_checks_a_training_step(tmp_path, monkeypatch):
-    from vcreg_fx.cli import _coverage, _coverage_check
+def test_coverages_a_training_step(tmp_path, monkeypatch):
+    from vcreg_fx.cli import _coverage
 
     names = ["timm/resnet18", "timm/vgg11"]
     monkeypatch.setattr(_coverage, "zoo", lambda source, everything: names)
@@ -365,12 +365,12 @@ def test_coverage_checks_a_training_step(tmp_path, monkeypatch):
     assert [rows[name]["outcome"] for name in names] == ["planned", "none"]
     assert float(rows[names[0]]["check"].split()[0]) < 1e-5
 
-    naive = _coverage_check.vcreg_loss
-    monkeypatch.setattr(_coverage_check, "vcreg_loss", lambda *a, **k: 1.01 * naive(*a, **k))
+    naive = _coverage.vcreg_loss
+    monkeypatch.setattr(_coverage, "vcreg_loss", lambda *a, **k: 1.01 * naive(*a, **k))
     names[:] = ["timm/resnet18"]
     result = run("coverage", "--rule", "residual", "--check")
     assert result.exit_code == 1 and "the gradient is off by" in result.output
-    monkeypatch.setattr(_coverage_check, "vcreg_loss", naive)
+    monkeypatch.setattr(_coverage, "vcreg_loss", naive)
 
     class Tells(torch.nn.Module):
         """Gives another output where VCReg has been inserted."""
@@ -385,8 +385,8 @@ def test_coverage_checks_a_training_step(tmp_path, monkeypatch):
 
     example = (torch.randn(6, 4),), {}
     model = torch.nn.Sequential(Tells(), torch.nn.Linear(4, 2))
-    monkeypatch.setattr(_coverage_check, "small", lambda name: (model, example))
-    assert _coverage_check.check("own", "residual") == (False, "outputs differ in eval mode")
+    monkeypatch.setattr(_coverage, "small", lambda name: (model, example))
+    assert _coverage.check("own", "residual") == (False, "outputs differ in eval mode")
 
 
 def test_the_zoo_holds_what_is_covered():

@@ -11,7 +11,7 @@ from ._demo import demo
 from ._draw import draw
 from ._evaluate import evaluate
 from ._export import export
-from ._measure import measure_command
+from ._measure import measure
 from ._reproduce import reproduce
 from ._sites import sites
 
@@ -22,21 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(sites)
-app.command("measure")(measure_command)
-app.command()(demo)
-app.command()(draw)
-app.command()(export)
-app.command()(coverage)
-app.command()(bench)
-app.command()(evaluate)
-app.command()(reproduce)
+for command in (sites, measure, demo, draw, export, coverage, bench, evaluate, reproduce):
+    app.command()(command)
 app.add_typer(ablate, name="ablate")
-
-
-@app.callback()
-def _options() -> None:
-    """Variance-covariance regularization for PyTorch vision models."""
 
 
 def main() -> None:

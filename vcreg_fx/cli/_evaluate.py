@@ -138,8 +138,6 @@ def load_data(name: str, model: nn.Module, size: int | None, seed: int) -> tuple
     - `name`: ``"digits"``, or a folder with one folder a class; or one with two such folders,
       ``train`` and ``val`` (or ``test``). Without those, a third of each class is for testing.
     - `model`: whose size and normalization the images get, where it says.
-    - `size`: the side of the images.
-    - `seed`: of the split.
 
     **Raises:** `ModelError` if there is no such folder, or no image in it.
     """
@@ -195,14 +193,12 @@ def _transform(model: nn.Module, size: int | None) -> Any:
     shape = config.get("input_size", (3, 224, 224))
     side = size or int(shape[-1])
     mean, std = config.get("mean", _IMAGENET[0]), config.get("std", _IMAGENET[1])
-    return transforms.Compose(
-        [
-            transforms.Resize(side, transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(side),
-            transforms.ToTensor(),
-            transforms.Normalize(mean, std),
-        ]
-    )
+    return transforms.Compose([
+        transforms.Resize(side, transforms.InterpolationMode.BICUBIC),
+        transforms.CenterCrop(side),
+        transforms.ToTensor(),
+        transforms.Normalize(mean, std),
+    ])  # fmt: skip
 
 
 def _loader(dataset: Any) -> Batches:

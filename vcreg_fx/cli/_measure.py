@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from placement_rules import RecordingError, leaves
 
 from ..gradient import VCRegConfig
-from ..site import Calibration, measure
+from ..site import Calibration
 from ..site import calibrate as calibrate_sites
+from ..site import measure as measure_sites
 from ..surgery import insert
 from ._errors import clear_errors
 from ._model import load_checkpoint, load_model, noise_for
@@ -32,7 +33,7 @@ from ._options import (
 _INSTEAD = "vcreg_fx.measure(model, inputs, loss)"
 
 
-def measure_command(  # noqa: PLR0913, PLR0917 - an argument an option
+def measure(  # noqa: PLR0913, PLR0917 - an argument an option
     model: ModelName,
     rule: RuleText = "blocks",
     alpha: Alpha = VCRegConfig.alpha,
@@ -67,9 +68,9 @@ def measure_command(  # noqa: PLR0913, PLR0917 - an argument an option
         if calibrate is not None:
             made = calibrate_sites(network, inputs, _task, calibrate)
             typer.echo(_calibrated_json(made) if as_json else _calibrated(made, rule))
-            return
-        found = measure(network, inputs, _task)
-        typer.echo(json.dumps(found.to_dicts(), indent=2) if as_json else str(found))
+        else:
+            found = measure_sites(network, inputs, _task)
+            typer.echo(json.dumps(found.to_dicts(), indent=2) if as_json else str(found))
 
 
 def _calibrated(made: Calibration, rule: str) -> str:

@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +24,8 @@ from ._errors import ModelError
 
 FORMS = "timm/NAME, torchvision/NAME, transformers/CLASS or package.module:factory"
 _INSIDE = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# What DistributedDataParallel and torch.compile put before the names of weights.
+_PREFIXES = r"^(module\.)?(_orig_mod\.)?(module\.)?(_orig_mod\.)?"
 _SHOWN = 4
 
 
@@ -34,8 +36,7 @@ def load_model(
 
     **Arguments:**
 
-    - `name`: ``timm/NAME``, ``torchvision/NAME``, ``transformers/CLASS`` (from its default
-      configuration), or ``package.module:factory`` (any callable that returns a module).
+    - `name`: one of `FORMS`; a class of transformers gets its default configuration.
     - `meta`: build the library's models on the meta device, without weights at all.
     - `options`: arguments of the model's builder, such as ``num_classes``.
 
@@ -124,12 +125,6 @@ def _hint(name: str, known: Iterable[str]) -> str:
 def build_from_factory(name: str, options: Mapping[str, Any] | None = None) -> nn.Module:
     """Return what the factory ``package.module:factory`` returns, or the module that it names.
 
-    **Arguments:**
-
-    - `options`: named arguments for the factory.
-
-    The current directory is searched for the package first.
-
     **Raises:** `ModelError` that says which part of the name, or what in the factory, is wrong.
     """
     module_name, _, attribute = name.partition(":")
@@ -207,7 +202,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
             f"{path} holds no state dict, neither itself nor as {', '.join(_INSIDE)}. Save one: "
             "torch.save(model.state_dict(), path)."
         )
-    state = {_plain(key): tensor for key, tensor in found.items()}
+    state = {re.sub(_PREFIXES, "", key): tensor for key, tensor in found.items()}
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in state]
     unknown = [key for key in state if key not in wanted]
@@ -257,12 +252,6 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + more
 
 
-def _plain(key: str) -> str:
-    for prefix in _PREFIXES * 2:
-        key = key.removeprefix(prefix)
-    return key
-
-
 # Noise ----------------------------------------------------------------------------------------
 
 
@@ -271,11 +260,7 @@ def noise_for(
 ) -> Tensor:
     """Return normal noise of the shape on which the model is recorded, ``batch`` examples.
 
-    **Arguments:**
-
-    - `model`, `batch`: the model, and how many examples.
-    - `example`: arguments to record on; else worked out from the model.
-    - `instead`: what to call in Python with another batch.
+    `instead` is what to call in Python with another batch.
 
     **Raises:** `ModelError` if the model takes several tensors, or whole numbers.
     """

@@ -44,13 +44,9 @@ _TRANSFORMERS = [
 def zoo(source: str, everything: bool) -> list[str]:
     """Return the names of a source's models, as `load_model` takes them.
 
-    **Arguments:**
+    Without `everything` one of each module file; of transformers one of each class either way.
 
-    - `source`: ``"timm"``, ``"torchvision"`` or ``"transformers"``.
-    - `everything`: every model, and not only one of each module file (of each class, for
-      transformers, either way).
-
-    **Raises:** `ModelError` for another source.
+    **Raises:** `ModelError` for a source that is not known.
     """
     listing: dict[str, Callable[[bool], list[str]]] = {
         "timm": _timm,
@@ -69,17 +65,16 @@ def build(name: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
     its own forward takes and returns lists of varying length.
     """
     model = load_model(name, meta=True)
-    inputs = None
-    kind = type(model).__module__
-    if "torchvision.models.detection" in kind:
-        backbone = model.backbone
-        if not isinstance(backbone, nn.Module):
-            raise ModelError(f"{name} has no backbone module.")
-        model = backbone
-    elif "optical_flow" in kind:
-        device = next(model.parameters()).device
-        inputs = (torch.zeros(2, 3, 128, 128, device=device),) * 2
-    return model, inputs
+    if "optical_flow" not in type(model).__module__:
+        return _regularized(model), None
+    device = next(model.parameters()).device
+    return model, (torch.zeros(2, 3, 128, 128, device=device),) * 2
+
+
+def _regularized(model: nn.Module) -> nn.Module:
+    detects = "torchvision.models.detection" in type(model).__module__
+    backbone = getattr(model, "backbone", None)
+    return backbone if detects and isinstance(backbone, nn.Module) else model
 
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
@@ -116,10 +111,7 @@ def _of_side(name: str, side: int) -> nn.Module:
         return load_model(name, options=_two_layers(rest))
     if "vit_" in rest and "maxvit" not in rest and "mvit" not in rest:
         return load_model(name, options={"image_size": side})
-    model = load_model(name)
-    backbone = getattr(model, "backbone", None)
-    detects = "torchvision.models.detection" in type(model).__module__
-    return backbone if detects and isinstance(backbone, nn.Module) else model
+    return _regularized(load_model(name))
 
 
 def _two_layers(name: str) -> dict[str, Any]:

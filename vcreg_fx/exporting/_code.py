@@ -194,8 +194,6 @@ def _import_line(name: str, value: Any) -> str:
         return f"from math import {name}"
     if value is type(None):
         return "from types import NoneType"
-    if value is torch.device:
-        return "from torch import device"
     found, line = reference(value, f"The name {name} in the forward")
     if line is None:
         line = f"from torch.nn import {found.removeprefix('nn.')}"

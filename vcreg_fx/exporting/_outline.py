@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from placement_rules import LayoutError, Recording, Scope, Site, blocks, downsample
 
@@ -80,22 +81,19 @@ def shape_text(tensor: torch.Tensor) -> str:
 
 def _part(recording: Recording, scope: Scope, kinds: dict[str, str], sites: Sequence[Site]) -> Part:
     tensors = [node for _, node in scope.outputs if isinstance(node.meta.get("val"), torch.Tensor)]
-    shape = shape_text(tensors[0].meta["val"]) if tensors else ""
+    shape = layout = ""
+    if tensors:
+        shape = shape_text(tensors[0].meta["val"])
+        with suppress(LayoutError):
+            layout = str(recording.layout(tensors[0]))
     return Part(
         path=scope.path,
         class_name=type(scope.module).__name__,
         kind=kinds.get(scope.path, "other"),
         shape=shape,
-        layout=_layout(recording, tensors[0]) if tensors else "",
+        layout=layout,
         marks=_marks(scope, sites),
     )
-
-
-def _layout(recording: Recording, node: fx.Node) -> str:
-    try:
-        return str(recording.layout(node))
-    except LayoutError:
-        return ""
 
 
 def _marks(scope: Scope, sites: Sequence[Site]) -> list[Site]:

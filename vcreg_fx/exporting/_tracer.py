@@ -137,11 +137,9 @@ class SiteTracer(fx.Tracer):
         return self._call(self.path_of_module(module), shadow(module), args, kwargs)
 
     def demean(self, site: LiveSite, h: fx.Proxy) -> fx.Proxy:
-        """Make a demean node that returns the mean."""
         return self._call(_name("demean", site), Demean(site), (h,))
 
     def demean_activation(self, site: LiveSite, h: fx.Proxy, running_mean: Tensor) -> fx.Proxy:
-        """Make a demean node that returns the demeaned activation."""
         return self._call(_name("demean", site), Demean(site, running_mean), (h,))
 
     def vcreg(self, site: LiveSite, h: fx.Proxy, mean: fx.Proxy | None) -> fx.Proxy:
@@ -247,10 +245,7 @@ class Known:
     def value(self, node: fx.Node, root: nn.Module, own: Mapping[str, nn.Module]) -> Any:
         """Return a node's value in the example call.
 
-        **Arguments:**
-
-        - `root`: what is traced, which also holds the constants that tracing found.
-        - `own`: modules of the graph that are none of the model: the nodes of its sites.
+        `root` also holds the constants that tracing found; `own` are the nodes of its sites.
         """
         self.running = True
         try:

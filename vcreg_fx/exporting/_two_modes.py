@@ -30,7 +30,6 @@ class TwoModeGraphModule(fx.GraphModule):
     def __init__(
         self, root: nn.Module, training: fx.Graph, evaluation: fx.Graph, class_name: str
     ) -> None:
-        """Take a module that has whatever the two graphs name."""
         super().__init__(root, training, class_name)
         place_targets(self, root, evaluation)
         self.training_graph = training
@@ -71,13 +70,11 @@ class TwoModeGraphModule(fx.GraphModule):
         return TwoModeGraphModule(root, changed[True].graph, changed[False].graph, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TwoModeGraphModule:
-        """Copy the parameters, and both graphs."""
         state = copy.deepcopy(self._state(), memo)
         training, evaluation = (copy.deepcopy(self._graph_of(mode)) for mode in (True, False))
         return _assemble(state, training, evaluation, type(self).__name__)
 
     def __reduce__(self) -> Any:
-        """Pickle both graphs as plain data."""
         graphs = (to_data(self._graph_of(mode)) for mode in (True, False))
         return _from_pickle, (self._state(), *graphs, type(self).__name__)
 

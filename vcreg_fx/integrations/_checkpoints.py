@@ -49,23 +49,18 @@ def restore_state(
     **Returns:** None; or, where the model has something else, what differs, and nothing is done.
     """
     if not named_sites(model):
-        examples: dict[str, Any] = {
-            "example_inputs": example_inputs,
-            "example_kwargs": example_kwargs,
-        }
+        examples = {"example_inputs": example_inputs, "example_kwargs": example_kwargs}
         for config in state["configs"]:
             insert(model, **{**config, **examples})
     elif difference := _difference(state["configs"], _plain(get_configs(model))):
         return f"The checkpoint's VCReg is not this model's: {difference}."
-    coefficients = {
-        name: values
-        for config in state["configs"]
-        for name, values in config["coefficients"].items()
-    }
-    for name, site in named_sites(model):
-        if name in coefficients:
-            site.alpha, site.beta = coefficients[name]["alpha"], coefficients[name]["beta"]
+    by_name = dict(named_sites(model))
+    for name, site in by_name.items():
         site.step = state["steps"].get(name, 0)
+    for config in state["configs"]:
+        for name, values in config["coefficients"].items():
+            if name in by_name:
+                by_name[name].alpha, by_name[name].beta = values["alpha"], values["beta"]
     for name, value in state.get("buffers", {}).items():
         buffer = model.get_buffer(name)
         buffer.copy_(torch.tensor(value, dtype=buffer.dtype))
@@ -73,7 +68,6 @@ def restore_state(
 
 
 def write_state(folder: Path, state: dict[str, Any], file: str = FILE) -> None:
-    """Write ``vcreg_fx.json`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(state, indent=2, ensure_ascii=False)
     (folder / file).write_text(text + "\n", encoding="utf-8")

@@ -48,7 +48,9 @@ class Follower:
             raise TypeError(
                 f"Without a rule nothing is inserted: {', '.join(overrides)} has no use."
             )
-        self._config = make_config(overrides.get("config"), _fields(overrides))
+        others = inspect.signature(insert).parameters
+        fields = {name: value for name, value in overrides.items() if name not in others}
+        self._config = make_config(overrides.get("config"), fields)
         if self._lengths is not None:
             lengths = inspect.signature(CoefficientSchedule).bind(None, **self._lengths).arguments
             check_schedule(*(lengths.get(name, 0) for name in ("warmup", "decay", "final")))
@@ -61,7 +63,9 @@ class Follower:
         **Returns:** whether it was done now.
         """
         self.model = model
-        if self.rule is None or self._is_inserted(model):
+        config = choose(self.overrides.get("regularizer", "vcreg"), self._config)[1]
+        asked = (str(self.rule), config.to_dict())
+        if self.rule is None or asked in [(i.rule, i.config) for i in insertions(model)]:
             return False
         insert(model, self.rule, **self.overrides)
         return True
@@ -78,11 +82,6 @@ class Follower:
             )
         return self.model
 
-    def _is_inserted(self, model: nn.Module) -> bool:
-        config = choose(self.overrides.get("regularizer", "vcreg"), self._config)[1]
-        asked = (str(self.rule), config.to_dict())
-        return any((made.rule, made.config) == asked for made in insertions(model))
-
     # The scale --------------------------------------------------------------------------------
 
     def scale(self, scaler: Any | None, steps: int) -> None:
@@ -90,10 +89,11 @@ class Follower:
         assert self.model is not None
         if (scaler, steps) == self._scale:
             return
+        factor = 1.0 if scaler is None else scaler
         if not self._before:
             self._before = {site: site.loss_scale for site in sites(self.model)}
-            self._tell_of_others(scaler, steps)
-        set_loss_scale(self.model, 1.0 if scaler is None else scaler, steps)
+            self._tell_of_others(float(LossScale(factor, steps).read()))
+        set_loss_scale(self.model, factor, steps)
         self._scale = (scaler, steps)
 
     def leave(self) -> None:
@@ -102,8 +102,7 @@ class Follower:
             site.loss_scale = scale
         self._before, self._scale = {}, None
 
-    def _tell_of_others(self, scaler: Any | None, steps: int) -> None:
-        mine = float(LossScale(1.0 if scaler is None else scaler, steps).read())
+    def _tell_of_others(self, mine: float) -> None:
         others = {float(scale.read()) for scale in self._before.values() if scale is not None}
         if others - {mine}:
             warnings.warn(
@@ -156,12 +155,6 @@ class Follower:
             )
 
 
-def _fields(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Return those arguments of `insert` that are fields of the configuration."""
-    named = inspect.signature(insert).parameters
-    return {name: value for name, value in overrides.items() if name not in named}
-
-
 def refuse_engine(model: nn.Module, engine: str) -> None:
     """Refuse an engine that scales the loss where nobody can follow it.
 
@@ -177,7 +170,6 @@ def refuse_engine(model: nn.Module, engine: str) -> None:
 
 
 def missing(library: str, extra: str) -> ImportError:
-    """Return the error for a library that is not installed."""
     return ImportError(
         f"vcreg_fx.integrations.{extra} needs {library}, which is not installed: "
         f'pip install "vcreg-fx[{extra}]".'

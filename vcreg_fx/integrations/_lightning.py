@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
@@ -23,14 +25,10 @@ def _bases() -> tuple[type, ...]:
     found = [sys.modules[name].Callback for name in names if name in sys.modules]
     if found:
         return tuple(found)
-    try:
-        from lightning.pytorch import Callback
-    except ImportError:
-        try:
-            from pytorch_lightning import Callback
-        except ImportError:
-            raise missing("lightning (or pytorch_lightning)", "lightning") from None
-    return (Callback,)
+    for name in names:
+        with suppress(ImportError):
+            return (importlib.import_module(name).Callback,)
+    raise missing("lightning (or pytorch_lightning)", "lightning")
 
 
 class VCRegCallback(*_bases()):  # type: ignore[misc]

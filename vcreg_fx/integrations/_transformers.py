@@ -82,10 +82,21 @@ class VCRegCallback(TrainerCallback):  # type: ignore[misc]
                 "that. Pass it to the Trainer: Trainer(…, callbacks=[VCRegCallback(…)]).",
                 stacklevel=2,
             )
-        checkpoint = _resumed_from() if state.global_step else None
+        checkpoint = _trainer()[1].get("resume_from_checkpoint") if state.global_step else None
         if checkpoint is not None:
-            self._resume(Path(checkpoint))
-        self._check(args, self._follower.require('VCRegCallback("blocks")'))
+            try:
+                self._follower.restore(read_state(Path(checkpoint)))
+            except FileNotFoundError as error:
+                warnings.warn(f"{error} Training goes on with what is inserted now.", stacklevel=2)
+        inserted = self._follower.require('VCRegCallback("blocks")')
+        if args.n_gpu > 1:
+            raise InsertionError(
+                f"The Trainer would train on {args.n_gpu} devices in one process, by DataParallel, "
+                "where VCReg is not known to be right. Start one process a device (torchrun), or "
+                "show it one device (CUDA_VISIBLE_DEVICES=0)."
+            )
+        if getattr(args, "deepspeed", None) is not None:
+            refuse_engine(inserted, "DeepSpeed")
         self._schedule(state)
 
     def on_step_begin(
@@ -123,22 +134,6 @@ class VCRegCallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero and model is not None and sites(model):
             write_state(folder, self._follower.state(buffers=True))
 
-    def _resume(self, checkpoint: Path) -> None:
-        try:
-            self._follower.restore(read_state(checkpoint))
-        except FileNotFoundError as error:
-            warnings.warn(f"{error} Training goes on with what is inserted now.", stacklevel=2)
-
-    def _check(self, args: Any, model: nn.Module) -> None:
-        if args.n_gpu > 1:
-            raise InsertionError(
-                f"The Trainer would train on {args.n_gpu} devices in one process, by DataParallel, "
-                "where VCReg is not known to be right. Start one process a device (torchrun), or "
-                "show it one device (CUDA_VISIBLE_DEVICES=0)."
-            )
-        if getattr(args, "deepspeed", None) is not None:
-            refuse_engine(model, "DeepSpeed")
-
     def _schedule(self, state: Any) -> None:
         self._follower.schedule_to(state.global_step, lambda: int(state.max_steps))
 
@@ -167,8 +162,3 @@ def _batches_of_step(args: Any) -> int:
     if steps is None and local.get("num_items_in_batch") is not None:
         steps = len(local.get("batch_samples") or ()) or None
     return int(steps or args.gradient_accumulation_steps)
-
-
-def _resumed_from() -> str | None:
-    """Return the folder that training resumes from."""
-    return _trainer()[1].get("resume_from_checkpoint")
