@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from .._errors import ExportError, InsertionError
+from .._errors import ExportError, InsertionError, InsideError
+from .._shared.keeping import keeping_modes
 from ..site import live_sites
-from ..surgery import check_model
-from ._example import find_example
+from ..surgery import check_model, suspended
+from ._example import Example, check_gradients, check_outputs, find_example, tensors_in
 from ._folder import write_folder
-from ._metadata import make_metadata
-from ._programs import write_onnx, write_program
+from ._graph_module import to_graph_module
+from ._metadata import KEY, make_metadata
 
 FORMATS = ("fx", "pt2", "onnx")
 
@@ -73,11 +76,18 @@ def export(
     if form == "fx":
         write_folder(model, path, example, metadata, check=check)
         return path
-    options: dict[str, Any] = {"dynamic_batch": dynamic_batch, "check": check}
+    sizes = (example.batch, 1, 3) if dynamic_batch else (example.batch,)
     if form == "pt2":
-        write_program(model, path, example, metadata, training=training, **options)
+        program = _program(model, example, training, dynamic_batch)
+        torch.export.save(program, path, extra_files={KEY: metadata})
     else:
-        write_onnx(model, path, example, metadata, **options)
+        onnx = _onnx_program(model, example, dynamic_batch)
+        onnx.model.metadata_props[KEY] = metadata
+        onnx.save(str(path))
+    if check and training:
+        check_gradients(model, torch.export.load(path).module(), example, sizes[::2])
+    elif check:
+        check_outputs(model, _runner(path, form), example, sizes, str(path))
     return path
 
 
@@ -97,3 +107,74 @@ def _check_format(path: Path, form: str | None, *, training: bool) -> str:
     if form == "fx" and path.is_file():
         raise ExportError(f'format="fx" writes a folder, and {path} is a file.')
     return form
+
+
+def _program(
+    model: nn.Module, example: Example, training: bool, dynamic_batch: bool
+) -> torch.export.ExportedProgram:
+    def traced(source: nn.Module) -> torch.export.ExportedProgram:
+        shapes = example.dynamic_shapes(source) if dynamic_batch else None
+        with keeping_modes(source), torch.random.fork_rng(devices=[]):
+            source.train(training)
+            return torch.export.export(source, example.args, example.kwargs, dynamic_shapes=shapes)
+
+    try:
+        try:
+            with nullcontext() if training else suspended(model):
+                return traced(model)
+        except InsideError:  # transformers' models call their layers in another way while exported
+            return traced(to_graph_module(model, example.args, example.kwargs))
+    except Exception as error:
+        raise _failed(model, "torch.export", error, dynamic_batch) from error
+
+
+def _onnx_program(model: nn.Module, example: Example, dynamic_batch: bool) -> Any:
+    import onnxscript  # noqa: F401  (what torch's exporter needs, asked for before it starts)
+
+    shapes = example.dynamic_shapes(model) if dynamic_batch else None
+    try:
+        with keeping_modes(model), suspended(model), torch.random.fork_rng(devices=[]):
+            model.eval()
+            program = torch.onnx.export(
+                model,
+                example.args,
+                kwargs=example.kwargs,
+                dynamic_shapes=shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise _failed(model, "torch.onnx", cause, dynamic_batch) from error
+    if program is None:
+        raise ExportError(f"torch.onnx made nothing of {type(model).__name__}.")
+    return program
+
+
+def _failed(model: nn.Module, by: str, error: Exception, dynamic_batch: bool) -> ExportError:
+    hint = (
+        " If the model was written for one batch size, pass dynamic_batch=False with "
+        "example_inputs= of that size."
+    )
+    return ExportError(
+        f"{by} cannot export {type(model).__name__}: {type(error).__name__}: {error}"
+        f"{hint if dynamic_batch else ''}"
+    )
+
+
+def _runner(path: Path, form: str) -> Callable[[Example], Any]:
+    """Return what runs a file on an example."""
+    if form == "pt2":
+        module = torch.export.load(path).module()
+        return lambda call: module(*call.args, **call.kwargs)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(call: Example) -> list[torch.Tensor]:
+        names = [given.name for given in session.get_inputs()]
+        given = tensors_in((call.args, call.kwargs))
+        feeds = {name: t.cpu().numpy() for name, t in zip(names, given, strict=True)}
+        return [torch.from_numpy(output) for output in session.run(None, feeds)]
+
+    return run

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from placement_rules import ExampleInputsError, candidate_inputs, leaves
 from placement_rules._torch import tables_of, unsaved_buffers_of
 
 from .._errors import InsertionError
 from .._shared.keeping import keeping_modes, keeping_randomness
 from ..site import carry_insertions, insertions, live_sites
 from ..surgery import original_class
-from ._example import find_example
+from ._example import Example, find_example
 from ._nodes import Demean, VCReg
-from ._stand_ins import values_by_name, with_given_arguments
-from ._tracer import Known, SiteTracer, can_be_whole
+from ._tracer import Known, SiteTracer, can_be_whole, shadow
 from ._two_modes import TwoModeGraphModule, named_tensors, place
 
 _OPERATORS = {
@@ -104,10 +105,10 @@ def _trace(
         tracers = {}
         if decided and example is None:
             call = find_example(model, example_inputs, example_kwargs)
-            example = values_by_name(model, call)
+            example = _values_by_name(model, call)
         for mode in (True, False):
             model.train(mode)
-            root = with_given_arguments(model, example_inputs, example_kwargs)
+            root = _with_given_arguments(model, example_inputs, example_kwargs)
             known = None if example is None else Known(model, example)
             tracer = tracers[mode] = SiteTracer(whole, decided, known)
             try:
@@ -230,3 +231,103 @@ def _writes(node: fx.Node) -> bool:
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     return node.op == "call_function" and node.target in _OPERATORS
+
+
+# The arguments that the graph takes --------------------------------------------------------------
+
+
+def _with_given_arguments(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | None,
+    example_kwargs: Mapping[str, Any] | None,
+) -> nn.Module:
+    """Return a stand-in for the model whose forward takes only what holds tensors in the example.
+
+    Other arguments of the example are fixed, and the rest keep their defaults.
+
+    **Raises:** `ExampleInputsError` if the example does not fit the model's forward, or is needed.
+    """
+    cls = type(model)
+    signature = inspect.signature(model.forward)
+    names, spread, fixed = _given(model, signature, example_inputs, example_kwargs)
+
+    def call(self: nn.Module, values: dict[str, Any]) -> Any:
+        args = [values.pop(name) for name in spread]
+        return cls.forward(self, *args, **values, **fixed)
+
+    listed = ", ".join([*spread, *names])
+    pairs = ", ".join(f"{name!r}: {name}" for name in [*spread, *names])
+    namespace: dict[str, Any] = {"call": call}
+    exec(f"def forward(self, {listed}):\n    return call(self, {{{pairs}}})\n", namespace)
+    made = type(cls.__name__, (cls,), {"forward": namespace["forward"], "__module__": __name__})
+    root = shadow(model, made)
+    root.__dict__.update({k: v for k, v in model.__dict__.items() if k.startswith("vcreg_")})
+    return root
+
+
+def _values_by_name(model: nn.Module, example: Example) -> dict[str, Any]:
+    """Return the values of an example call under the names that the stand-in gives them."""
+    signature = inspect.signature(model.forward)
+    bound = signature.bind(*example.args, **example.kwargs)
+    return {name: value for name, value, _ in _flat(signature, bound)}
+
+
+def _flat(
+    signature: inspect.Signature, bound: inspect.BoundArguments
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, value and kind of each argument; those of ``*args`` are numbered."""
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            yield from ((f"{name}_{index}", item, kind) for index, item in enumerate(value))
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            yield from ((key, item, kind) for key, item in value.items())
+        else:
+            yield name, value, kind
+
+
+def _given(
+    model: nn.Module,
+    signature: inspect.Signature,
+    args: tuple[Any, ...] | None,
+    kwargs: Mapping[str, Any] | None,
+) -> tuple[list[str], list[str], dict[str, Any]]:
+    """Return names of tensor arguments, names for positional ones without a name, fixed values."""
+    if args is None and kwargs is None:
+        empty = inspect.Parameter.empty
+        variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+        needed = [
+            p.name
+            for p in signature.parameters.values()
+            if p.default is empty and p.kind not in variadic
+        ]
+        if needed:
+            return needed, [], {}
+        found = next(candidate_inputs(model), None)
+        if found is None:
+            raise ExampleInputsError(
+                f"No argument of {type(model).__name__}.forward is without a default, so it is "
+                "open which ones the graph should take. Pass example_inputs=(tensor, …) or "
+                "example_kwargs={name: tensor}."
+            )
+        args, kwargs = found.args, found.kwargs
+    try:
+        bound = signature.bind(*(args or ()), **(kwargs or {}))
+    except TypeError as error:
+        raise ExampleInputsError(
+            f"The example does not fit {type(model).__name__}.forward{signature}: {error}."
+        ) from error
+    names: list[str] = []
+    spread: list[str] = []
+    fixed: dict[str, Any] = {}
+    for name, value, kind in _flat(signature, bound):
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            spread += [*names, name]  # those before it have to be passed by position, too
+            names = []
+        elif kind is inspect.Parameter.POSITIONAL_ONLY:
+            spread.append(name)
+        elif any(leaves(value)):
+            names.append(name)
+        else:
+            fixed[name] = value
+    return names, spread, fixed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import random
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -15,13 +16,12 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute, TraceError
 
-from placement_rules._torch import FakeCopyMode, FakeTensorMode
+from placement_rules._torch import FORWARD_HOOKS, FakeCopyMode, FakeTensorMode
 
 from .._shared.keeping import cuda_devices, keeping_randomness
 from ..site import LiveSite, is_rewritten
-from ..surgery import has_inside_site, is_covered, uninstall
+from ..surgery import has_inside_site, is_covered, original_class, uninstall
 from ._nodes import QUESTIONS, Demean, VCReg, expect
-from ._stand_ins import shadow
 
 
 class SiteTracer(fx.Tracer):
@@ -167,6 +167,18 @@ class SiteTracer(fx.Tracer):
         self.site_modules.setdefault(name, module)
         proxy: fx.Proxy = self.create_proxy("call_module", name, tuple(args), dict(kwargs or {}))
         return proxy
+
+
+def shadow(module: nn.Module, cls: type[nn.Module] | None = None) -> nn.Module:
+    """Return a module of another class with the same parameters, buffers, children, attributes.
+
+    The class is by default the one that the module had before VCReg was inserted.
+    """
+    cls = original_class(module) if cls is None else cls
+    made: nn.Module = cls.__new__(cls)
+    made.__dict__.update({k: v for k, v in module.__dict__.items() if not k.startswith("vcreg_")})
+    made.__dict__.update({name: OrderedDict() for name in FORWARD_HOOKS})  # tracing would run them
+    return made
 
 
 def can_be_whole(module: nn.Module) -> bool:
