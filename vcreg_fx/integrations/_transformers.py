@@ -14,8 +14,7 @@ from placement_rules import Rule
 from .._errors import InsertionError
 from ..site import metrics, unwrapped
 from ..surgery import sites
-from ._checkpoints import read_state, write_state
-from ._follower import Follower, Schedule, missing, refuse_engine
+from ._follower import Follower, Schedule, missing, read_state, refuse_engine, write_state
 
 try:
     from transformers import TrainerCallback

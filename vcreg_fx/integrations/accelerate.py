@@ -12,8 +12,7 @@ from torch import nn
 from .._errors import InsertionError
 from ..site import LossScale, unwrapped
 from ..surgery import sites
-from ._checkpoints import FILE, read_state, restore_state, state_of, write_state
-from ._follower import refuse_engine
+from ._follower import FILE, read_state, refuse_engine, restore_state, state_of, write_state
 
 _followed: weakref.WeakKeyDictionary[Any, list[weakref.ref[nn.Module]]] = (
     weakref.WeakKeyDictionary()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .._errors import InsertionError
-from ._checkpoints import read_state, restore_state
+from ._follower import read_state, restore_state
 
 if TYPE_CHECKING:
     from ._transformers import VCRegCallback  # noqa: F401 (found by __getattr__)
