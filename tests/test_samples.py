@@ -6,6 +6,7 @@ import copy
 import pickle
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import timm
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vcreg_fx
 from placement_rules import Layout
 from tests.strategies import MEMORY, in_memory
-from vcreg_fx import VCRegConfig, vcreg_loss
+from vcreg_fx import VCRegConfig, rules, vcreg_loss
 from vcreg_fx.site._live import LiveSite
 from vcreg_fx.site._positions import Positions
 
@@ -469,3 +470,51 @@ def test_compiled_code_takes_each_calls_mask() -> None:
         for name, grad in found.items():
             torch.testing.assert_close(grad, eager[name], rtol=1e-4, atol=1e-6)
         assert vcreg_fx.sites(model)[0].samples == sum(lengths)
+
+
+class Pooled(nn.Module):
+    """Blocks over tokens, and a mean over those that are not padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 3)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.block(self.embed(input_ids))
+        kept = attention_mask[..., None].to(x.dtype)
+        return self.head((x * kept).sum(1) / kept.sum(1))
+
+
+def test_code_that_export_writes_says_that_it_follows_no_mask(tmp_path: Path) -> None:
+    example = tuple(tokens().values())
+    model = vcreg_fx.insert(Pooled(), rules.modules("block"), example_inputs=example)
+    with pytest.warns(UserWarning, match="also those that attention_mask masks"):
+        vcreg_fx.export(model, tmp_path / "one", example_inputs=example, check=False)
+    with (
+        pytest.warns(UserWarning, match="every position"),
+        pytest.raises(vcreg_fx.ExportError, match="gradients"),
+    ):
+        vcreg_fx.export(model, tmp_path / "two", example_inputs=example)
+    every = vcreg_fx.insert(Pooled(), rules.modules("block"), example_inputs=example, mask=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        vcreg_fx.export(every, tmp_path / "three", example_inputs=example)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_masks_in_compiled_code_of_any_size(backend: str, dynamic: bool | None) -> None:
+    ids, mask = tokens().values()
+    eager = vcreg_fx.insert(
+        Pooled().double(), rules.modules("block"), alpha=1.0, beta=1.0, example_inputs=(ids, mask)
+    )
+    model = copy.deepcopy(eager)
+    compiled = torch.compile(model, backend=backend, dynamic=dynamic)
+    for batch in ((ids, mask), (ids[:, :5], mask[:, :5]), (ids[:2], mask[:2])):
+        for one, run in ((eager, eager), (model, compiled)):
+            one.zero_grad()
+            run(*batch).square().sum().backward()
+        for p, q in zip(eager.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)

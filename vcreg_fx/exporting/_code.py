@@ -9,6 +9,7 @@ import math
 import re
 import textwrap
 import types
+import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -124,6 +125,13 @@ def _site_call(page: _Page, site: LiveSite) -> str:
         raise ExportError(
             f"{site.name} leaves positions out (mask= or skip_tokens=), which the written code "
             "cannot. Export with to_graph_module, or insert VCReg without them."
+        )
+    if site.positions is not None and (masks := ", ".join(site.positions.axes)):
+        warnings.warn(
+            f"The written code counts every position as a sample in training, also those that "
+            f"{masks} masks, which the model leaves out. To train as the model does, train the "
+            "model; mask=None at insert says that every position is to count.",
+            stacklevel=2,
         )
     now = {"alpha": site.alpha, "beta": site.beta, "mask": None}  # its graph has no masks to note
     values = {item.name: getattr(site.config, item.name) for item in fields(VCRegConfig)} | now
