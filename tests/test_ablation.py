@@ -589,6 +589,7 @@ def test_table_7(tmp_path):
         tmp_path,
         title="ConvNeXt-Atto",
         percent=frozenset({"food"}),
+        higher_is_better=frozenset({"food"}),
         lower_is_better=frozenset({"loss"}),
     )
     lines = table(str(result))
@@ -601,6 +602,43 @@ def test_table_7(tmp_path):
     ]
     # Differences 3.6 and 4.0: 3.8 ± t(0.975, 1) × 0.2, with t = 12.706.
     assert "| ConvNeXt-Atto (VCReg1) | **+3.8 [+1.3, +6.3]** |" in lines[7]
+
+
+def test_a_diverged_setting_does_not_win(tmp_path):
+    numbers = {
+        "baseline": {"accuracy": [0.5, 0.6, 0.7], "loss": [3.0, 2.0, 1.0]},
+        "head": {"accuracy": [0.9, math.nan, 0.8], "loss": [0.1, math.inf, 0.2]},
+        "blocks": {"accuracy": [0.6, 0.7, 0.8], "loss": [2.0, 1.0, 0.5]},
+    }
+    declared = {
+        "higher_is_better": frozenset({"accuracy"}), "lower_is_better": frozenset({"loss"})
+    }  # fmt: skip
+    lines = table(text := str(made(numbers, tmp_path, **declared)))
+    assert lines[3] == (
+        "| head | 0.8500 ± 0.0707 (n = 2, 1 not finite) | 0.150 ± 0.071 (n = 2, 1 not finite) | 3 |"
+    )
+    assert lines[4] == "| blocks | **0.7000 ± 0.1000** | **1.167 ± 0.764** | 3 |"
+    assert "numbers that are not finite is never the best" in text
+
+
+def test_nothing_is_best_where_no_direction_is_declared(tmp_path):
+    numbers = {"baseline": {"loss": [3.0, 2.0]}, "head": {"loss": [4.0, 1.0]}}
+    text = str(made(numbers, tmp_path))
+    assert "**" not in text and "Nothing is bold for loss, of which it is not known" in text
+    with pytest.raises(AblationError, match="loss is in higher_is_better and in lower_is_better"):
+        AblationOptions(higher_is_better=["loss"], lower_is_better=["loss"])
+
+
+def test_an_interval_without_width_is_marked_and_not_bold(tmp_path):
+    numbers = {"baseline": {"m": [0.5, 0.6]}, "head": {"m": [0.75, 0.85]}}
+    text = str(made(numbers, tmp_path))
+    assert "| head | +0.2500 [+0.2500, +0.2500] (no spread) |" in text
+
+
+def test_a_default_that_a_rule_used_is_shown(tmp_path):
+    numbers = {'head {"alpha": 0.1}': {"m": [2.0]}, 'head {"alpha": 0.2}': {"m": [1.0]}}
+    text = str(made({"blocks": {"m": [3.0]}, **numbers}, tmp_path))
+    assert "| blocks | 0.64 | 3.000 | 1 |" in text
 
 
 def test_differences_against_a_slow_version():
@@ -640,13 +678,14 @@ def test_axes_are_columns(tmp_path):
             'head {"alpha": 0.2}': {"m": [math.nan]},
         },
         tmp_path,
+        higher_is_better=frozenset({"m"}),
     )
     assert table(str(result))[:5] == [
         "| Placement | alpha | m | seeds |",
         "| --- | --- | ---: | ---: |",
         "| baseline |  | 1.000 | 1 |",
         "| head | 0.1 | **2.000** | 1 |",
-        "| head | 0.2 | – | 1 |",
+        "| head | 0.2 | – (n = 0, 1 not finite) | 1 |",
     ]
 
 

@@ -48,4 +48,6 @@ def difference_and_interval(found: Difference, write: Writer) -> str:
     if found.count < 2:
         return write(found.mean, "+")
     text = f"{write(found.mean, '+')} [{write(found.low, '+')}, {write(found.high, '+')}]"
+    if found.high - found.low <= 1e-9 * abs(found.mean):
+        return f"{text} (no spread)"  # equal differences: nothing that an interval could be of
     return f"**{text}**" if found.is_clear else text

@@ -35,7 +35,8 @@ class AblationOptions:
     - `progress`: show progress; by default where the output is a terminal.
     - `on_record`: called with each record as it is finished.
     - `title`: the architecture, for the table.
-    - `lower_is_better`: metrics of which the smallest value is the best.
+    - `higher_is_better`, `lower_is_better`: metrics of which the largest, or the smallest value is
+      the best. In the column of a metric that neither names nothing is bold.
     - `percent`: metrics shown as percentages.
     """
 
@@ -49,6 +50,7 @@ class AblationOptions:
     progress: bool | None = None
     on_record: Callable[[Record], object] | None = None
     title: str = ""
+    higher_is_better: Collection[str] = ()
     lower_is_better: Collection[str] = ()
     percent: Collection[str] = ()
 
@@ -62,9 +64,11 @@ class AblationOptions:
                 )
         if self.retries < 0 or not self.lost_after > 0:
             raise AblationError("retries must be at least 0 and lost_after positive.")
-        for name in ("lower_is_better", "percent"):
+        for name in ("higher_is_better", "lower_is_better", "percent"):
             if isinstance(getattr(self, name), str):
                 raise AblationError(f"{name} is a list of metrics, not a string.")
+        if both := sorted({*self.higher_is_better} & {*self.lower_is_better}):
+            raise AblationError(f"{both[0]} is in higher_is_better and in lower_is_better.")
 
 
 PAPER = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
@@ -181,6 +185,7 @@ def _notes(options: AblationOptions, *functions: Any) -> dict[str, Any]:
     names = ("build", "train", "evaluate")
     return {
         "title": options.title,
+        "higher_is_better": sorted(options.higher_is_better),
         "lower_is_better": sorted(options.lower_is_better),
         "percent": sorted(options.percent),
         "functions": {

@@ -56,8 +56,10 @@ def _panel(axes: Any, result: Comparison, rows: Sequence[Row], metric: str) -> N
         axes.plot(values, [height] * len(values), "o", color=_SEED, markersize=4)
         spread = found.std * scale if found.count > 1 else None
         axes.errorbar(found.mean * scale, height, xerr=spread, fmt="D", color=color, markersize=5)
-    arrow = "lower is better" if metric in result.lower_is_better else "higher is better"
-    head(axes, metric.replace("_", " "), f"{'%, ' if scale == 100 else ''}{arrow}", "x")
+    notes = ["%"] if scale == 100 else []
+    notes += ["lower is better"] if metric in result.lower_is_better else []
+    notes += ["higher is better"] if metric in result.higher_is_better else []
+    head(axes, metric.replace("_", " "), ", ".join(notes), "x")
 
 
 def draw_heatmaps(result: Comparison, path: Path, metric: str, x: str, y: str) -> None:

@@ -121,6 +121,11 @@ class Row:
         """Return seed → value of a metric, where it is a finite number."""
         return finite_values(self.by_seed, metric)
 
+    def not_finite(self, metric: str) -> int:
+        """Return in how many seeds a metric is there, and is no finite number."""
+        given = sum(metric in found for found in self.by_seed.values())
+        return given - len(self.values(metric))
+
     def summary(self, metric: str) -> Summary:
         """Return mean and standard deviation over seeds."""
         return summary_of(self.by_seed, metric)
@@ -140,6 +145,7 @@ class Comparison:
     title: str = ""
     lower_is_better: frozenset[str] = frozenset()
     percent: frozenset[str] = frozenset()
+    higher_is_better: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> list[Row]:

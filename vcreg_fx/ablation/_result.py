@@ -23,7 +23,7 @@ class AblationResult(Comparison):
       names of those that are not finished, as of other shards.
     - `rows`, `metrics`, `varying`, `failed`: what the table shows of them.
     - `store`: the folder.
-    - `title`, `lower_is_better`, `percent`: how the table is to look.
+    - `title`, `higher_is_better`, `lower_is_better`, `percent`: how the table is to look.
     """
 
     @classmethod
@@ -44,8 +44,10 @@ class AblationResult(Comparison):
             missing,
             store.path,
             notes.get("title", ""),
-            frozenset(notes.get("lower_is_better", ())),
-            frozenset(notes.get("percent", ())),
+            *(
+                frozenset(notes.get(name, ()))
+                for name in ("lower_is_better", "percent", "higher_is_better")
+            ),
         )
 
     def to_markdown(self) -> str:

@@ -12,6 +12,7 @@ from .._shared.tables import (
     mean_and_spread,
     written,
 )
+from ..gradient import VCRegConfig
 from ._records import Comparison, Row
 
 
@@ -40,13 +41,21 @@ def _means(result: Comparison, rows: Sequence[Row]) -> str:
         unit = " %" if metric in result.percent else ""
         write, best = _writer(result, rows, metric), _best(result, rows, metric)
         for row, line in zip(rows, cells, strict=True):
-            text = mean_and_spread(row.summary(metric), write, unit)
+            text = mean_and_spread(row.summary(metric), write, unit) + _counts(row, metric)
             line.append(f"**{text}**" if row in best else text)
     for row, line in zip(rows, cells, strict=True):
         line.append(str(len(row.by_seed)))
     note = "Mean ± standard deviation over seeds; the best mean of each column is bold."
+    if any(row.not_finite(metric) for row in rows for metric in result.metrics):
+        note += " A row with numbers that are not finite is never the best."
     if lower := [metric for metric in result.metrics if metric in result.lower_is_better]:
         note += f" Lower is better: {', '.join(lower)}."
+    declared = result.lower_is_better | result.higher_is_better
+    if unknown := [metric for metric in result.metrics if metric not in declared]:
+        note += (
+            f" Nothing is bold for {', '.join(unknown)}, of which it is not known whether higher "
+            "or lower is better: higher_is_better=, lower_is_better= say so."
+        )
     if len({frozenset(row.by_seed) for row in rows}) > 1:
         note += " Rows differ in their seeds; the differences to the baseline compare equal seeds."
     return f"{_table(result, rows, cells, 'seeds')}\n\n{note}"
@@ -81,9 +90,15 @@ def _table(
         name = row.label
         if result.title:
             name = result.title if row.is_baseline else f"{result.title} ({row.label})"
-        settings = (str(row.settings.get(axis, "")) for axis in result.varying)
+        settings = (_setting(row, axis) for axis in result.varying)
         body.append([name, *settings, *found])
     return markdown_table([*header, *more], body, 1 + len(result.varying))
+
+
+def _setting(row: Row, axis: str) -> str:
+    """Return a setting of a row: the default of VCReg's, where the row says nothing of it."""
+    default = "" if row.is_baseline else getattr(VCRegConfig, axis, "")
+    return str(row.settings.get(axis, default))
 
 
 def _writer(result: Comparison, rows: Sequence[Row], metric: str) -> Writer:
@@ -98,8 +113,23 @@ def _writer(result: Comparison, rows: Sequence[Row], metric: str) -> Writer:
     return lambda value, sign: written(value, min(max(digits, 0), 6), sign)
 
 
+def _counts(row: Row, metric: str) -> str:
+    """Return how many seeds a mean is of, where it is not all of the row's."""
+    found, lost = len(row.values(metric)), row.not_finite(metric)
+    notes = [f"n = {found}"] if found < len(row.by_seed) else []
+    notes += [f"{lost} not finite"] if lost else []
+    return f" ({', '.join(notes)})" if notes else ""
+
+
 def _best(result: Comparison, rows: Sequence[Row], metric: str) -> list[Row]:
-    means = [(row.summary(metric).mean, row) for row in rows if row.values(metric)]
+    """Return the rows with the best mean, where it is known what that is, and nothing diverged."""
+    if metric not in result.lower_is_better | result.higher_is_better:
+        return []
+    means = [
+        (row.summary(metric).mean, row)
+        for row in rows
+        if row.values(metric) and not row.not_finite(metric)
+    ]
     if len(means) < 2:
         return []
     pick = min if metric in result.lower_is_better else max

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..ablation import AblationResult, Record
 
 _FUNCTIONS = ("build", "train", "evaluate")
-_HINTS = {"title": "TITLE", "percent": "PERCENT", "lower_is_better": "LOWER_IS_BETTER"}
+_HINTS = ("title", "percent", "higher_is_better", "lower_is_better")  # in capitals
 
 app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -140,7 +140,8 @@ def _functions(task: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{task} has no function {' and no '.join(missing)}. A task is a module with build(), "
             "train(model, trial) and evaluate(model, trial)."
         )
-    options = {name: getattr(found, hint) for name, hint in _HINTS.items() if hasattr(found, hint)}
+    hinted = [name for name in _HINTS if hasattr(found, name.upper())]
+    options = {name: getattr(found, name.upper()) for name in hinted}
     return {name: getattr(found, name) for name in _FUNCTIONS}, options
 
 

@@ -21,6 +21,7 @@ from .training import TrainSettings, accuracy, fit, predict
 
 STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 300, 64, 4e-3, 0.05
 PERCENT = ("coarse", "linear", "knn")
+HIGHER_IS_BETTER = PERCENT
 LOWER_IS_BETTER = ("correlation",)
 TITLE = "ConvNeXt-Atto"
 
