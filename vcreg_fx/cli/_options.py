@@ -37,7 +37,7 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def _parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise typer.BadParameter(f"{text!r} is no setting. Write NAME=VALUE: num_classes=10.")
@@ -61,7 +61,7 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        parser=_parse_setting,
+        parser=parse_setting,
         help="For building the model, such as num_classes=10; may be repeated.",
     ),
 ]

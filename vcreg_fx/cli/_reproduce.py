@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ._errors import ModelError, clear_errors
+from ._options import parse_setting
 
 if TYPE_CHECKING:
     from ..ablation import Record
@@ -18,7 +19,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         str,
         typer.Argument(
             metavar="NAME",
-            help="placement, hierarchy, long-tail, two-moons, collapse or timing.",
+            help="transfer, placement, hierarchy, long-tail, two-moons, collapse, noise or timing.",
         ),
     ],
     quick: Annotated[
@@ -38,6 +39,22 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         Path | None,
         typer.Option(
             metavar="NAME", help="living_9, mixed_10, mixed_13, geirhos_16, big_12, or a JSON file."
+        ),
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(metavar="NAME", help="timm/NAME, torchvision/NAME, or our own.")
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A way to regularize; may be repeated, else all."),
+    ] = None,
+    option: Annotated[
+        list[Any] | None,  # pairs of name and value
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            parser=parse_setting,
+            help="Of the preset, such as protocol=finetune; may be repeated.",
         ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many runs of each, from seed 0.")] = None,
@@ -76,6 +93,9 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
                 scale=scale,
                 data=data,
                 data_root=data_root,
+                network=network,
+                arms=arm,
+                options=dict(option) if option else None,
                 seeds=seeds,
                 classes=classes,
                 threads=threads,

@@ -6,11 +6,10 @@ import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ._digits import digits
 from ._fashion_mnist import fashion_mnist
@@ -24,27 +23,7 @@ GLYPHS = ("glyphs", "glyphs-unseen", *(f"glyphs-{label}" for label in LABELS))
 """The glyphs, other alphabets, and the glyphs with other labels."""
 
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-class _Splits(NamedTuple):
-    """A data set of torchvision: the name of its class, and of its splits."""
-
-    kind: str
-    train: str
-    test: str = "test"
-    validation: str | None = None
-
-
-DOWNSTREAM = {
-    "food101": _Splits("Food101", "train"),
-    "cars": _Splits("StanfordCars", "train"),
-    "aircraft": _Splits("FGVCAircraft", "train", validation="val"),
-    "pets": _Splits("OxfordIIITPet", "trainval"),
-    "flowers": _Splits("Flowers102", "train", validation="val"),
-    "dtd": _Splits("DTD", "train", validation="val"),
-}
-"""Table 7's downstream data sets."""
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 CIFAR100_SUPERCLASSES: Mapping[str, tuple[str, ...]] = {
     "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),
@@ -87,6 +66,15 @@ WordNet 3.0 (© 2006 Princeton University), and of those the first by their numb
 """
 
 
+RECIPES: Mapping[str, tuple[int, int, str, float]] = {
+    "torchvision": (176, 232, "TrivialAugmentWide", 0.1),
+    "autoaugment": (224, 256, "AutoAugment", 0.0),
+}
+"""What torchvision's recipes do to ImageNet: crops to train on, the resize before crops of 224 to
+measure on, the policy, and how often a part is erased. The first is that for ConvNeXts and the
+second version of ResNet-50, the other that for ViT-B/32."""
+
+
 def load_images(
     name: str,
     root: str | Path | None = None,
@@ -103,7 +91,7 @@ def load_images(
     - `root`: its folder. The digits need none, Fashion-MNIST has a default, and glyphs are kept in
       it, if it is given.
     - `augment`: of the training images: ``"none"``, ``"crop"`` (CIFAR) or ``"torchvision"``, what
-      torchvision's recipe does to an image.
+      torchvision's recipe does to an image; ``"autoaugment"`` is that for ViTs (ImageNet).
     - `classes`: one of `IMAGENET_SUBSETS`, or a class file for ImageNet, see `read_classes`.
     - `size`: the side of glyphs, of Fashion-MNIST's images, which are padded from 28, or of
       ImageNet's crops to measure on (224; those to train on have 176, as torchvision's recipe has
@@ -134,7 +122,7 @@ def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
     from torchvision.transforms import v2
 
     kind = getattr(datasets, name.upper())
-    plain = _transform([], *_CIFAR)
+    plain = prepare([], *_CIFAR)
     changes: dict[str, list[Any]] = {
         "none": [],
         "crop": [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()],
@@ -146,10 +134,10 @@ def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
     }
     after = [v2.RandomErasing(0.1)] if augment == "torchvision" else []
     train, augmented, test = (
-        _open(kind, root, train=part, transform=change)
+        open_data(kind, root, train=part, transform=change)
         for part, change in (
             (True, plain),
-            (True, _transform(changes[augment], *_CIFAR, after)),
+            (True, prepare(changes[augment], *_CIFAR, after)),
             (False, plain),
         )
     )
@@ -171,21 +159,22 @@ def imagenet(
     from torchvision import datasets
     from torchvision.transforms import v2
 
-    # As torchvision's recipe for ConvNeXts: crops of 176 to train on, of 224 from 232 to measure.
-    crop, resize = round(size * 176 / 224), round(size * 232 / 224)
-    plain = _transform([v2.Resize(resize), v2.CenterCrop(size)], *_IMAGENET)
+    crop, resize, policy, erasing = RECIPES.get(augment, RECIPES["torchvision"])
+    plain = prepare(
+        [v2.Resize(round(size * resize / 224)), v2.CenterCrop(size)], *IMAGENET_STATISTICS
+    )
     changes = [
-        v2.RandomResizedCrop(crop),
+        v2.RandomResizedCrop(round(size * crop / 224)),
         v2.RandomHorizontalFlip(),
-        v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR),
+        getattr(v2, policy)(interpolation=v2.InterpolationMode.BILINEAR),
     ]
-    mixed = _transform(changes, *_IMAGENET, [v2.RandomErasing(0.1)])
+    mixed = prepare(changes, *IMAGENET_STATISTICS, [v2.RandomErasing(erasing)])
     folder = None if root is None else Path(root)
     sets = [
-        _open(datasets.ImageFolder, None if folder is None else folder / part, transform=change)
+        open_data(datasets.ImageFolder, None if folder is None else folder / part, transform=change)
         for part, change in (
             ("train", plain),
-            ("train", mixed if augment == "torchvision" else plain),
+            ("train", plain if augment == "none" else mixed),
             ("val", plain),
         )
     ]
@@ -253,43 +242,13 @@ def read_classes(path: str | Path) -> Mapping[str, tuple[str, ...]]:
     return {group: tuple(map(str, names)) for group, names in found.items()}
 
 
-class Downstream(NamedTuple):
-    """The parts of a downstream data set; validation images only where it has a split of them."""
-
-    train: Dataset[Any]
-    test: Dataset[Any]
-    validation: Dataset[Any] | None
-
-
-def downstream(name: str, root: str | Path | None, size: int = 224) -> Downstream:
-    """Return one of table 7's data sets, prepared as in Appendix C.1.
-
-    **Raises:** `DataError` if it is not there.
-    """
-    from torchvision import datasets
-
-    splits = DOWNSTREAM[name]
-    kind, transform = getattr(datasets, splits.kind), downstream_transform(size)
-    parts = [splits.train, splits.test, *filter(None, [splits.validation])]
-    found = [_open(kind, root, transform=transform, split=part) for part in parts]
-    return Downstream(found[0], found[1], found[2] if splits.validation else None)
-
-
-def downstream_transform(size: int = 224) -> Callable[[Any], Tensor]:
-    """Return Appendix C.1's preparation: shorter side to `size`, bicubic; center crop."""
-    from torchvision.transforms import InterpolationMode, v2
-
-    return _transform(
-        [v2.Resize(size, interpolation=InterpolationMode.BICUBIC), v2.CenterCrop(size)], *_IMAGENET
-    )
-
-
-def _transform(
+def prepare(
     changes: list[Any],
     mean: tuple[float, ...],
     std: tuple[float, ...],
     after: list[Any] | None = None,
 ) -> Callable[[Any], Tensor]:
+    """Return what makes a standardized tensor of a picture, after changes and before others."""
     from torchvision.transforms import v2
 
     steps = [v2.ToImage(), *changes, v2.ToDtype(torch.float32, scale=True)]
@@ -299,7 +258,11 @@ def _transform(
     return found
 
 
-def _open(kind: Any, root: str | Path | None, **arguments: Any) -> Any:
+def open_data(kind: Any, root: str | Path | None, **arguments: Any) -> Any:
+    """Return a data set of torchvision's.
+
+    **Raises:** `DataError` that says where to get it.
+    """
     name = kind.__name__
     if root is None:
         raise DataError(f"{name} has to be read from a folder: --data-root DIR.")

@@ -40,11 +40,11 @@ class CollapseTask(ImageTask):
         seen = roles.train.subset(
             balanced_indices(roles.train.labels, self.preset["images"], trial.seed)
         )
-        known, labels = self.features(model, seen)
+        known, labels = self.features(model, seen.pairs)
         fresh = roles.measure.subset(
             balanced_indices(roles.measure.labels, self.preset["information_images"], 0)
         )
-        new, _ = self.features(model, fresh)
+        new, _ = self.features(model, fresh.pairs)
         information = mutual_information(
             _pixels(fresh), new, steps=self.preset["steps"], seed=trial.seed
         )

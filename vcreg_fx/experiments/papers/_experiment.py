@@ -153,9 +153,9 @@ def shared_grid(grid: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     return {name: values for name, values in grid.items() if name not in {"alpha", "beta"}}
 
 
-def baseline_and_vcreg(preset: Preset) -> list[Arm]:
-    """Return what most experiments compare: no VCReg, and the arms of VCReg at the blocks."""
-    return [Arm(NONE, grid=shared_grid(preset.grid)), *vcreg_arms(preset.grid)]
+def baseline_and_vcreg(preset: Preset, rule: str = "blocks") -> list[Arm]:
+    """Return what most experiments compare: no VCReg, and the arms of VCReg at some sites."""
+    return [Arm(NONE, grid=shared_grid(preset.grid)), *vcreg_arms(preset.grid, rule)]
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,7 @@ class Experiment:
     - `name`, `title`, `summary`: as it is called, as it is headed, what it does.
     - `presets`: returns the `Preset` of a scale (``"quick"``, ``"default"`` or ``"paper"``), with
       the data that was asked for, or its own choice for None.
+    - `recipes`: network → what of the preset ``"paper"`` is different for it.
     - `arms`: what is compared under a preset; the first is what the others are compared with.
     - `task`: makes the task of the ablation engine of preset, data, network and folder.
     - `metrics`: what is reported.
@@ -225,6 +226,7 @@ class Experiment:
     title: str
     summary: str
     presets: Callable[[str, str | None], Preset] = _no_study
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arms: Callable[[Preset], list[Arm]] = _no_study
     task: Callable[..., Any] = _no_study
     metrics: tuple[Metric, ...] = ()

@@ -47,8 +47,8 @@ class HierarchyTask(ImageTask):
 
     def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return the accuracies of the probe on classes, and of the network on superclasses."""
-        known, labels = self.features(model, roles.train)
-        new, truth = self.features(model, roles.measure)
+        known, labels = self.features(model, roles.train.pairs)
+        new, truth = self.features(model, roles.measure.pairs)
         probe = gradient_probe(known, labels, new, truth, seed=trial.seed)
         return {
             "subclass": probe.accuracy,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from ..._shared.keeping import seeded
 from ...ablation import Trial
 from ...evaluation import extract_features
+from ...surgery import plan
 from ..images import ImageData, ImageSet, balanced_indices, split_indices
 from ..training import accuracy, fit, predict
-from ._experiment import Preset
+from ._experiment import Preset, ReproductionError
 from ._networks import Factory
 from ._study import VALIDATION
 
@@ -118,7 +122,7 @@ class ImageTask:
     def evaluate(self, model: nn.Module, trial: Trial) -> dict[str, float]:
         """Measure it."""
         found = self.score(model, self.roles(trial), trial)
-        return {**found, "loss": self.history[-1]["loss"]}
+        return {**found, "loss": self.history[-1]["loss"]} if self.history else found
 
     # What helps -----------------------------------------------------------------------------
 
@@ -126,16 +130,13 @@ class ImageTask:
         """Return where the checkpoint of a trial lies while it is trained."""
         return self.folder / "checkpoints" / f"{trial}.pt"
 
-    def features(self, model: nn.Module, images: ImageSet) -> tuple[Tensor, Tensor]:
+    def features(self, model: nn.Module, pairs: Dataset[Any]) -> tuple[Tensor, Tensor]:
         """Return the input of the head for each image, on the CPU, and the images' labels."""
-        data = images.pairs
-        if isinstance(data, TensorDataset):
-            return extract_features(model, data.tensors[0]).only, images.labels
-        loader: DataLoader[Any] = DataLoader(
-            data, batch_size=256, num_workers=self.preset.training.workers
-        )
-        found = extract_features(model, loader)
-        return found.only, images.labels
+        workers = 0 if isinstance(pairs, TensorDataset) else self.preset.training.workers
+        found = extract_features(model, DataLoader(pairs, batch_size=256, num_workers=workers))
+        if found.labels is None:
+            raise ReproductionError("There are no labels beside the images.")
+        return found.only, found.labels
 
     def accuracy(self, model: nn.Module, images: ImageSet) -> float:
         """Return the accuracy on the labels that the network is trained on."""
@@ -145,3 +146,35 @@ class ImageTask:
     def predictions(self, model: nn.Module, images: ImageSet) -> Tensor:
         """Return the network's class of each image."""
         return predict(model, images.pairs, workers=self.preset.training.workers)
+
+
+def with_new_head(
+    model: nn.Module,
+    classes: int,
+    shape: tuple[int, ...],
+    seed: int,
+    weights: Mapping[str, Tensor] | None = None,
+) -> nn.Module:
+    """Return a copy of a network with a new classifier, and with VCReg where the network has it.
+
+    **Arguments:**
+
+    - `classes`: of the classifier.
+    - `shape`: of an image.
+    - `seed`: of the classifier's weights.
+    - `weights`: a state dict for the network as it was before, without VCReg.
+
+    **Raises:** `ReproductionError` if it has not one linear classifier.
+    """
+    tuned = copy.deepcopy(model)
+    if weights is not None:
+        tuned.load_state_dict({**tuned.state_dict(), **weights})
+    example = (torch.zeros(2, *shape),)
+    paths = {site.path for site in plan(tuned, "head", example_inputs=example).sites}
+    head = tuned.get_submodule(paths.pop())
+    if paths or not isinstance(head, nn.Linear):
+        raise ReproductionError("Fine-tuning needs a network with one linear classifier.")
+    with seeded(seed):
+        fresh = nn.Linear(head.in_features, classes)
+    head.weight, head.bias, head.out_features = fresh.weight, fresh.bias, classes
+    return tuned

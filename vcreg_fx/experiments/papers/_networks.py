@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -73,15 +74,6 @@ def _resnet(depth: int, stem_stride: int) -> Factory:
     return lambda shape, classes: CifarResNet(depth, shape[0], classes, stem_stride)
 
 
-def _convnext_atto(shape: tuple[int, ...], classes: int) -> nn.Module:
-    import timm
-
-    model: nn.Module = timm.create_model(
-        "convnext_atto", pretrained=False, in_chans=shape[0], num_classes=classes
-    )
-    return model
-
-
 def _convnext_mini(shape: tuple[int, ...], classes: int) -> nn.Module:
     from timm.models.convnext import ConvNeXt
 
@@ -95,7 +87,7 @@ NETWORKS: dict[str, Factory] = {
     "resnet8-half": _resnet(8, 2),
     "resnet14-half": _resnet(14, 2),
     "resnet32": _resnet(32, 1),
-    "convnext-atto": _convnext_atto,
+    "convnext-atto": lambda shape, classes: _from_timm("convnext_atto", shape, classes),
     "convnext-mini": _convnext_mini,
 }
 """Name → function of (shape of an image, number of classes).
@@ -108,8 +100,47 @@ and 16 to 128 channels.
 def find_network(name: str) -> Factory:
     """Return the function that builds a network.
 
+    **Arguments:**
+
+    - `name`: one of `NETWORKS`, or ``timm/NAME`` or ``torchvision/NAME``, built without weights.
+
     **Raises:** `ReproductionError` for an unknown name.
     """
-    if name not in NETWORKS:
-        raise ReproductionError(f"There is no network {name!r}; there are {', '.join(NETWORKS)}.")
-    return NETWORKS[name]
+    if name in NETWORKS:
+        return NETWORKS[name]
+    import timm
+    from torchvision import models
+
+    library, _, kind = name.partition("/")
+    if library == "timm" and timm.is_model(kind):
+        return partial(_from_timm, kind)
+    if library == "torchvision" and kind in models.list_models(module=models):
+        return partial(_from_torchvision, kind)
+    raise ReproductionError(
+        f"There is no network {name!r}; there are {', '.join(NETWORKS)}, and the classifiers of "
+        "timm and torchvision: timm/NAME, torchvision/NAME."
+    )
+
+
+def _from_timm(kind: str, shape: tuple[int, ...], classes: int) -> nn.Module:
+    import timm
+
+    options = {"in_chans": shape[0], "num_classes": classes}
+    try:
+        model: nn.Module = timm.create_model(kind, img_size=shape[-1], **options)
+    except TypeError:  # it takes images of any size
+        model = timm.create_model(kind, **options)
+    return model
+
+
+def _from_torchvision(kind: str, shape: tuple[int, ...], classes: int) -> nn.Module:
+    from torchvision import models
+
+    if shape[0] != 3:
+        raise ReproductionError(
+            f"torchvision/{kind} takes colored images, and these have {shape[0]} channel"
+            f"{'s' * (shape[0] != 1)}; take a network of timm."
+        )
+    size = {"image_size": shape[-1]} if kind.startswith("vit_") else {}
+    model: nn.Module = models.get_model(kind, weights=None, num_classes=classes, **size)
+    return model

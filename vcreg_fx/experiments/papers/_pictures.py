@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._shared.pictures import head, panels
-from ..._shared.statistics import difference_of, finite_values, summary_of
+from ..._shared.statistics import difference_of, finite_values, paired_difference
 
 COLORS = ("#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c")
 
@@ -34,39 +34,50 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
             axes.plot(scale * found.mean, height, "D", color=color, markersize=6)
         axes.axvline(0, color=COLORS[0], linewidth=1, linestyle="--", zorder=0)
         axes.set_yticks(range(len(others)), [row["name"] for row in others])
-        axes.set_ylim(len(others) - 0.5, -0.5)
+        axes.set_ylim(max(len(others), 1) - 0.5, -0.5)
         unit = ", points" if scale == 100 else ""
         head(axes, known[name]["title"], f"difference to {first['name']}{unit}", "x")
     figure.savefig(path, dpi=110)
 
 
-def draw_curves(report: dict[str, Any], path: Path, names: Sequence[str]) -> None:
-    """Draw the mean of each arm after each measured epoch, with one standard deviation.
+def draw_curves(
+    report: dict[str, Any], path: Path, names: Sequence[str], label: str = "epoch"
+) -> None:
+    """Draw the mean of each arm over what was varied, with its 95 % interval.
 
-    The value of metric ``m`` after epoch ``e`` is the metric ``m_e`` of a record.
+    The value of metric ``m`` at ``x``, such as after an epoch, is the metric ``m_x`` of a record.
+
+    **Arguments:**
+
+    - `names`: the metrics, one a panel.
+    - `label`: what was varied.
     """
-    titles = {metric["name"]: metric["title"] for metric in report["metrics"]}
-    figure, grid = panels(len(names), (3.1 * len(names), 2.7))
+    known = {metric["name"]: metric for metric in report["metrics"]}
+    figure, grid = panels(len(names), (max(3.1 * len(names), 4.2), 2.7))
     for axes, name in zip(grid, names, strict=True):
+        places = _places(report["rows"][0], name)
+        metric = known.get(name) or known[f"{name}_{places[0]:g}"]
+        scale = 100 if metric["percent"] else 1
         for row, color in zip(report["rows"], COLORS, strict=False):
-            epochs = _epochs(row, name)
-            found = [summary_of(row["by_seed"], f"{name}_{e}") for e in epochs]
-            means = [s.mean for s in found]
-            axes.plot(epochs, means, "o-", color=color, label=row["name"], markersize=4)
-            axes.fill_between(
-                epochs,
-                [s.mean - s.std for s in found],
-                [s.mean + s.std for s in found],
-                color=color,
-                alpha=0.18,
-                linewidth=0,
+            found = [
+                [scale * v for v in finite_values(row["by_seed"], f"{name}_{place:g}").values()]
+                for place in places
+            ]
+            spans = [paired_difference(values, [0.0] * len(values)) for values in found]
+            axes.plot(
+                places, [s.mean for s in spans], "o-", color=color, label=row["name"], markersize=4
             )
-        head(axes, titles[name], "epoch")
-    grid[0].legend(frameon=False, fontsize=8)
+            axes.fill_between(
+                places, [s.low for s in spans], [s.high for s in spans],
+                color=color, alpha=0.18, linewidth=0,
+            )  # fmt: skip
+        title = metric["title"] if name in known else "accuracy, %"
+        head(axes, title, label)
+    grid[0].legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=110)
 
 
-def _epochs(row: dict[str, Any], name: str) -> list[int]:
+def _places(row: dict[str, Any], name: str) -> list[float]:
     metrics = next(iter(row["by_seed"].values()))
     prefix = f"{name}_"
-    return sorted(int(key[len(prefix) :]) for key in metrics if key.startswith(prefix))
+    return sorted(float(key[len(prefix) :]) for key in metrics if key.startswith(prefix))

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-
-from ...ablation import Trial
-from ...evaluation import ProbeResult, extract_features, logistic_probe
-from ..images import ImageSet, load_images, split_indices
-from ..images._datasets import DOWNSTREAM, Downstream, downstream
+from ...evaluation import STRENGTHS
+from ..images._downstream import TORCHVISION
 from ..training import TrainSettings
 from ._experiment import (
     DEFAULTS,
@@ -21,108 +12,19 @@ from ._experiment import (
     SMALL_GRID,
     Arm,
     Experiment,
-    Metric,
     Paper,
     Preset,
     baseline_and_vcreg,
     vcreg_arms,
 )
-from ._image_task import ImageTask, Roles
-from ._pictures import draw_scatter
-from ._study import VALIDATION
+from ._transfer import METRICS, OPTIONS, TransferTask, draw_tasks
 
 RULES = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
-_STRENGTHS = (0.001, 0.1, 10.0, 1000.0)
-_HELD_OUT = 0.2  # of another data set's training images, in the search
-
-
-class PlacementTask(ImageTask):
-    """Trains on some classes; linear probes tell what the features are worth on other tasks."""
-
-    @property
-    def seen(self) -> list[int]:
-        """The classes that the network is trained on."""
-        count: int | None = self.preset["seen"]
-        return list(range(len(self.data.classes)))[:count]
-
-    @property
-    def unseen(self) -> list[int]:
-        """The others."""
-        return list(range(len(self.seen), len(self.data.classes)))
-
-    @property
-    def outputs(self) -> int:
-        """The number of classes that the network is trained on."""
-        return len(self.seen)
-
-    def labelled(self, images: ImageSet) -> ImageSet:
-        """Return the images of the classes that the network is trained on."""
-        if len(self.seen) == len(self.data.classes):
-            return images
-        return images.of_classes(self.seen)
-
-    def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
-        """Return the accuracies of the downstream probes, their mean, and the network's own."""
-        found = {
-            name: self._probe(model, name, roles, trial).accuracy for name in self.preset["probes"]
-        }
-        return {
-            **found,
-            "mean": sum(found.values()) / len(found),
-            "own": self.accuracy(model, roles.measure),
-        }
-
-    def _probe(self, model: nn.Module, name: str, roles: Roles, trial: Trial) -> ProbeResult:
-        """Train a linear probe on one of the downstream tasks, and test it.
-
-        The search measures on a fifth of another data set's training images, and does not touch its
-        test images. At the end, its validation images choose λ, and train the probe then, too.
-        """
-        validation: float | tuple[Tensor, Tensor] = 0.2
-        if name in {"unseen", "all"}:
-            known, new = (
-                self.features(model, part.of_classes(self.unseen) if name == "unseen" else part)
-                for part in (roles.train, roles.measure)
-            )
-        else:
-            data = self._elsewhere(name)
-            known = self._features_of(model, data.train)
-            if data.validation is not None:
-                validation = self._features_of(model, data.validation)
-            if trial["split"] == VALIDATION:
-                if isinstance(validation, tuple):
-                    known = (
-                        torch.cat([known[0], validation[0]]),
-                        torch.cat([known[1], validation[1]]),
-                    )
-                validation = _HELD_OUT
-                parts = split_indices(known[1], _HELD_OUT)
-                known, new = ((known[0][part], known[1][part]) for part in parts)
-            else:
-                new = self._features_of(model, data.test)
-        return logistic_probe(
-            *known, *new, validation=validation, strengths=self.preset["strengths"], seed=trial.seed
-        )
-
-    def _elsewhere(self, name: str) -> Downstream:
-        if name == "digits":
-            other = load_images("digits")
-            return Downstream(other.train.pairs, other.test.pairs, None)
-        return downstream(name, self.data.root)
-
-    def _features_of(self, model: nn.Module, data: Dataset[Any]) -> tuple[Tensor, Tensor]:
-        loader = DataLoader(data, batch_size=256, num_workers=self.preset.training.workers)
-        found = extract_features(model, loader)
-        if found.labels is None:
-            raise ValueError("A probe needs labels.")
-        return found.only, found.labels
 
 
 def presets(scale: str, data: str | None) -> Preset:
     """Return the preset of a scale."""
     if scale == "paper":
-        from ...evaluation import STRENGTHS
-
         return Preset(
             data or "imagenet",
             "convnext-atto",
@@ -130,13 +32,13 @@ def presets(scale: str, data: str | None) -> Preset:
             grid=PAPER_GRID,
             seeds=3,
             augment="torchvision",
-            options={"seen": None, "probes": tuple(DOWNSTREAM), "strengths": STRENGTHS},
-        )  # fmt: skip
+            options={**OPTIONS, "probes": tuple(TORCHVISION), "strengths": STRENGTHS},
+        )
     if scale == "quick":
         return Preset(
             data or "digits", "convnext-mini", TrainSettings(epochs=3, batch_size=64),
             train_images=600, validation=300, seeds=2, grid=DEFAULTS,
-            options={"seen": 6, "probes": ("unseen", "all"), "strengths": (0.01, 1.0)},
+            options={**OPTIONS, "seen": 6, "probes": ("unseen", "all"), "strengths": (0.01, 1.0)},
         )  # fmt: skip
     digits = data == "digits"
     return Preset(
@@ -148,9 +50,10 @@ def presets(scale: str, data: str | None) -> Preset:
         grid={**DEFAULTS, "alpha": SMALL_GRID["alpha"]},
         size=32,
         options={
+            **OPTIONS,
             "seen": 6,
             "probes": ("unseen", "all") if digits else ("unseen", "all", "digits"),
-            "strengths": _STRENGTHS,
+            "strengths": (0.001, 0.1, 10.0, 1000.0),
         },
     )
 
@@ -161,28 +64,14 @@ def arms(preset: Preset) -> list[Arm]:
     return [none, *(arm for rule in RULES for arm in vcreg_arms(preset.grid, rule, rule))]
 
 
-def _draw(report: dict[str, Any], path: Path) -> None:
-    names = [
-        m["name"] for m in report["metrics"] if m["name"] in report["preset"]["options"]["probes"]
-    ]
-    draw_scatter(report, path, names)
-
-
 PLACEMENT = Experiment(
     name="placement",
     title="Where VCReg acts",
     summary="the four placements and none, several downstream probes",
     presets=presets,
     arms=arms,
-    task=PlacementTask,
-    metrics=(
-        Metric("mean", "mean of probes", percent=True),
-        Metric("unseen", "unseen classes", percent=True),
-        Metric("all", "all classes", percent=True),
-        Metric("digits", "digits", percent=True),
-        *(Metric(name, name, percent=True) for name in DOWNSTREAM),
-        Metric("own", "own classes", percent=True),
-    ),
+    task=TransferTask,
+    metrics=METRICS,
     criterion="mean",
     headline=("mean", "own"),
     paper=Paper(
@@ -198,5 +87,5 @@ PLACEMENT = Experiment(
         protocol="ConvNeXt-Atto, 90 epochs on ImageNet, batches of 4096; logistic regression on "
         "frozen features. The table has no row without VCReg.",
     ),
-    draw=_draw,
+    draw=draw_tasks,
 )

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ..._shared.keeping import seeded
 from ...ablation import AblationOptions, Record
+from ...surgery import plan
 from ..images import ImageData, load_images
 from ..training import processes
 from ._collapse import COLLAPSE
-from ._experiment import Experiment, Preset, ReproductionError
+from ._experiment import Arm, Experiment, Preset, ReproductionError
 from ._hierarchy import HIERARCHY
 from ._long_tail import LONG_TAIL
 from ._networks import Factory, find_network
+from ._noise import NOISE
 from ._outcome import Outcome, claim_folder, make_report, read_report, write_outcome
 from ._placement import PLACEMENT
 from ._study import Study, announce, follow
 from ._timing import TIMING
+from ._transfer import TRANSFER
 from ._two_moons import TWO_MOONS
 
 EXPERIMENTS: dict[str, Experiment] = {
-    found.name: found for found in (PLACEMENT, HIERARCHY, LONG_TAIL, TWO_MOONS, COLLAPSE, TIMING)
+    found.name: found
+    for found in (TRANSFER, PLACEMENT, HIERARCHY, LONG_TAIL, TWO_MOONS, COLLAPSE, NOISE, TIMING)
 }
 """Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""
 
@@ -48,6 +54,8 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     network: str | Factory | None = None,
     preset: Preset | None = None,
     seeds: int | None = None,
+    arms: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
     classes: str | Path | None = None,
     threads: int | None = 1,
     tensorboard: bool = False,
@@ -66,10 +74,13 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     - `scale`: ``"quick"``, ``"default"`` or ``"paper"``, the paper's settings.
     - `data`: a name for `load_images`, or your own `ImageData`; by default that of the preset.
     - `data_root`: the folder of the data.
-    - `network`: a name of `NETWORKS`, or your own function of (shape of an image, number of
-      classes); by default that of the preset.
+    - `network`: a name of `NETWORKS`, ``timm/NAME``, ``torchvision/NAME``, or your own function of
+      (shape of an image, number of classes); by default that of the preset.
     - `preset`: your own settings, instead of those of `scale`.
     - `seeds`: runs of each way to regularize, 2 at least; by default that of the preset.
+    - `arms`: the names of those ways to regularize that are compared, the first of them with the
+      others; by default all. More may be added later.
+    - `options`: of the preset's options, those to change.
     - `classes`: a subset of ImageNet, or a file that names superclasses, see `read_classes`.
     - `threads`: torch's CPU threads.
     - `tensorboard`: write the numbers of each epoch to ``logs``.
@@ -85,7 +96,8 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     folder = Path(folder).absolute()
     experiment = _find(name)
     if experiment.run is not None:
-        if any(given is not None for given in (data, data_root, network, preset, seeds, classes)):
+        given = (data, data_root, network, preset, seeds, arms, options, classes)
+        if any(value is not None for value in given):
             raise ReproductionError(
                 f"{name} has models and noise of its own; it takes no data, network, preset, "
                 "seeds. vcreg-fx bench takes your own."
@@ -93,7 +105,8 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
         return Outcome(experiment.run(folder, scale), folder)
     if tensorboard:
         import_module("torch.utils.tensorboard")  # missing, it is found out before training
-    preset = _preset(experiment, scale, data, network, preset, seeds)
+    preset = _preset(experiment, scale, data, network, preset, seeds, options or {})
+    chosen = _arms(experiment, preset, arms)
     images = _images(experiment, preset, data, data_root, classes)
     factory = _factory(experiment, preset, network)
     asked = {
@@ -113,6 +126,7 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
             follow(task, example, folder, threads)
             where.wait()
             return Outcome(read_report(folder / f"{name}.json"), folder)
+    _check_rules(task, chosen, example)
     claim_folder(folder, asked)
 
     def finished(record: Record) -> None:
@@ -136,7 +150,7 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
             on_record=finished,
         ),
     )
-    found = study.run(experiment.arms(preset))
+    found = study.run(chosen)
     report = make_report(experiment, asked, found, scale)
     outcome = write_outcome(experiment, report, folder)
     if where.size > 1:
@@ -152,6 +166,7 @@ def _preset(
     network: str | Factory | None,
     preset: Preset | None,
     seeds: int | None,
+    options: Mapping[str, Any],
 ) -> Preset:
     if scale not in {"quick", "default", "paper"}:
         raise ReproductionError(f'scale={scale!r} must be "quick", "default" or "paper".')
@@ -159,9 +174,15 @@ def _preset(
         preset = experiment.presets(scale, data if isinstance(data, str) else None)
     if network is not None:
         name = network if isinstance(network, str) else getattr(network, "__qualname__", "own")
-        preset = preset.but(network=name)
+        changes = experiment.recipes.get(name, {}) if scale == "paper" else {}
+        preset = preset.but(network=name, **changes)
     if isinstance(data, ImageData):
         preset = preset.but(data=data.name)
+    if unknown := sorted(set(options) - set(preset.options)):
+        raise ReproductionError(
+            f"{experiment.name} has no option {unknown[0]}; it has {', '.join(preset.options)}."
+        )
+    preset = preset.but(options={**preset.options, **options})
     if seeds is not None:
         preset = preset.but(seeds=seeds)
     if preset.seeds < 2:
@@ -170,6 +191,31 @@ def _preset(
             "an interval needs 2 at least, and 5 to be of use."
         )
     return preset
+
+
+def _arms(experiment: Experiment, preset: Preset, names: Sequence[str] | None) -> list[Arm]:
+    known = {arm.name: arm for arm in experiment.arms(preset)}
+    if names is None:
+        return list(known.values())
+    if missing := [name for name in names if name not in known]:
+        raise ReproductionError(
+            f"{experiment.name} has no arm {missing[0]!r}; it has {', '.join(known)}."
+        )
+    if not names:
+        raise ReproductionError("There is no arm to run.")
+    return [arm for name, arm in known.items() if name in names]
+
+
+def _check_rules(task: Any, arms: Sequence[Arm], example: tuple[Any, ...]) -> None:
+    """Refuse a network that lacks the sites of an arm.
+
+    **Raises:** `PlacementError` that says which.
+    """
+    with seeded(0):
+        model = task.build()
+    for rule in dict.fromkeys(arm.rule for arm in arms):
+        if rule is not None:
+            plan(model, rule, example_inputs=example)
 
 
 def _factory(

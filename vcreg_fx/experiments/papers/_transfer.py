@@ -1,0 +1,286 @@
+"""Transfer: one training, many downstream tasks (VCReg's table 1)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, random_split
+
+from ...ablation import Trial
+from ...evaluation import STRENGTHS, ProbeResult, gradient_probe, logistic_probe
+from ...surgery import sites
+from ..images import ImageSet, split_indices
+from ..images._downstream import DOWNSTREAM, Downstream, load_downstream
+from ..training import TrainSettings, fit, predict, processes
+from ._experiment import (
+    ALPHAS,
+    BETAS,
+    DEFAULTS,
+    SMALL_GRID,
+    Arm,
+    Experiment,
+    Metric,
+    Paper,
+    Preset,
+    ReproductionError,
+    baseline_and_vcreg,
+)
+from ._image_task import ImageTask, Roles, with_new_head
+from ._pictures import draw_scatter
+from ._study import VALIDATION
+
+_HELD_OUT = 0.2  # of another data set's training images, in the search and to choose λ
+
+
+class TransferTask(ImageTask):
+    """Trains on some classes; then other tasks tell what the network has learned.
+
+    Options of the preset:
+
+    - `seen`: how many classes it is trained on; None for all.
+    - `probes`: the tasks: names for `load_downstream`, or ``"unseen"`` and ``"all"``, classes of
+      its own data.
+    - `images`: of a task in memory, the most to train on.
+    - `protocol`: ``"probe"``, linear probes on frozen features; ``"finetune"``, all weights.
+    - `strengths`: the values of λ of the probes.
+    - `finetune`: settings of `TrainSettings` for the second protocol.
+    - `weights`: a file with a state dict for models without VCReg, which are not trained then.
+    """
+
+    def check(self) -> None:
+        """Refuse options that would only fail after a training."""
+        protocol, weights = self.preset["protocol"], self.preset["weights"]
+        if protocol not in {"probe", "finetune"}:
+            raise ReproductionError(f'protocol={protocol!r} must be "probe" or "finetune".')
+        if protocol == "finetune" and processes(self.preset.training.device).size > 1:
+            raise ReproductionError('protocol="finetune" takes one process.')
+        if weights is not None and not Path(weights).is_file():
+            raise ReproductionError(f"{weights} is no file; weights are a state dict in one.")
+        for name in self.preset["probes"]:
+            self._task(name, Roles(self.data.train, self.data.train))
+
+    @property
+    def seen(self) -> list[int]:
+        """The classes that the network is trained on."""
+        return list(range(len(self.data.classes)))[: self.preset["seen"]]
+
+    @property
+    def outputs(self) -> int:
+        """The number of classes that the network is trained on."""
+        return len(self.seen)
+
+    def labelled(self, images: ImageSet) -> ImageSet:
+        """Return the images of the classes that the network is trained on."""
+        every = len(self.seen) == len(self.data.classes)
+        return images if every else images.of_classes(self.seen)
+
+    def train(self, model: nn.Module, trial: Trial) -> None:
+        """Train it, or take over weights where there are some for it."""
+        weights = self.preset["weights"]
+        if weights is None or trial.rule is not None:
+            return super().train(model, trial)
+        self.history = []
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        return None
+
+    def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
+        """Return what each task's protocol reports, the mean of it, and the network's own."""
+        found = {}
+        for name in self.preset["probes"]:
+            task, own = self._task(name, roles)
+            split = trial["split"] == VALIDATION and not own
+            measured = self._measured(model, task, split, trial.seed)
+            found[name] = float(getattr(measured, task.criterion))
+        mean = sum(found.values()) / len(found)
+        return {**found, "mean": mean, "own": self.accuracy(model, roles.measure)}
+
+    def _task(self, name: str, roles: Roles) -> tuple[Downstream, bool]:
+        """Return a task, and whether it is of the network's own data, which `roles` has split."""
+        if name not in {"unseen", "all"}:
+            root, images = self.data.root, self.preset["images"]
+            return load_downstream(name, root, self.data.shape, images), False
+        classes = list(range(len(self.data.classes)))
+        if name == "unseen":
+            classes = classes[len(self.seen) :]
+        parts = [part.of_classes(classes).pairs for part in (roles.train, roles.measure)]
+        return Downstream(parts[0], parts[1], len(classes)), True
+
+    def _measured(self, model: nn.Module, task: Downstream, split: bool, seed: int) -> ProbeResult:
+        """Return how well a task is learned.
+
+        **Arguments:**
+
+        - `split`: whether to measure on a fifth of the training images, and not to touch the test
+          images.
+        """
+        if self.preset["protocol"] == "finetune":
+            return self._finetuned(model, task, split, seed)
+        known = self.features(model, task.train)
+        held_out = None if task.validation is None else self.features(model, task.validation)
+        if split:
+            if held_out is not None:
+                known, held_out = (torch.cat([known[0], held_out[0]]),
+                                   torch.cat([known[1], held_out[1]])), None  # fmt: skip
+            known, new = (
+                (known[0][part], known[1][part]) for part in split_indices(known[1], _HELD_OUT)
+            )
+        else:
+            new = self.features(model, task.test)
+        if task.probe is not None:
+            return gradient_probe(*known, *new, task.probe, seed=seed)
+        return logistic_probe(
+            *known,
+            *new,
+            validation=_HELD_OUT if held_out is None else held_out,
+            strengths=self.preset["strengths"],
+            criterion=task.criterion,
+            seed=seed,
+        )
+
+    def _finetuned(self, model: nn.Module, task: Downstream, split: bool, seed: int) -> ProbeResult:
+        train: Dataset[Any] = task.train
+        if task.validation is not None:
+            train = ConcatDataset([task.train, task.validation])
+        test = task.test
+        if split:
+            fixed = torch.Generator().manual_seed(0)
+            train, test = random_split(train, [1 - _HELD_OUT, _HELD_OUT], fixed)
+        tuned = with_new_head(model, task.classes, self.data.shape, seed)
+        for site in sites(tuned):  # without the penalty; a mean removal layer stays
+            site.alpha = site.beta = 0.0
+        fit(tuned, train, TrainSettings(**self.preset["finetune"]), seed=seed, progress=False)
+        workers = self.preset.training.workers
+        labels = [labels for _, labels in DataLoader(test, 256, num_workers=workers)]
+        return ProbeResult.of(predict(tuned, test, workers=workers), torch.cat(labels))
+
+
+# Its presets -----------------------------------------------------------------------------------
+
+_RESNET_50 = TrainSettings(
+    epochs=600, batch_size=1024, optimizer="sgd", learning_rate=0.5, weight_decay=2e-5,
+    warmup_epochs=5, label_smoothing=0.1, mixup=0.2, cutmix=1.0, repeats=4, ema_decay=0.99998,
+    workers=16, amp="bfloat16",
+)  # fmt: skip
+_CONVNEXT_T = replace(_RESNET_50, optimizer="adamw", learning_rate=1e-3, weight_decay=0.05)
+_VIT_B_32 = TrainSettings(
+    epochs=300, batch_size=4096, learning_rate=3e-3, weight_decay=0.3, norm_weight_decay=None,
+    warmup_epochs=30, warmup_start=0.033, label_smoothing=0.11, mixup=0.2, cutmix=1.0, repeats=3,
+    ema_decay=0.99998, clip_norm=1.0, workers=16, amp="bfloat16",
+)  # fmt: skip
+RECIPES: dict[str, dict[str, Any]] = {
+    "torchvision/resnet50": {"training": _RESNET_50, "augment": "torchvision"},
+    "torchvision/convnext_tiny": {"training": _CONVNEXT_T, "augment": "torchvision"},
+    "torchvision/vit_b_32": {"training": _VIT_B_32, "augment": "autoaugment"},
+}
+"""torchvision's recipes for table 1's networks; for ResNet-50, that of its second weights."""
+
+_TASKS = ("glyphs-unseen", "glyphs-face", "glyphs-slant", "glyphs-weight")
+OPTIONS = {
+    "seen": None, "protocol": "probe", "weights": None, "images": None,
+    "finetune": {"epochs": 4, "batch_size": 64, "learning_rate": 1e-3},
+}  # fmt: skip
+
+
+def presets(scale: str, data: str | None) -> Preset:
+    """Return the preset of a scale."""
+    if scale == "paper":
+        finetune = {"steps": 20_000, "batch_size": 256, "optimizer": "sgd", "learning_rate": 0.01}
+        return Preset(
+            data or "imagenet",
+            "torchvision/resnet50",
+            **RECIPES["torchvision/resnet50"],
+            grid={"alpha": ALPHAS, "beta": BETAS},
+            seeds=3,
+            options={
+                **OPTIONS, "probes": DOWNSTREAM, "strengths": STRENGTHS, "finetune": finetune,
+            },
+        )  # fmt: skip
+    if scale == "quick":
+        return Preset(
+            data or "digits", "resnet8-half", TrainSettings(epochs=3, batch_size=64),
+            train_images=600, validation=300, seeds=2, grid=DEFAULTS,
+            options={**OPTIONS, "seen": 6, "probes": ("unseen", "all"), "strengths": (0.01, 1.0)},
+        )  # fmt: skip
+    return Preset(
+        data or "glyphs",
+        "resnet14-half",
+        TrainSettings(epochs=6, batch_size=64),
+        train_images=4_000,
+        validation=4_000,
+        grid={**DEFAULTS, "alpha": SMALL_GRID["alpha"]},
+        size=32,
+        options={
+            **OPTIONS, "images": 2_000, "probes": (*_TASKS, "digits", "fashion-mnist"),
+            "strengths": (0.01, 1.0, 100.0),
+        },
+    )  # fmt: skip
+
+
+def arms(preset: Preset) -> list[Arm]:
+    """Return what is compared: DeCov and WLD-Reg, VCReg's parts at the blocks, and elsewhere."""
+    none, *at_blocks = baseline_and_vcreg(preset)
+    others = {"alpha": (0.1, 0.01, 0.001)} if preset.grid["alpha"][1:] else {"alpha": (0.01,)}
+    elsewhere = ("VCReg1", "VCReg3", "VCReg4")
+    return [
+        none,
+        Arm("DeCov", "head", {"regularizer": "decov"}, {**none.grid, **others}),
+        Arm("WLD-Reg", "head", {"regularizer": "wld"}, {**none.grid, **others}),
+        *at_blocks,
+        *(Arm(rule, rule, {"convention": "exact"}, preset.grid) for rule in elsewhere),
+    ]
+
+
+_TITLES = {
+    "inat18": "iNat18", "places205": "Places", "food101": "Food", "cars": "Cars",
+    "aircraft": "Aircraft", "pets": "Pets", "flowers": "Flowers", "dtd": "DTD",
+    "unseen": "unseen classes", "all": "all classes", "glyphs-unseen": "unseen alphabets",
+    "glyphs-face": "face", "glyphs-slant": "slant", "glyphs-weight": "weight",
+    "glyphs-color": "color", "digits": "digits", "fashion-mnist": "Fashion-MNIST",
+}  # fmt: skip
+METRICS = (
+    Metric("mean", "mean of tasks", percent=True),
+    *(Metric(name, title, percent=True) for name, title in _TITLES.items()),
+    Metric("own", "own classes", percent=True),
+)
+
+
+def draw_tasks(report: dict[str, Any], path: Path) -> None:
+    """Draw the differences in the mean of all tasks, and in each."""
+    draw_scatter(report, path, ["mean", *report["preset"]["options"]["probes"]])
+
+
+TRANSFER = Experiment(
+    name="transfer",
+    title="Transfer",
+    summary="one training, many downstream tasks",
+    presets=presets,
+    recipes=RECIPES,
+    arms=arms,
+    task=TransferTask,
+    metrics=METRICS,
+    criterion="mean",
+    headline=("mean", "own"),
+    paper=Paper(
+        where="table 1",
+        columns=("iNat18", "Places", "Food", "Cars", "Aircraft", "Pets", "Flowers", "DTD",
+                 "Average"),
+        rows={
+            "ResNet-50": (42.8, 50.6, 69.1, 43.6, 54.8, 91.9, 77.1, 68.7, 62.33),
+            "ResNet-50 (DeCov)": (43.1, 50.4, 69.0, 45.7, 55.5, 90.6, 79.2, 69.1, 62.83),
+            "ResNet-50 (WLD-Reg)": (43.9, 51.2, 70.2, 43.9, 58.7, 91.4, 80.7, 69.0, 63.63),
+            "ResNet-50 (VCReg)": (45.3, 51.2, 71.7, 54.1, 70.5, 92.1, 88.0, 70.8, 67.96),
+            "ConvNeXt-T": (51.6, 53.8, 78.4, 62.9, 74.7, 93.9, 91.3, 72.9, 72.44),
+            "ConvNeXt-T (VCReg)": (52.3, 54.7, 79.6, 64.2, 76.3, 94.1, 92.7, 73.3, 73.40),
+            "ViT-Base-32": (39.1, 47.9, 70.6, 51.2, 63.8, 90.3, 84.6, 66.1, 64.20),
+            "ViT-Base-32 (VCReg)": (40.6, 48.1, 70.9, 52.0, 65.8, 91.0, 86.6, 66.5, 65.19),
+        },
+        unit="accuracy of linear probes in %",
+        protocol="ImageNet by torchvision's recipes, the baselines with downloaded weights; then "
+        "logistic regression on frozen features, for iNat18 and Places a linear classifier by SGD.",
+    ),
+    draw=draw_tasks,
+)  # fmt: skip
