@@ -15,10 +15,11 @@ from vcreg_fx.cli._model import load_model
 from vcreg_fx.cli._zoo import zoo
 
 QUICK = [
-    "resnet18", "convnext_atto", "efficientnet_b0", "densenet121", "vovnet39a", "nfnet_f0",
-    "ghostnet_050", "poolformer_s12", "caformer_s18", "mobilevit_xxs", "repvit_m0_9", "pvt_v2_b0",
+    "resnet18", "convnext_atto", "efficientnet_b0", "ghostnet_050", "poolformer_s12",
+    "mobilevit_xxs", "repvit_m0_9", "pvt_v2_b0",
 ]  # fmt: skip
 MORE = [
+    "densenet121", "vovnet39a", "nfnet_f0", "caformer_s18",
     "resnetv2_50", "mobilenetv3_small_050", "regnetx_002", "inception_v3", "rexnet_100",
     "edgenext_xx_small", "fastvit_t8", "mambaout_femto", "hgnetv2_b0", "starnet_s1", "dla34",
     "inception_next_atto", "focalnet_tiny_srf", "swiftformer_xs", "res2net50d", "dpn68",
