@@ -142,9 +142,11 @@ def test_paper_presets_search_the_papers_grid(name):
     first, *others = EXPERIMENTS[name].arms(preset)
     assert first.rule is None
     assert len(first.points) == 2
-    layers = [arm for arm in others if "alpha" in arm.fixed]
-    assert {len(arm.points) for arm in layers} == {2}
-    assert {len(arm.points) for arm in others if arm not in layers} == {40}
+    searched = [arm for arm in others if "alpha" in arm.grid]
+    assert {len(arm.points) for arm in searched} == {40}
+    found = {arm.name: len(arm.points) for arm in others if arm not in searched}
+    assert set(found.values()) == {2, 4}  # the layer alone; two ratios
+    assert all((count == 2) == name.endswith("mean removal alone") for name, count in found.items())
 
 
 def test_transfer_compares_competitors_and_placements():
@@ -153,6 +155,7 @@ def test_transfer_compares_competitors_and_placements():
         ("no VCReg", None), ("DeCov", "head"), ("WLD-Reg", "head"),
         ("mean removal alone", "blocks"), ("VCReg", "blocks"), ("VCReg, mean removed", "blocks"),
         ("VCReg, Algorithm 1", "blocks"), ("VCReg, Algorithm 1, mean removed", "blocks"),
+        ("VCReg, ratio kept", "blocks"), ("VCReg, calibrated", "blocks"),
         ("VCReg1", "VCReg1"), ("VCReg3", "VCReg3"), ("VCReg4", "VCReg4"),
     ]  # fmt: skip
     assert [arm.fixed.get("regularizer") for arm in arms[:4]] == [None, "decov", "wld", None]
@@ -181,8 +184,11 @@ def test_every_experiment_tells_the_layer_from_the_penalty(name):
         assert alone == [{"demean": "activations", "alpha": 0.0, "beta": 0.0}]
         kinds = [
             (arm.fixed["convention"], arm.fixed.get("demean", "statistics"))
-            for arm in found if "alpha" not in arm.fixed
+            for arm in found if "alpha" in arm.grid
         ]  # fmt: skip
+        strengths = [arm.grid.keys() & {"ratio", "calibrated"} for arm in found]
+        if found[0].rule in {"blocks", "head", "VCReg2"} or name == "two-moons":
+            assert [kind for kind in strengths if kind] == [{"ratio"}, {"calibrated"}]
         assert sorted(kinds) == sorted(
             (convention, demean)
             for convention in ("exact", "algorithm1")
@@ -659,13 +665,13 @@ def run(folder, **changes):
 def test_own_model_and_data(tmp_path):
     records = []
     outcome = run(tmp_path / "one", on_record=records.append)
-    assert len(records) == 4 * 2 + 6 * 2
+    assert len(records) == 6 * 2 + 8 * 2
     report = json.loads((tmp_path / "one" / "hierarchy.json").read_text())
     assert report == outcome.report
     names = [row["name"] for row in report["rows"]]
     assert names == [
         "no VCReg", "mean removal alone", "VCReg", "VCReg, mean removed", "VCReg, Algorithm 1",
-        "VCReg, Algorithm 1, mean removed",
+        "VCReg, Algorithm 1, mean removed", "VCReg, ratio kept", "VCReg, calibrated",
     ]  # fmt: skip
     assert report["rows"][5]["settings"]["convention"] == "algorithm1"
     assert set(report["rows"][0]["by_seed"]) == {"0", "1"}
@@ -674,9 +680,9 @@ def test_own_model_and_data(tmp_path):
     text = outcome.to_markdown()
     assert "60.7" in text  # the paper's
     assert "beta 0.02" in text  # the search's
-    again = run(tmp_path / "two")
-    assert numbers(again.report) == numbers(report)
-    more = run(tmp_path / "one", seeds=3)
+    again = run(tmp_path / "two", arms=names[:3])
+    assert numbers(again.report) == numbers(report)[:3]
+    more = run(tmp_path / "one", seeds=3, arms=names[:2])
     assert set(more.report["rows"][0]["by_seed"]) == {"0", "1", "2"}
     assert more.report["rows"][0]["by_seed"]["1"] == report["rows"][0]["by_seed"]["1"]
 
@@ -686,7 +692,8 @@ def numbers(report):
 
 
 def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
-    whole = run(tmp_path / "whole")
+    some = ["no VCReg", "VCReg", "VCReg, calibrated"]
+    whole = run(tmp_path / "whole", arms=some)
     steps = []
 
     def stop(model, epoch):
@@ -700,17 +707,48 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
         )
         for _ in range(2):
             with pytest.raises(Stopped, match="SIGTERM"):
-                run(tmp_path / "stopped")
+                run(tmp_path / "stopped", arms=some)
             assert len(list((tmp_path / "stopped" / "checkpoints").iterdir())) == 1
-        outcome = run(tmp_path / "stopped")
+        outcome = run(tmp_path / "stopped", arms=some)
     # Every epoch was trained once: what was stopped went on after its last whole epoch.
-    assert len(steps) == 2 * (4 * 2 + 6 * 2)
+    assert len(steps) == 2 * (2 * 2 + 3 * 2)
     assert numbers(outcome.report) == numbers(whole.report)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_strengths_that_are_found(tmp_path, monkeypatch):
+    """One arm is inserted with a ratio; one is calibrated to it before its first step."""
+    seen = {}
+
+    def watched(model, images, settings, **arguments):
+        found = vcreg_fx.sites(model)
+        seen[len(seen)] = ([(site.alpha, site.beta) for site in found],
+                           [site.config.ratio for site in found])  # fmt: skip
+        return fit(model, images, settings, **arguments)
+
+    monkeypatch.setattr("vcreg_fx.experiments.papers._image_task.fit", watched)
+    arms = {arm.name: arm for arm in EXPERIMENTS["hierarchy"].arms(TINY)}
+    task = HierarchyTask(TINY, data(), network, tmp_path)
+    for name in ("VCReg, ratio kept", "VCReg, calibrated"):
+        torch.manual_seed(0)
+        model, point = task.build(), dict(arms[name].points[1])
+        one = trial("test", **{k: point.pop(k) for k in ("calibrated",) if k in point})
+        vcreg_fx.insert(model, "blocks", example_inputs=(torch.zeros(2, 1, 8, 8),), **point)
+        task.train(model, one)
+    (_, ratios), (coefficients, none) = seen.values()
+    assert ratios == [0.3, 0.3] and none == [None, None]
+    torch.manual_seed(0)
+    model = task.build()
+    vcreg_fx.insert(model, "blocks", example_inputs=(torch.zeros(2, 1, 8, 8),))
+    images = task.labelled(task.roles(trial("test")).train).pairs
+    x, y = images.tensors
+    vcreg_fx.calibrate(model, x, lambda output: nn.functional.cross_entropy(output, y), 0.3)
+    for site, expected in zip(vcreg_fx.sites(model), coefficients, strict=True):
+        assert (site.alpha, site.beta) == pytest.approx(expected, rel=0.02)  # dropout
+
+
 def test_a_folder_belongs_to_one_experiment(tmp_path):
-    run(tmp_path / "one")
+    run(tmp_path / "one", arms=["no VCReg"])
     other = TINY.but(training=replace(TINY.training, epochs=3))
     with pytest.raises(ReproductionError, match=r"preset\.training\.epochs is 2 there, 3 here"):
         run(tmp_path / "one", preset=other)
@@ -1009,7 +1047,7 @@ def test_the_page_is_what_the_reports_say():
 
 
 def test_evidence_needs_a_place_on_the_page(tmp_path):
-    outcome = run(tmp_path / "one")
+    outcome = run(tmp_path / "one", arms=["no VCReg", "mean removal alone"])
     page = tmp_path / "evidence.md"
     page.write_text("Nothing.\n")
     with pytest.raises(ReproductionError, match="no place for hierarchy"):
@@ -1099,11 +1137,12 @@ def test_every_panel_separates_the_moons(tmp_path, arm):
     preset = EXPERIMENTS["two-moons"].presets("quick", None)
     task = EXPERIMENTS["two-moons"].task(preset, None, None, tmp_path)
     torch.manual_seed(0)
-    model, point = task.build(), arm.points[0]
+    model, point = task.build(), dict(arm.points[0])
+    one = trial("test", **point)
     if arm.rule is not None:
+        point.pop("calibrated", None)
         vcreg_fx.insert(model, arm.rule, example_inputs=task.example, **point)
         assert len(vcreg_fx.sites(model)) == 2
-    one = trial("test", **point)
     task.train(model, one)
     assert task.evaluate(model, one)["accuracy"] > 0.9 or arm.fixed.get("learning_rate") == 1e-4
 
@@ -1224,7 +1263,7 @@ def test_under_torchrun(tmp_path):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("RANK SAYS 6") == 2
+    assert result.stdout.count("RANK SAYS 8") == 2
     report = json.loads((tmp_path / "out" / "hierarchy.json").read_text())
     assert all(row["by_seed"]["0"]["superclass"] > 0.3 for row in report["rows"][:3])
 

@@ -148,6 +148,22 @@ def vcreg_arms(
     ]  # fmt: skip
 
 
+def strength_arms(
+    grid: Mapping[str, Sequence[Any]], rule: str = "blocks", name: str = "VCReg"
+) -> list[Arm]:
+    """Return VCReg with strengths that are found: kept at every step, or set before the first.
+
+    Both have a `ratio` of its gradient to the task's, of which fewer values are tried than of α and
+    β. ``calibrated`` is that of `vcreg_fx.calibrate`, on the first images and the first weights.
+    """
+    ratios = (0.03, 0.3) if any(len(values) > 1 for values in grid.values()) else (0.1,)
+    fixed = {"convention": "exact"}
+    return [
+        Arm(f"{name}, ratio kept", rule, fixed, {**shared_grid(grid), "ratio": ratios}),
+        Arm(f"{name}, calibrated", rule, fixed, {**shared_grid(grid), "calibrated": ratios}),
+    ]
+
+
 def shared_grid(grid: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     """Return what of a grid does not concern VCReg, which is searched for every arm."""
     return {name: values for name, values in grid.items() if name not in {"alpha", "beta"}}
@@ -155,7 +171,8 @@ def shared_grid(grid: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
 
 def baseline_and_vcreg(preset: Preset, rule: str = "blocks") -> list[Arm]:
     """Return what most experiments compare: no VCReg, and the arms of VCReg at some sites."""
-    return [Arm(NONE, grid=shared_grid(preset.grid)), *vcreg_arms(preset.grid, rule)]
+    none = Arm(NONE, grid=shared_grid(preset.grid))
+    return [none, *vcreg_arms(preset.grid, rule), *strength_arms(preset.grid, rule)]
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..._shared.keeping import seeded
 from ...ablation import Trial
 from ...evaluation import extract_features
+from ...site import calibrate
 from ...surgery import plan
 from ..images import ImageData, ImageSet, balanced_indices, split_indices
 from ..training import accuracy, fit, predict
 from ._experiment import Preset, ReproductionError
 from ._networks import Factory
 from ._study import VALIDATION
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+CALIBRATED = "calibrated"  # the parameter of a trial
+_FIRST = 256  # images, on which that is found
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,12 @@ class ImageTask:
         if self.announce is not None:
             self.announce(trial)
         roles = self.roles(trial)
+        images = self.labelled(roles.train)
+        if CALIBRATED in trial.params:
+            calibrate_as(trial, model, *next(iter(DataLoader(images.pairs, _FIRST))))
         self.history = fit(
             model,
-            self.labelled(roles.train).training,
+            images.training,
             self.preset.training_with(trial.params),
             classes=self.outputs,
             seed=trial.seed,
@@ -146,6 +155,18 @@ class ImageTask:
     def predictions(self, model: nn.Module, images: ImageSet) -> Tensor:
         """Return the network's class of each image."""
         return predict(model, images.pairs, workers=self.preset.training.workers)
+
+
+def calibrate_as(
+    trial: Trial, model: nn.Module, images: Tensor, labels: Tensor, loss: Loss = cross_entropy
+) -> None:
+    """Set α and β of a model that has not been trained, if the trial says to which ratio.
+
+    They are found on the first of the images, and so they are the same when a trial goes on.
+    """
+    if (ratio := trial.params.get(CALIBRATED)) is not None:
+        few = labels[:_FIRST]
+        calibrate(model, images[:_FIRST], lambda output: loss(output, few), ratio)
 
 
 def with_new_head(

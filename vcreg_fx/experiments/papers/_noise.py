@@ -24,7 +24,7 @@ from ._experiment import (
     ReproductionError,
     baseline_and_vcreg,
 )
-from ._image_task import ImageTask, with_new_head
+from ._image_task import ImageTask, calibrate_as, with_new_head
 from ._pictures import draw_curves
 from ._study import VALIDATION
 
@@ -61,6 +61,7 @@ class NoiseTask(ImageTask):
         for sigma in self.preset["sigmas"]:
             tuned = with_new_head(model, self._classes, self.data.shape, trial.seed, begun)
             images = self._images(sigma, searching)[0]
+            calibrate_as(trial, tuned, images.tensors[0], images.tensors[1])
             self.history = fit(tuned, images, settings, seed=trial.seed, classes=self._classes)
             self._tuned[sigma] = tuned
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from ..._shared.pictures import head, panels
 from ..._shared.statistics import difference_of, finite_values, paired_difference
 
-COLORS = ("#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c")
+COLORS = (
+    "#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c", "#d97fb0", "#6f4e37",
+)  # fmt: skip
 
 
 def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> None:
@@ -58,7 +61,7 @@ def draw_curves(
         places = _places(report["rows"][0], name)
         metric = known.get(name) or known[f"{name}_{places[0]:g}"]
         scale = 100 if metric["percent"] else 1
-        for row, color in zip(report["rows"], COLORS, strict=False):
+        for row, color in zip(report["rows"], itertools.cycle(COLORS), strict=False):
             found = [
                 [scale * v for v in finite_values(row["by_seed"], f"{name}_{place:g}").values()]
                 for place in places

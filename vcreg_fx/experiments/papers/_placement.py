@@ -15,6 +15,7 @@ from ._experiment import (
     Paper,
     Preset,
     baseline_and_vcreg,
+    strength_arms,
     vcreg_arms,
 )
 from ._transfer import METRICS, OPTIONS, TransferTask, draw_tasks
@@ -59,9 +60,13 @@ def presets(scale: str, data: str | None) -> Preset:
 
 
 def arms(preset: Preset) -> list[Arm]:
-    """Return what is compared: no VCReg, and the arms of VCReg at each placement."""
+    """Return what is compared: no VCReg, and the arms of VCReg at each placement.
+
+    Strengths that are found stand at the second placement alone, which the paper chose.
+    """
     none, *_ = baseline_and_vcreg(preset)
-    return [none, *(arm for rule in RULES for arm in vcreg_arms(preset.grid, rule, rule))]
+    at_each = [arm for rule in RULES for arm in vcreg_arms(preset.grid, rule, rule)]
+    return [none, *at_each, *strength_arms(preset.grid, RULES[1], RULES[1])]
 
 
 PLACEMENT = Experiment(

@@ -32,8 +32,10 @@ from ._experiment import (
     Paper,
     Preset,
     ReproductionError,
+    strength_arms,
     vcreg_arms,
 )
+from ._image_task import calibrate_as
 from ._networks import Factory
 
 FIELD = "fields"  # the folder of what every run says all over the plane
@@ -232,9 +234,11 @@ class TwoMoonsTask:
             found = softplus(logits * (1 - 2 * labels)).mean()
             return found + spectral_decoupling_loss(logits, decoupling) if decoupling else found
 
+        points = self._moons(trial, trial.seed)
+        calibrate_as(trial, model, *points, loss)
         self.history = fit(
             model,
-            torch.utils.data.TensorDataset(*self._moons(trial, trial.seed)),
+            torch.utils.data.TensorDataset(*points),
             self.preset.training_with(trial.params),
             loss=loss,
             seed=trial.seed,
@@ -312,6 +316,7 @@ def arms(preset: Preset) -> list[Arm]:
         Arm("five layers", fixed={"layers": 5}),
         Arm("spectral decoupling", fixed={"decoupling": 0.006}),  # 0.003 ŷ², there without the ½
         *vcreg_arms(preset.grid, _RULE),
+        *strength_arms(preset.grid, _RULE),
     ]
 
 
