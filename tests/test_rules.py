@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 import timm
 import torch
 import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import fx, nn
 
 import vcreg_fx
@@ -38,6 +41,7 @@ from placement_rules import (
     stage,
     stages,
 )
+from placement_rules.rules._named import _matches
 from tests.test_placement import recording_of, select
 
 
@@ -195,6 +199,49 @@ def test_strings_and_objects_are_the_same(text: str, rule: Rule) -> None:
 def test_strings_that_are_no_rules(text: str) -> None:
     with pytest.raises(RuleSyntaxError):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("-" * 5000 + "1", "has 5000 signs, of which a rule may have 200"),
+        ("|".join(["blocks"] * 100_000), "has 99999 signs"),
+        ("(" * 90 + "blocks" + ")" * 89, "is not a rule"),
+        ("not " * 99_999 + "1", "is not a rule"),
+        ("-blocks", "a minus stands between two rules"),
+        ("-'blocks'", "a minus stands between two rules"),
+        ("blocks\udcff", "is not a rule: .*surrogates not allowed"),
+        ("blocks\0", "is not a rule"),
+    ],
+)
+def test_strings_that_could_hurt_are_refused_in_short(text: str, message: str) -> None:
+    with pytest.raises(RuleSyntaxError, match=message) as caught:
+        parse(text)
+    assert len(str(caught.value).encode()) < 1000
+
+
+def test_the_longest_rules_can_be_used() -> None:
+    rule = parse("|".join(["head"] * 201))
+    assert str(rule).count("head") == 201
+    assert names("timm/vit_tiny", rule) == names("timm/vit_tiny", "head")
+    assert len(parse(f"at({', '.join([repr('a-b.0:output')] * 5000)})").names) == 5000
+
+
+PIECES = st.lists(st.sampled_from(["a", "b", ".", "*", "**"]), max_size=9).map("".join)
+
+
+@given(PIECES, st.text("ab.", max_size=9))
+def test_stars_are_those_of_a_regular_expression(pattern: str, path: str) -> None:
+    wild = {"**": ".*", "*": r"[^.]*"}
+    parts = [wild.get(part, re.escape(part)) for part in re.split(r"(\*\*|\*)", pattern)]
+    assert _matches(pattern, path) is (re.fullmatch("".join(parts), path) is not None)
+
+
+def test_many_stars_do_not_go_back() -> None:
+    """As regular expressions these would take longer than the age of the universe."""
+    assert not _matches(".".join(["**"] * 40), "a" * 300)
+    assert not _matches("*a" * 40 + "!", "a" * 300)
+    assert _matches(".".join(["**"] * 40), "." * 300)
 
 
 def test_rules_of_a_users_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -166,9 +167,12 @@ def _unique(spots: Iterable[Spot]) -> list[Spot]:
 
 # In strings ----------------------------------------------------------------------------------
 
+_SHOWN, _MOST = 200, 200  # letters of a rule in errors; signs in a rule, for Python's stack
+_STRINGS = re.compile(r"'[^']*'|\"[^\"]*\"")
+_SIGNS = re.compile(r"[^\w\s,]")
 _Named = TypeVar("_Named", bound=Rule | Callable[..., Rule])
 _NAMES: dict[str, Rule | Callable[..., Rule]] = {}
-_SIGNS: dict[type[ast.operator], Callable[[Rule, Rule], Rule]] = {
+_JOINS: dict[type[ast.operator], Callable[[Rule, Rule], Rule]] = {
     ast.BitOr: operator.or_,
     ast.BitAnd: operator.and_,
     ast.Sub: operator.sub,
@@ -208,14 +212,22 @@ def parse(rule: Rule | str) -> Rule:
         return rule
     if not isinstance(rule, str):
         raise RuleSyntaxError(f"A rule is a string or a rule object, not {type(rule).__name__}.")
+    shown = rule if len(rule) <= _SHOWN else f"{rule[:_SHOWN]}…"
+    if (count := len(_SIGNS.findall(_STRINGS.sub("", rule)))) > _MOST:
+        raise RuleSyntaxError(
+            f"{shown!r} has {count} signs, of which a rule may have {_MOST}. Many sites are named "
+            "by one at(…), or by modules(…)."
+        )
     try:
         with SYNTAX_TREES:
             tree = ast.parse(rule.strip(), mode="eval")
     except SyntaxError as error:
-        raise RuleSyntaxError(f"{rule!r} is not a rule: {error.msg}.") from error
-    found = _evaluate(tree.body, rule)
+        raise RuleSyntaxError(f"{shown!r} is not a rule: {error.msg}.") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # a lone surrogate; "not not not …"
+        raise RuleSyntaxError(f"{shown!r} is not a rule: {error}.") from error
+    found = _evaluate(tree.body, shown)
     if not isinstance(found, Rule):
-        raise RuleSyntaxError(f"{rule!r} describes no rule. {_known()}")
+        raise RuleSyntaxError(f"{shown!r} describes no rule. {_known()}")
     return found
 
 
@@ -223,7 +235,7 @@ def _evaluate(node: ast.expr, text: str) -> Any:
     match node:
         case ast.BinOp():
             left, right = _evaluate(node.left, text), _evaluate(node.right, text)
-            join = _SIGNS.get(type(node.op))
+            join = _JOINS.get(type(node.op))
             if join and isinstance(left, Rule) and isinstance(right, Rule):
                 return join(left, right)
         case ast.Name():
@@ -233,7 +245,13 @@ def _evaluate(node: ast.expr, text: str) -> Any:
         case ast.Constant():
             return node.value
         case ast.UnaryOp(op=ast.USub()):
-            return -_evaluate(node.operand, text)
+            value = _evaluate(node.operand, text)
+            if isinstance(value, (int, float)):
+                return -value
+            raise RuleSyntaxError(
+                f"{ast.unparse(node)!r} in {text!r}: a minus stands between two rules, as in "
+                "blocks - stage(0)."
+            )
         case ast.Call():
             return _call(node, text)
     raise RuleSyntaxError(
