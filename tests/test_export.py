@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -17,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 import vcreg_fx
 from tests.models import SMALL, relative_error, task_loss
-from vcreg_fx.exporting import ExportError, read_metadata
-from vcreg_fx.exporting._folder import import_folder
+from vcreg_fx.exporting import ExportError, _export, _folder, read_metadata
+from vcreg_fx.exporting._folder import FILES, import_folder
 
 BATCHES = (1, 2, 7)
 # A batch of one has to leave batch norms two values a channel.
@@ -411,6 +412,101 @@ def test_paths_and_formats(path, options, message, odd, tmp_path):
     model, call = odd
     with pytest.raises(ExportError, match=message):
         vcreg_fx.export(model, tmp_path / path, example_inputs=call, **options)
+
+
+# What is replaced, and what is run -----------------------------------------------------------
+
+
+@pytest.fixture
+def stack():
+    model = nn.Sequential(*(Block(nn.LayerNorm(6)) for _ in range(2)))
+    return vcreg_fx.insert(model, "blocks", example_inputs=(torch.randn(2, 6),))
+
+
+def write(model, path, **options):
+    return vcreg_fx.export(model, path, example_inputs=(torch.randn(2, 6),), **options)
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_exports_are_replaced(stack, tmp_path):
+    (tmp_path / "mine.pt2").write_text("notes")
+    torch.save({}, tmp_path / "weights.pt2")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "thesis.tex").write_text("all of it")
+    before = everything(tmp_path)
+    for name in ("mine.pt2", "weights.pt2", "code"):
+        with pytest.raises(ExportError, match="holds what no export wrote.*overwrite=True"):
+            write(stack, tmp_path / name)
+    assert everything(tmp_path) == before
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):  # the second time, what is there is an export
+        write(stack, tmp_path / "empty")
+        write(stack, tmp_path / "e.pt2", check=False)
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(ExportError, match=r"notes\.txt"):
+        write(stack, tmp_path / "empty")
+    write(stack, tmp_path / "code", overwrite=True)
+    write(stack, tmp_path / "mine.pt2", overwrite=True, check=False)
+    assert {path.name for path in (tmp_path / "code").iterdir()} <= FILES
+    assert read_metadata(tmp_path / "mine.pt2")["format"] == "pt2"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["folder", "file.pt2"])
+def test_an_export_that_fails_leaves_the_one_before(stack, tmp_path, monkeypatch, name):
+    write(stack, tmp_path / name, check=False)
+    (tmp_path / name).touch()
+    before = everything(tmp_path)
+    vcreg_fx.sites(stack)[0].alpha = 0.1
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for fault in ("sync", "check_outputs"):
+        with monkeypatch.context() as patched:
+            for module in (_export, _folder):
+                patched.setattr(module, fault, full, raising=module is _export)
+            with pytest.raises(OSError, match="No space left"):
+                write(stack, tmp_path / name)
+        assert everything(tmp_path) == before
+    write(stack, tmp_path / name, check=False)
+    assert read_metadata(tmp_path / name)["sites"][0]["alpha"] == 0.1
+    assert import_folder(tmp_path / name).load() if name == "folder" else True
+
+
+class Evil:
+    def __reduce__(self):
+        return open, ("was-run", "w")
+
+
+def test_reading_metadata_runs_nothing(stack, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(stack, tmp_path / "good.pt2", check=False)
+    with zipfile.ZipFile("good.pt2") as good, zipfile.ZipFile("evil.pt2", "w") as evil:
+        for name in good.namelist():
+            kept = name.endswith("vcreg_fx.json") or "." not in name
+            evil.writestr(name, good.read(name) if kept else pickle.dumps(Evil()))
+    assert read_metadata("evil.pt2") == read_metadata("good.pt2")
+    assert not Path("was-run").exists()
+    pickle.loads(pickle.dumps(Evil()))
+    assert Path("was-run").exists(), "the file would have run code"
+
+
+def test_weights_of_another_shape_are_refused(stack, tmp_path):
+    write(stack, tmp_path / "folder")
+    code = (tmp_path / "folder" / "model.py").read_text()
+    (tmp_path / "folder" / "model.py").write_text(code.replace("6", "7"))
+    with pytest.raises(ExportError, match=r"is \(6,\) there, and \(7,\) in the code"):
+        import_folder(tmp_path / "folder").load()
+    weights = tmp_path / "folder" / "weights.safetensors"
+    (tmp_path / "folder" / "model.py").write_text(code)
+    for content in (weights.read_bytes()[:-9], b"", b"{}"):
+        weights.write_bytes(content)
+        with pytest.raises(ExportError, match=r"weights\.safetensors is damaged"):
+            import_folder(tmp_path / "folder").load()
 
 
 def test_models_that_are_refused(tmp_path):

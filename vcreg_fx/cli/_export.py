@@ -46,6 +46,9 @@ def export(  # noqa: PLR0913, PLR0917 - an argument an option
     layout: LayoutText = None,
     input_size: InputSize = None,
     option: Settings = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace PATH even if no export wrote it.")
+    ] = False,
 ) -> None:
     """Insert VCReg into a model and export it. What is written is compared with the model."""
     with clear_errors():
@@ -53,6 +56,13 @@ def export(  # noqa: PLR0913, PLR0917 - an argument an option
         example = example_of(built, input_size)
         insert(built, rule, example_inputs=example, layout=layout, alpha=alpha, beta=beta)
         load_checkpoint_if_any(built, checkpoint)
-        export_model(built, output, format, training=training, example_inputs=example)
+        export_model(
+            built,
+            output,
+            format,
+            training=training,
+            example_inputs=example,
+            overwrite=overwrite,
+        )
         count = len(sites(built))
         typer.echo(f"{output}: {type(built).__name__}, {count} site{'s' * (count != 1)}, checked")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 
 from .._errors import ExportError, InsertionError, InsideError
+from .._shared.files import sync
 from .._shared.keeping import keeping_modes
 from ..site import live_sites
 from ..surgery import check_model, suspended
 from ._example import Example, check_gradients, check_outputs, find_example, tensors_in
-from ._folder import write_folder
+from ._folder import FILES, write_folder
 from ._graph_module import to_graph_module
-from ._metadata import KEY, make_metadata
+from ._metadata import KEY, make_metadata, read_metadata
 
 FORMATS = ("fx", "pt2", "onnx")
 
@@ -32,6 +35,7 @@ def export(
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_batch: bool = True,
     check: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Export a model with VCReg.
 
@@ -51,17 +55,21 @@ def export(
       the model.
     - `dynamic_batch`: False fixes the batch size of a ``"pt2"`` or ``"onnx"`` file to that of the
       example, for models that were written for one size.
-    - `check`: run what was written and compare it with the model, on random inputs.
+    - `check`: run what was written and compare it with the model, on random inputs. Only what
+      passes takes the place of an earlier export.
+    - `overwrite`: replace what is at the path, also where no export wrote it.
 
     **Returns:** the path.
 
     **Raises:** `InsertionError` if nothing was inserted; `ExampleInputsError` without usable
-    inputs; `ExportError`, a `ValueError`, if the format cannot hold the model, or what was written
-    does not do what the model does; `ModuleNotFoundError` if a package that the format needs is not
-    installed: ``pip install "vcreg-fx[export]"``.
+    inputs; `ExportError`, a `ValueError`, if the format cannot hold the model, if what was written
+    does not do what the model does, or if the path holds something else; `ModuleNotFoundError` if a
+    package that the format needs is not installed: ``pip install "vcreg-fx[export]"``.
     """
     path = Path(path)
     form = _check_format(path, format, training=training)
+    if not overwrite:
+        _check_free(path)
     check_model(model)
     if not live_sites(model):
         raise InsertionError(
@@ -72,10 +80,24 @@ def export(
         raise ExportError("The model lies on the meta device and has no weights to export.")
     example = find_example(model, example_inputs, example_kwargs)
     metadata = make_metadata(model, form, training=training or form == "fx")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _in_place_of(path) as new:
+        _write(model, new, form, example, metadata, training, dynamic_batch, check)
+    return path
+
+
+def _write(
+    model: nn.Module,
+    path: Path,
+    form: str,
+    example: Example,
+    metadata: str,
+    training: bool,
+    dynamic_batch: bool,
+    check: bool,
+) -> None:
     if form == "fx":
         write_folder(model, path, example, metadata, check=check)
-        return path
+        return
     sizes = (example.batch, 1, 3) if dynamic_batch else (example.batch,)
     if form == "pt2":
         program = _program(model, example, training, dynamic_batch)
@@ -87,8 +109,52 @@ def export(
     if check and training:
         check_gradients(model, torch.export.load(path).module(), example, sizes[::2])
     elif check:
-        check_outputs(model, _runner(path, form), example, sizes, str(path))
-    return path
+        check_outputs(model, _runner(path, form), example, sizes, path.name)
+
+
+def _check_free(path: Path) -> None:
+    """Refuse to replace what no export wrote.
+
+    **Raises:** `ExportError` that says how to do it all the same.
+    """
+    if not path.exists():
+        return
+    try:
+        strange = {item.name for item in path.iterdir()} - FILES if path.is_dir() else set()
+        if not path.is_dir() or any(path.iterdir()):
+            read_metadata(path)
+    except InsertionError as error:
+        strange = {str(error)}
+    if strange:
+        raise ExportError(
+            f"{path} exists, and holds what no export wrote: {', '.join(sorted(strange)[:3])}. "
+            "Choose another path, or pass overwrite=True to replace it, with all that is in it."
+        )
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[Path]:
+    """Yield where to write an export; when it is complete, it takes the place of `path`.
+
+    So there is the old one or the new one or, for a moment, none; never parts of both.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        made, old = Path(folder, "new"), Path(folder, "old")
+        made.mkdir()
+        yield made / path.name
+        for file in made.rglob("*"):
+            sync(file)
+        # A large ONNX file has its weights beside it; what names them goes first and comes last.
+        names = sorted((part.name for part in made.iterdir()), key=lambda name: name == path.name)
+        if len(names) > 1 or path.is_dir():
+            old.mkdir()
+            for name in reversed(names):
+                if (path.parent / name).exists():
+                    os.replace(path.parent / name, old / name)
+        for name in names:
+            os.replace(made / name, path.parent / name)
+        sync(path.parent)
 
 
 def _check_format(path: Path, form: str | None, *, training: bool) -> str:

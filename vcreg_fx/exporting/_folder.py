@@ -25,6 +25,7 @@ from ._metadata import KEY, WEIGHTS, read_metadata
 from ._two_modes import named_tensors
 
 M = TypeVar("M", bound=nn.Module)
+FILES = {"__init__.py", "model.py", KEY, WEIGHTS, "__pycache__"}  # of an exported folder
 
 _INIT = '''\
 """{name} with VCReg, written by vcreg_fx {version}.
@@ -152,20 +153,33 @@ def load_exported(cls: type[M], folder: str | Path, device: str | torch.device =
     - `folder`: the folder that `vcreg_fx.export` wrote.
     - `device`: where the weights go.
 
-    **Raises:** `ExportError` if the weights are not those of the class.
+    **Raises:** `ExportError` if the weights are damaged or not those of the class.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     folder = Path(folder)
     with torch.device("meta"):
         model = cls()
-    with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as opened:
-        notes = json.loads(opened.metadata()["vcreg_fx"])
-        loaded = {name: _restride(opened.get_tensor(name), notes, name) for name in opened.keys()}  # noqa: SIM118
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as opened:
+            notes = json.loads((opened.metadata() or {})["vcreg_fx"])
+            names = opened.keys()
+            loaded = {name: _restride(opened.get_tensor(name), notes, name) for name in names}
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ExportError(
+            f"{folder / WEIGHTS} is damaged, or of another program: {error}"
+        ) from error
     wanted = named_tensors(model)
     if wanted.keys() != loaded.keys() | notes["same_as"].keys():
         differing = sorted(wanted.keys() ^ (loaded.keys() | notes["same_as"].keys()))
         raise ExportError(f"{folder / WEIGHTS} does not fit {cls.__name__}: {differing}.")
+    for name, old in wanted.items():
+        shape = loaded[notes["same_as"].get(name, name)].shape
+        if shape != old.shape:
+            raise ExportError(
+                f"{folder / WEIGHTS} does not fit {cls.__name__}: {name} is {tuple(shape)} there, "
+                f"and {tuple(old.shape)} in the code."
+            )
     made: dict[str, Tensor] = {}
     for name, old in wanted.items():
         first = notes["same_as"].get(name, name)

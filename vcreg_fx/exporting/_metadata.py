@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def make_metadata(model: nn.Module, form: str, *, training: bool) -> str:
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Return what `vcreg_fx.export` wrote about a file or folder: rule, sites, coefficients.
 
+    Nothing of what the file contains is run.
+
     **Arguments:**
 
     - `path`: what was exported: a folder, a ``.pt2`` or an ``.onnx`` file.
@@ -55,15 +58,29 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     elif path.suffix == ".onnx":
         import onnx
 
-        model = onnx.load(str(path), load_external_data=False)
+        try:
+            model = onnx.load(str(path), load_external_data=False)
+        except Exception as error:  # whatever the reader makes of a file that is none
+            raise InsertionError(f"{path} cannot be read as ONNX: {error}.") from error
         text = {entry.key: entry.value for entry in model.metadata_props}.get(KEY, "")
     elif path.is_file():
-        found = {KEY: ""}
-        torch.export.load(str(path), extra_files=found)
-        text = found[KEY]
+        text = _entry_of(path)
     elif not path.exists():
         raise FileNotFoundError(f"{path} does not exist.")
     if not text:
         raise InsertionError(f"{path} was not written by vcreg_fx.export: it has no {KEY}.")
-    metadata: dict[str, Any] = json.loads(text)
+    try:
+        metadata: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InsertionError(f"{KEY} of {path} is damaged: {error}.") from error
     return metadata
+
+
+def _entry_of(path: Path) -> str:
+    """Read one entry of a program's archive, and nothing else of it: loading it may run code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.rpartition("/")[2] == KEY]
+            return archive.read(names[0]).decode("utf-8") if names else ""
+    except zipfile.BadZipFile as error:
+        raise InsertionError(f"{path} cannot be read as a program: {error}.") from error
