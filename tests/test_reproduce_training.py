@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -17,7 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 import vcreg_fx
 from vcreg_fx.experiments.papers import EXPERIMENTS
 from vcreg_fx.experiments.training import Stopped, TrainSettings, accuracy, fit, predict
-from vcreg_fx.experiments.training._batches import epoch_order
+from vcreg_fx.experiments.training._batches import epoch_order, fingerprint
 from vcreg_fx.experiments.training._settings import (
     Average,
     averaging_weight,
@@ -101,6 +103,152 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             checkpoint=path)  # fmt: skip
     with pytest.raises(ValueError, match="the seed had other values"):
         fit(network(), data(), TrainSettings(epochs=1, batch_size=16), seed=1, checkpoint=path)
+
+
+def with_vcreg(rule="head", **options):
+    example = (torch.zeros(2, 1, 4, 4),)
+    return vcreg_fx.insert(network(), rule, example_inputs=example, **options)
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Data that is not all in memory, and augmented at random."""
+
+    def __init__(self, offset=0.0):
+        self.data, self.offset = data(), offset
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        image, label = self.data[i]
+        return image + self.offset + 0.01 * torch.randn(image.shape), int(label)
+
+
+class Unseeded(Pairs):
+    generator = torch.Generator()
+
+    def __getitem__(self, i):
+        return torch.rand((), generator=self.generator), 1
+
+
+def test_a_checkpoint_of_another_model_or_of_other_data_is_refused(tmp_path):
+    settings = TrainSettings(epochs=1, batch_size=16)
+    images, labels = data().tensors
+    few = torch.utils.data.TensorDataset(images[:48], labels[:48])
+    changed = torch.utils.data.TensorDataset(images, labels.flip(0))
+    fit(with_vcreg(), data(), settings, checkpoint=(one := tmp_path / "one.pt"))
+    fit(with_vcreg(), Pairs(), settings, checkpoint=(two := tmp_path / "two.pt"))
+    for model, found, path, what in [
+        (with_vcreg(alpha=0.3), data(), one, "what is inserted"),
+        (with_vcreg("modules('0')"), data(), one, "what is inserted"),
+        (network(), data(), one, "what is inserted"),
+        (with_vcreg(), few, one, "the number of images, the images"),
+        (with_vcreg(), changed, one, "the images"),
+        (with_vcreg(), Pairs(1.0), two, "the images"),
+    ]:
+        with pytest.raises(ValueError, match=f"{path.name} belongs to a run in which {what} had"):
+            fit(model, found, settings, checkpoint=path)
+    other = vcreg_fx.insert(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), "head", example_inputs=(images[:2],)
+    )
+    state = torch.load(one, weights_only=True)
+    state["identity"]["what is inserted"] = json.dumps(vcreg_fx.get_configs(other))
+    torch.save(state, one)
+    with pytest.raises(ValueError, match=r"one\.pt belongs to another model"):
+        fit(other, data(), settings, checkpoint=one)
+    fit(with_vcreg(), Pairs(), settings, checkpoint=two)  # the same: nothing is left to train
+    assert fingerprint(Unseeded()) == "random"
+
+
+def test_steps_of_estimates_go_on_too(tmp_path):
+    def train(path, stop_after=None):
+        model = with_vcreg(beta=0.5, interval=3)
+        torch.manual_seed(5)
+
+        def on_epoch(model, epoch):
+            if epoch == stop_after:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        fit(
+            model,
+            data(),
+            TrainSettings(epochs=3, batch_size=16),
+            checkpoint=path,
+            on_epoch=on_epoch,
+        )
+        return weights(model)
+
+    with pytest.raises(Stopped):
+        train(tmp_path / "part.pt", 1)
+    assert torch.equal(train(tmp_path / "part.pt"), train(tmp_path / "whole.pt"))
+
+
+def spoil(path, how):
+    found = bytearray(path.read_bytes())
+    if how == "bit":
+        with zipfile.ZipFile(path) as archive:
+            largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        found[largest.header_offset + 200] ^= 1
+    path.write_bytes({"bit": found, "short": found[:-200], "empty": b"", "text": b"no"}[how])
+
+
+@pytest.mark.filterwarnings("ignore:.*before is damaged")
+@pytest.mark.parametrize("how", ["bit", "short", "empty", "text"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, how):
+    def train(epochs_seen, path=tmp_path / "one.pt"):
+        model = network(0.2)
+        torch.manual_seed(5)
+        settings = TrainSettings(epochs=4, batch_size=16)
+        seen = lambda _, epoch: epochs_seen.append(epoch)  # noqa: E731
+        history = fit(model, data(), settings, checkpoint=path, on_epoch=seen)
+        return weights(model), history
+
+    whole = train([])
+    assert {path.name for path in tmp_path.iterdir()} == {"one.pt", "one.pt.before"}
+    (tmp_path / ".one.pt.0123").touch()  # left by a process that was killed
+    spoil(tmp_path / "one.pt", how)
+    with pytest.warns(UserWarning, match=r"one\.pt is damaged.*goes on from the one before it"):
+        again = train(epochs := [])
+    assert epochs == [4]
+    assert torch.equal(again[0], whole[0]) and again[1] == whole[1]
+    assert not (tmp_path / ".one.pt.0123").exists()
+    for path in (tmp_path / "one.pt", tmp_path / "one.pt.before"):
+        spoil(path, how)
+    with pytest.warns(UserWarning, match="damaged.*goes on from the beginning"):
+        again = train(epochs := [])
+    assert epochs == [1, 2, 3, 4]
+    (tmp_path / "one.pt").unlink()  # killed when the last had become the one before it
+    train(epochs := [])
+    assert epochs == [4]
+
+
+def test_weights_that_are_not_finite_are_no_state_to_go_on_from(tmp_path):
+    path, model = tmp_path / "one.pt", network()
+
+    def spoil_at_the_end(loss):
+        spoil_at_the_end.steps += 1
+        if spoil_at_the_end.steps == 8:
+            with torch.no_grad():
+                next(model.parameters())[0] = torch.nan
+
+    spoil_at_the_end.steps = 0
+    with pytest.raises(FloatingPointError, match=r"After epoch 2, \S+weight is not finite"):
+        fit(model, data(), TrainSettings(epochs=2, batch_size=16), checkpoint=path,
+            on_step=spoil_at_the_end)  # fmt: skip
+    state = torch.load(path, weights_only=True)
+    assert len(state["history"]) == 1
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path, settings = tmp_path / "one.pt", TrainSettings(epochs=1, batch_size=16)
+    monkeypatch.setattr("vcreg_fx.experiments.training._resume.sync", full)
+    with pytest.warns(UserWarning, match=r"one\.pt cannot be written: .*No space left"):
+        assert len(fit(network(), data(), settings, checkpoint=path)) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):

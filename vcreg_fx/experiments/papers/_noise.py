@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from ..._shared.files import replacing
 from ..._shared.keeping import seeded
 from ...ablation import Trial
 from ..images import balanced_indices, split_indices
 from ..images._downstream import load_downstream
 from ..training import TrainSettings, accuracy, fit, predict, processes
+from ..training._resume import set_aside_if_damaged
 from ._experiment import (
     DEFAULTS,
     SMALL_GRID,
@@ -98,6 +100,9 @@ class NoiseTask(ImageTask):
         """Return the weights that all trials begin with; the first trial trains them."""
         path = self.folder / "pretrained.pt"
         where = processes(self.preset.training.device)
+        if where.leads:
+            set_aside_if_damaged(path)
+        where.wait()
         if not path.exists():
             with seeded(0):
                 model = self.factory(self.data.shape, self.outputs)
@@ -112,7 +117,8 @@ class NoiseTask(ImageTask):
                     checkpoint=self.checkpoint("pretraining"),
                 )
             if where.leads:
-                torch.save(model.state_dict(), path)
+                with replacing(path) as new:
+                    torch.save(model.state_dict(), new)
             where.wait()
         found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return found

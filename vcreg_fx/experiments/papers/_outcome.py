@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..._shared.files import remove_unfinished, write_text
 from ..._shared.tables import markdown_table
 from ._experiment import Experiment, ReproductionError
 from ._render import render, span, verdict
@@ -34,8 +35,15 @@ def claim_folder(folder: Path, asked: dict[str, Any]) -> None:
     """
     path = folder / _NAME
     mine = json.loads(json.dumps(_comparable(asked)))
+    remove_unfinished(path)
     if path.exists():
-        theirs = json.loads(path.read_text("utf-8"))
+        try:
+            theirs = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ReproductionError(
+                f"{path}, which says what the folder holds, is damaged: {error}. Choose another "
+                "folder with -o, or remove this one."
+            ) from error
         if other := _differences(theirs, mine):
             raise ReproductionError(
                 f"{folder} holds another experiment: {'; '.join(other)}. Choose another folder "
@@ -47,7 +55,7 @@ def claim_folder(folder: Path, asked: dict[str, Any]) -> None:
             f"{folder} is not empty, and holds no experiment. Choose another folder with -o."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(mine, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    write_text(path, json.dumps(mine, indent=2, ensure_ascii=False) + "\n")
 
 
 def _comparable(asked: dict[str, Any]) -> dict[str, Any]:
@@ -138,8 +146,8 @@ class Outcome:
 def write_outcome(experiment: Experiment, report: dict[str, Any], folder: Path) -> Outcome:
     """Write the report, its tables and its picture."""
     text = json.dumps(report, indent=1, ensure_ascii=False)
-    (folder / f"{experiment.name}.json").write_text(text + "\n", "utf-8")
-    (folder / f"{experiment.name}.md").write_text(render(report), "utf-8")
+    write_text(folder / f"{experiment.name}.json", text + "\n")
+    write_text(folder / f"{experiment.name}.md", render(report))
     experiment.draw(report, folder / f"{experiment.name}.png")
     return Outcome(report, folder)
 

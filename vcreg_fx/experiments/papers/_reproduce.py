@@ -15,6 +15,7 @@ from ...ablation import AblationOptions, Record
 from ...surgery import plan
 from ..images import ImageData, load_images
 from ..training import processes
+from ..training._resume import remove_checkpoint
 from ._collapse import COLLAPSE
 from ._experiment import Arm, Experiment, Preset, ReproductionError
 from ._hierarchy import HIERARCHY
@@ -130,9 +131,8 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     claim_folder(folder, asked)
 
     def finished(record: Record) -> None:
-        checkpoint = folder / "checkpoints" / f"{record.id}.pt"
         if record.status == "done":
-            checkpoint.unlink(missing_ok=True)
+            remove_checkpoint(folder / "checkpoints" / f"{record.id}.pt")
         if on_record is not None:
             on_record(record)
 

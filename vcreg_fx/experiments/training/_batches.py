@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
-from ..._shared.keeping import frozen
+from placement_rules._torch import tree_leaves
+
+from ..._shared.keeping import frozen, keeping_randomness, seed_all
 from ._distributed import Processes
 from ._settings import TrainSettings
 
 Pair = tuple[Tensor, Tensor]
+_SAMPLES = 32  # of data that is not all in memory
 
 
 def epoch_order(count: int, settings: TrainSettings, seed: int, epoch: int) -> list[Tensor]:
@@ -72,6 +76,36 @@ def _load(data: Dataset[Any], order: list[Tensor], workers: int) -> Iterator[Pai
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def fingerprint(data: Dataset[Any]) -> str:
+    """Return what tells data of equal size apart: of tensors all, of other data some samples.
+
+    Samples that are augmented at random are drawn as if by the seed 0. Where they come out
+    differently all the same, as from a generator of their own, nothing can be told: ``"random"``.
+    """
+    if isinstance(data, TensorDataset):
+        return _digest(data.tensors)
+    count = len(data)  # type: ignore[arg-type]
+    found = set()
+    for _ in range(2):
+        with keeping_randomness():
+            seed_all(0)
+            some = [data[i] for i in range(0, count, max(count // _SAMPLES, 1))]
+            found.add(_digest(default_collate(some)))
+    return found.pop() if len(found) == 1 else "random"
+
+
+def _digest(tensors: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in tree_leaves(tensors):
+        if isinstance(leaf, Tensor):
+            digest.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            plain = leaf.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(plain.numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()
 
 
 def predict(

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import struct
 import threading
+import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..._shared.files import remove_unfinished, replacing, sync
 from ._distributed import Processes
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -72,7 +77,10 @@ def _restore(handlers: dict[signal.Signals, Any]) -> None:
 
 
 def save(path: Path, state: dict[str, Any], where: Processes) -> None:
-    """Write a checkpoint, in one step; with the random states of all processes."""
+    """Write a checkpoint, whole, with the random states of all processes; keep the one before.
+
+    Where that cannot be done, a warning says so.
+    """
     states = where.gather(torch.get_rng_state())
     cuda = where.gather(torch.cuda.get_rng_state(where.device)) if _on_cuda(where) else []
     if where.leads:
@@ -83,18 +91,46 @@ def save(path: Path, state: dict[str, Any], where: Processes) -> None:
             "numpy": [name, np.asarray(keys).tolist(), *rest],
             "python": random.getstate(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save({**state, "random": random_states}, temporary)
-        os.replace(temporary, path)
+        try:
+            with replacing(path) as new:
+                torch.save({**state, "random": random_states}, new)
+                sync(new)
+                if path.exists():
+                    os.replace(path, before(path))
+        except (OSError, RuntimeError) as error:  # torch's, where a disk is full
+            warnings.warn(
+                f"{path} cannot be written: {error}. Training goes on without it, and if it is "
+                "stopped it goes on from the last checkpoint that could be.",
+                stacklevel=3,
+            )
     where.wait()
+
+
+def before(path: Path) -> Path:
+    """Return where the checkpoint before the last one lies."""
+    return path.with_name(f"{path.name}.before")
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint with the one before it."""
+    path.unlink(missing_ok=True)
+    before(path).unlink(missing_ok=True)
 
 
 def load(path: Path, where: Processes) -> dict[str, Any] | None:
     """Return a checkpoint and restore the random states; None if there is none.
 
+    A damaged one is set aside with a warning that names it, and the one before it is used.
+
     **Raises:** `ValueError` if it was written by another number of processes.
     """
+    if where.leads:
+        remove_unfinished(path)
+        set_aside_if_damaged(before(path))
+        last = "the one before it" if before(path).exists() else "the beginning"
+        set_aside_if_damaged(path, f"; training goes on from {last}")
+        if not path.exists() and before(path).exists():
+            os.replace(before(path), path)
     where.wait()
     if not path.exists():
         return None
@@ -113,6 +149,26 @@ def load(path: Path, where: Processes) -> dict[str, Any] | None:
     version, internal, gauss = found["python"]
     random.setstate((version, tuple(internal), gauss))
     return state
+
+
+def set_aside_if_damaged(path: Path, then: str = "") -> None:
+    """Rename a file of torch.save that is not whole, with a warning that names it."""
+    if path.exists() and (damage := _damage(path)):
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        warnings.warn(
+            f"{path} is damaged: {damage}. It was set aside as {aside}{then}.", stacklevel=4
+        )
+
+
+def _damage(path: Path) -> str:
+    """Say what is wrong with a file, by the checksum that torch.save gives each entry of it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, zlib.error) as error:
+        return str(error) or type(error).__name__
+    return f"{entry} does not have its checksum" if entry else ""
 
 
 def _on_cuda(where: Processes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,15 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..._shared.progress import Progress
-from ...surgery import penalty, set_loss_scale, sites
-from ._batches import Batches
+from ...surgery import get_configs, penalty, set_loss_scale, sites
+from ._batches import Batches, fingerprint
 from ._distributed import Processes, processes
 from ._resume import Flag, Stopped, load, noticed, save
 from ._settings import Average, TrainSettings, make_mixing, make_optimizer, make_schedule
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 History = list[dict[str, float]]
-_FORMAT = 2  # of checkpoints
+_FORMAT = 3  # of checkpoints
 
 
 def fit(  # noqa: PLR0913 - what a user may want to change
@@ -53,7 +54,8 @@ def fit(  # noqa: PLR0913 - what a user may want to change
     - `classes`: how many there are, for mixup and cutmix.
     - `loss`: of logits and labels; by default the cross-entropy.
     - `seed`: of the order of the images. Augmentation draws from torch's random state.
-    - `checkpoint`: a file, written after each epoch. If it exists, training goes on from there.
+    - `checkpoint`: a file, written after each epoch; the one before lies beside it. If it exists,
+      training goes on from there. A damaged one is set aside with a warning.
     - `log`: a folder for TensorBoard, ``pip install "vcreg-fx[reproduce]"``.
     - `on_epoch`: called after each epoch with the model, which has the averaged weights where there
       are such, and the epoch, from 1; the numbers that it returns are kept in the history.
@@ -62,19 +64,22 @@ def fit(  # noqa: PLR0913 - what a user may want to change
 
     **Returns:** the history: epoch, loss, learning rate, and the numbers of `on_epoch`.
 
-    **Raises:** `Stopped` after a signal; `FloatingPointError` if the loss is no longer finite;
-    `ValueError` if a checkpoint belongs to other settings.
+    **Raises:** `Stopped` after a signal; `FloatingPointError` if the loss or a weight is no longer
+    finite; `ValueError` if a checkpoint belongs to another model, to other settings, coefficients
+    or sites of VCReg, or to other data.
     """
     settings = settings or TrainSettings()
     where = processes(settings.device)
     model.to(where.device)
     run = _Run(model, Batches(data, settings, where), settings, where, loss, classes)
+    if checkpoint is not None:
+        run.identity = _identity(model, data, settings, seed)
     if where.rank:
         torch.manual_seed(torch.initial_seed() + where.rank)  # dropout and augmentation of its own
     path = None if checkpoint is None else Path(checkpoint)
     history: History = []
     if path is not None and (state := load(path, where)) is not None:
-        history = run.restore(state, path, seed)
+        history = run.restore(state, path)
     shown = progress if where.leads else False
     total, done = run.epochs * run.steps, len(history) * run.steps
     with (
@@ -96,7 +101,7 @@ def fit(  # noqa: PLR0913 - what a user may want to change
             write(numbers)
             bar.advance(note=f"loss {numbers['loss']:.4g}", steps=0)
             if path is not None:
-                save(path, run.state(history, seed), where)
+                save(path, run.state(history), where)
         if number := where.any(flag.number):  # it came when the last step had been done
             raise Stopped(number)
     run.average.apply()
@@ -136,6 +141,7 @@ class _Run:
         if (settings.mixup or settings.cutmix) and classes is None:
             raise ValueError("mixup and cutmix need to know how many classes there are: classes=…")
         self._model, self._batches, self._settings, self._where = model, batches, settings, where
+        self.identity: dict[str, Any] = {}  # what has to be the same where a run goes on
         self.steps = batches.steps
         self.epochs = 1 if settings.steps else settings.epochs
         self._parallel = where.wrap(model)
@@ -171,6 +177,12 @@ class _Run:
                 f"The loss of epoch {epoch} is {mean}: training has diverged. A smaller learning "
                 "rate or smaller α and β may help."
             )
+        for name, weight in self._model.named_parameters():
+            if not weight.isfinite().all():
+                raise FloatingPointError(
+                    f"After epoch {epoch}, {name} is not finite: training has diverged. A smaller "
+                    "learning rate or smaller α and β may help."
+                )
         return {"epoch": float(epoch), "loss": mean, "learning_rate": rate}
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -191,37 +203,60 @@ class _Run:
         self._scaler.update()
         return loss.detach()
 
-    def state(self, history: History, seed: int) -> dict[str, Any]:
+    def state(self, history: History) -> dict[str, Any]:
         """Return what a checkpoint holds."""
         return {
             "format": _FORMAT,
-            "settings": self._settings.to_dict(),
-            "seed": seed,
+            "identity": self.identity,
             "history": history,
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": self.average.state_dict(),
+            "steps": {site.name: site.step for site in sites(self._model)},
         }
 
-    def restore(self, state: dict[str, Any], path: Path, seed: int) -> History:
+    def restore(self, state: dict[str, Any], path: Path) -> History:
         """Take over a checkpoint and return its history."""
-        free = {"device", "workers"}  # what may differ when a run goes on
-        before, now = state["settings"], self._settings.to_dict()
-        other = sorted(k for k in now if k not in free and before.get(k) != now[k])
-        if other or state["seed"] != seed:
-            names = ", ".join(other) or "the seed"
+        if (found := state.get("format", 0)) != _FORMAT:
             raise ValueError(
-                f"{path} belongs to a run in which {names} had other values. Remove it, or choose "
-                "another file."
+                f"{path} was written by {'an earlier' if found < _FORMAT else 'a newer'} version. "
+                "Remove it to begin again."
             )
-        if state.get("format") != _FORMAT:
-            raise ValueError(f"{path} was written by an earlier version. Remove it to begin again.")
-        self._model.load_state_dict(state["model"])
+        before, now = state["identity"], self.identity
+        if other := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+            raise ValueError(
+                f"{path} belongs to a run in which {', '.join(other)} had other values. Remove it, "
+                "or choose another file."
+            )
+        try:
+            self._model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(f"{path} belongs to another model: {error}") from error
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
         self.average.load_state_dict(state["average"])
+        for site in sites(self._model):
+            site.step = state["steps"][site.name]
         history: History = state["history"]
         return history
+
+
+def _named(function: Any) -> str:
+    return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def _identity(
+    model: nn.Module, data: Dataset[Any], settings: TrainSettings, seed: int
+) -> dict[str, Any]:
+    """Return what has to be the same where a run goes on, by the names that an error says."""
+    free = {"device", "workers"}
+    return {
+        **{name: value for name, value in settings.to_dict().items() if name not in free},
+        "the seed": seed,
+        "what is inserted": json.dumps(get_configs(model), default=_named),
+        "the number of images": len(data),  # type: ignore[arg-type]
+        "the images": fingerprint(data),
+    }
