@@ -35,6 +35,14 @@ def train(model, trial):
         name = f"{trial.id}-{os.getpid()}-{time.time_ns()}"
         (Path(log) / name).touch()
     time.sleep(trial.params.get("sleep", 0))
+    if trial.params.get("hang") == trial.label:
+        time.sleep(1000)
+    if trial.params.get("exit") == trial.label:
+        raise SystemExit(3)
+    if trial.params.get("interrupt") == trial.label:
+        raise KeyboardInterrupt
+    if trial.params.get("vanish") == trial.label:
+        os._exit(3)
     if trial.params.get("fail") == trial.label:
         raise RuntimeError(f"no training with {trial.label}")
     if (once := trial.params.get("die_once")) and trial.label == "head":

@@ -23,7 +23,7 @@ import vcreg_fx
 from tests.ablation_task import build, evaluate, train
 from vcreg_fx import rules
 from vcreg_fx._shared.statistics import paired_difference, summarize
-from vcreg_fx.ablation import AblationError, AblationOptions, _claim, report
+from vcreg_fx.ablation import AblationError, AblationOptions, report
 from vcreg_fx.ablation._records import Record
 from vcreg_fx.ablation._result import AblationResult
 from vcreg_fx.ablation._trials import ARGUMENTS, make_trials
@@ -290,68 +290,6 @@ def test_shards_share_the_trials(tmp_path):
     assert "trials are not finished" not in str(result)
 
 
-# Claims -------------------------------------------------------------------------------------
-
-
-def claim_by(folder, owner, age=0.0):
-    path = folder / "trial.0"
-    path.write_text(json.dumps(owner))
-    os.utime(path, (time.time() - age,) * 2)
-    return path
-
-
-def test_a_claim_excludes_others_until_it_is_released(tmp_path):
-    claim = _claim.make_claim(tmp_path, "trial", 60)
-    assert _claim.make_claim(tmp_path, "trial", 60) is None
-    assert _claim.is_running(tmp_path, "trial", 60)
-    with claim:
-        pass
-    assert list(tmp_path.iterdir()) == []
-    assert not _claim.is_running(tmp_path, "trial", 60)
-    assert _claim.make_claim(tmp_path, "trial", 60) is not None
-
-
-def test_a_claim_is_renewed_while_the_trial_runs(tmp_path):
-    claim = _claim.make_claim(tmp_path, "trial", 0.4)
-    with claim:
-        time.sleep(1)
-        assert _claim.make_claim(tmp_path, "trial", 0.4) is None
-
-
-def test_claims_of_lost_processes_are_taken_over(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    here = _claim.this_process()
-    ended = {**here, "pid": dead.pid, "started": "1"}
-    reused = {**here, "started": "1"}  # the number of a process that began at another time
-    elsewhere = {**here, "machine": "another"}
-    for owner, age, lost in [
-        (here, 0, False),
-        (here, 100, True),
-        (ended, 0, True),
-        (reused, 0, True),
-        (elsewhere, 0, False),
-        (elsewhere, 100, True),
-    ]:
-        claim_by(tmp_path, owner, age)
-        assert _claim.is_abandoned(tmp_path, "trial", 60) is lost
-        claim = _claim.make_claim(tmp_path, "trial", 60)
-        assert (claim is not None) is lost
-        if lost:
-            assert claim.path.name == "trial.1"
-            with claim:
-                pass
-            assert list(tmp_path.iterdir()) == [], "the lost claim is cleared away, too"
-
-
-def test_one_of_many_wins_a_claim(tmp_path):
-    claim_by(tmp_path, {**_claim.this_process(), "started": "1"})
-    with ThreadPoolExecutor(16) as pool:
-        futures = [pool.submit(_claim.make_claim, tmp_path, "trial", 60) for _ in range(64)]
-        won = [future.result() for future in futures if future.result() is not None]
-    assert [claim.path.name for claim in won] == ["trial.1"]
-
-
 # Where trials run ---------------------------------------------------------------------------
 
 
@@ -392,30 +330,6 @@ def test_a_trial_that_always_kills_its_worker_is_given_up(tmp_path):
     )
     assert [record.status for record in result.records] == ["done", "failed", "done"]
     assert "died 2 times" in result.failed[0].reason
-
-
-def test_a_worker_that_is_not_gone_yet_is_waited_for(monkeypatch):
-    """Its parent hears of its end a moment before it has ended, a long one on a busy machine."""
-
-    class Ending:
-        looks = 0
-
-        def is_running(self, name):
-            self.looks += 1
-            return self.looks < 4
-
-        def is_abandoned(self, name):
-            return self.looks >= 4
-
-        def is_done(self, name):
-            return False
-
-    from vcreg_fx.ablation import _drive
-
-    monkeypatch.setattr(_drive, "_PAUSE", 0)
-    assert _drive._was_lost(Ending(), "trial")
-    monkeypatch.setattr(_drive, "_PATIENCE", 0)
-    assert not _drive._was_lost(Ending(), "trial")
 
 
 def test_workers_that_cannot_begin_are_an_error(tmp_path):
@@ -478,7 +392,8 @@ def test_two_processes_on_one_store_repeat_no_trial(tmp_path):
     both = [start(tmp_path / "store", log, "--seeds", "4") for _ in range(2)]
     outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0], "both return when everything is finished"
+    tables = [table(output) for output, _ in outputs]
+    assert tables[0] == tables[1], "both return when everything is finished"
     assert len(log_of(log)) == 12
     assert set(log_of(log).values()) == {1}
     workers = {path.name.rsplit("-", 2)[1] for path in log.iterdir()}
@@ -633,6 +548,35 @@ def test_an_interval_without_width_is_marked_and_not_bold(tmp_path):
     numbers = {"baseline": {"m": [0.5, 0.6]}, "head": {"m": [0.75, 0.85]}}
     text = str(made(numbers, tmp_path))
     assert "| head | +0.2500 [+0.2500, +0.2500] (no spread) |" in text
+
+
+def test_names_are_no_markup(tmp_path):
+    numbers = {"<script>": {"a|b\x1b[2J": [1.0, 2.0]}, "baseline": {"a|b\x1b[2J": [1.0, 2.0]}}
+    lines = table(str(made(numbers, tmp_path, title="<b>", percent=frozenset({"a|b"}))))
+    assert lines[0] == "| Architecture | a\\|b\\x1b[2J | seeds |"
+    assert lines[2].startswith("| &lt;b&gt; (&lt;script&gt;) |")
+    assert str(make_trials("blocks", [0], False, {"a": ["\x1b]0;\n"]}, None)[0]) == (
+        "blocks, a=\\x1b]0;\\n, seed 0"
+    )
+
+
+def test_tables_grow_with_their_rows(tmp_path):
+    """Time of the processor, four times the rows: 4 times as much if linear, 16 if quadratic."""
+
+    def seconds(count):
+        records = [
+            Record(f"{label}-{i}", label, None, 0, {}, {"lr": i}, "done", {"a": i / 7, "b": 1.0})
+            for i in range(count)
+            for label in ("baseline", "head")
+        ]
+        found = []
+        for _ in range(3):
+            began = time.process_time()
+            str(AblationResult(records, [], tmp_path, higher_is_better=frozenset({"a", "b"})))
+            found.append(time.process_time() - began)
+        return min(found)
+
+    assert seconds(600) < 9 * seconds(150)
 
 
 def test_a_default_that_a_rule_used_is_shown(tmp_path):

@@ -27,6 +27,7 @@ from vcreg_fx._shared.statistics import (
     summarize,
 )
 from vcreg_fx._shared.tables import (
+    align,
     difference_and_interval,
     markdown_table,
     mean_and_spread,
@@ -71,6 +72,10 @@ def test_tables_in_markdown():
         "| --- | --- | ---: |",
         "| a \\| b | 0.1 | 2 |",
     ]
+
+
+def test_aligned_tables_hold_no_control_characters():
+    assert align([["a", "b"], ["\x1b[2J", "1"]]).splitlines()[2] == "\\x1b[2J  1"
 
 
 def test_numbers_in_tables():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 BySeed = Mapping[Any, Mapping[str, float]]  # seed → metric → value
@@ -74,14 +75,19 @@ def paired_difference(
     - `confidence`: how often such an interval covers the true difference, if differences are
       normal.
     """
-    from scipy.stats import t
-
     found = summarize([a - b for a, b in zip(values, others, strict=True)])
     if found.count < 2:
         return Difference(found.mean, math.nan, math.nan, found.count)
-    quantile = float(t.ppf((1 + confidence) / 2, found.count - 1))
-    half = quantile * found.std / math.sqrt(found.count)
+    half = _quantile((1 + confidence) / 2, found.count - 1) * found.std / math.sqrt(found.count)
     return Difference(found.mean, found.mean - half, found.mean + half, found.count)
+
+
+@lru_cache
+def _quantile(share: float, freedom: int) -> float:
+    """Return a quantile of the t distribution."""
+    from scipy.stats import t
+
+    return float(t.ppf(share, freedom))
 
 
 def summary_of(by_seed: BySeed, metric: str) -> Summary:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Sequence
 
+from .files import printable
 from .statistics import Difference, Summary
 
 Writer = Callable[[float, str], str]  # of a number, with a sign as in format: "" or "+"
@@ -13,12 +15,18 @@ Writer = Callable[[float, str], str]  # of a number, with a sign as in format: "
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) -> str:
     """Return a table whose first columns, `text` of them, are text, and all others numbers."""
     rule = ["---" if index < text else "---:" for index in range(len(header))]
-    lines = ([cell.replace("|", "\\|") for cell in row] for row in (header, rule, *body))
+    lines = ([in_markdown(cell) for cell in row] for row in (header, rule, *body))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def in_markdown(text: str) -> str:
+    """Return a text, names in it, as no HTML, no end of a cell, and without control characters."""
+    return html.escape(printable(text), quote=False).replace("|", "\\|")
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
     """Return rows, the first of which is the head, with aligned columns."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

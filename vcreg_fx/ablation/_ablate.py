@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
@@ -11,12 +13,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .._shared.progress import Progress
+from ._claim import Owner, in_words
 from ._drive import Workers, drive
 from ._records import Record
 from ._result import AblationResult
 from ._store import Store
 from ._task import Build, Evaluate, Task, Train
 from ._trials import ARGUMENTS, AblationError, RuleLike, make_trials
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,10 @@ class AblationOptions:
     - `example_inputs`, `example_kwargs`: of one forward call, where `insert` cannot work them out.
     - `shard`: (i, n) runs the i-th of n equal shares of the trials, i from 1.
     - `retry_failed`: run trials again that failed in an earlier run.
-    - `retries`: how often a trial is run again whose worker died.
+    - `retries`: how often a trial is run again whose process died while it ran alone. The store
+      counts it, so it holds over several calls.
+    - `timeout`: seconds after which a trial is ended and has failed. Each trial then runs in a
+      process of its own, also where trials run here one after the other.
     - `lost_after`: seconds after which a process that no longer renews its claim is given up.
     - `threads`: torch's CPU threads in each trial; by default left as they are. Sums depend on it
       in their last digits, so set it where numbers are to be equal on different machines.
@@ -45,6 +53,7 @@ class AblationOptions:
     shard: tuple[int, int] | None = None
     retry_failed: bool = False
     retries: int = 2
+    timeout: float | None = None
     lost_after: float = 60.0
     threads: int | None = None
     progress: bool | None = None
@@ -64,6 +73,8 @@ class AblationOptions:
                 )
         if self.retries < 0 or not self.lost_after > 0:
             raise AblationError("retries must be at least 0 and lost_after positive.")
+        if self.timeout is not None and not self.timeout > 0:
+            raise AblationError("timeout must be positive, in seconds.")
         for name in ("higher_is_better", "lower_is_better", "percent"):
             if isinstance(getattr(self, name), str):
                 raise AblationError(f"{name} is a list of metrics, not a string.")
@@ -119,7 +130,8 @@ def ablate(
     **Returns:** an `AblationResult` with the records of all trials that were asked for.
 
     **Raises:** `AblationError` for what cannot be run as asked, before anything is trained, and
-    where workers cannot reach the store or die again and again; `RuleSyntaxError` and `ValueError`
+    where workers cannot reach the store or die again and again; `UnpublishedError` where a finished
+    trial cannot be written, as on a full disk; `RuleSyntaxError` and `ValueError`
     for rules and coefficients that do not exist; `NoSiteError` for a generator without sites;
     `TypeError` for any other argument, such as an axis outside of `axes`.
     """
@@ -133,24 +145,44 @@ def ablate(
     trials = make_trials(rules, seeds, baseline, {} if axes is None else axes, example)
     folder = Store(store, options.lost_after)
     functions = (build, train, evaluate)
-    inputs = (options.example_inputs, options.example_kwargs)
     tasks = [
-        Task(trial, *functions, folder.path, options.lost_after, options.threads, *inputs)
+        Task(
+            trial,
+            *functions,
+            folder.path,
+            options.lost_after,
+            options.threads,
+            options.example_inputs,
+            options.example_kwargs,
+            options.retries,
+            options.timeout,
+        )
         for trial in trials
     ]
     with Workers(executor) as workers:
         workers.check(tasks[0])
         folder.create()
-        folder.add_plan(trials, _notes(options, *functions))
+        found = folder.mend([trial.id for trial in trials])
+        notes = _notes(options, *functions)
+        folder.add_plan(trials, notes)
         if options.shard is not None:
             i, n = options.shard
             tasks = tasks[i - 1 :: n]
         if options.retry_failed:
-            for task in tasks:
-                folder.forget_failure(task.trial.id)
+            asked = {task.trial.id for task in tasks}
+            for record in found:
+                if record.status == "failed" and record.id in asked:
+                    folder.forget(record)
+        before = {trial.id for trial in trials if folder.is_done(trial.id)}
         with Progress("trials", len(tasks), shown=options.progress) as bar:
-            drive(tasks, folder, workers, options.retries, _shown(folder, bar, options.on_record))
-    return AblationResult.read(folder, [trial.id for trial in trials])
+            drive(
+                tasks,
+                folder,
+                workers,
+                _shown(folder, bar, options.on_record),
+                _waiting(bar, {trial.id: str(trial) for trial in trials}),
+            )
+    return AblationResult.read(folder, [trial.id for trial in trials], notes, before)
 
 
 def _shown(
@@ -169,6 +201,21 @@ def _shown(
             on_record(record)
 
     return finished
+
+
+def _waiting(bar: Progress, names: Mapping[str, str]) -> Callable[[Mapping[str, Owner]], None]:
+    """Return what says which processes run the trials that are waited for, once for each."""
+    said: set[tuple[str, str]] = set()
+
+    def waiting(holders: Mapping[str, Owner]) -> None:
+        for trial, owner in holders.items():
+            told = names[trial], in_words(owner)
+            bar.advance(note=f"waiting for {told[1]}", steps=0)
+            if told not in said:
+                said.add(told)
+                _LOG.warning("Waiting for %s, which %s runs.", *told)
+
+    return waiting
 
 
 def _misplaced(given: Mapping[str, Any]) -> str:
@@ -196,9 +243,32 @@ def _notes(options: AblationOptions, *functions: Any) -> dict[str, Any]:
 
 def _identity(function: Any) -> str:
     """Name a function: the same whether its file runs as a script or is imported."""
+    if isinstance(function, functools.partial):
+        given = [_argument(value) for value in function.args]
+        given += [f"{name}={_argument(value)}" for name, value in sorted(function.keywords.items())]
+        return f"partial({', '.join([_identity(function.func), *given])})"
     named = function if hasattr(function, "__qualname__") else type(function)
-    module = named.__module__.rpartition(".")[2]
-    if named.__module__ == "__main__":
-        file = getattr(sys.modules["__main__"], "__file__", None)
-        module = Path(file).stem if file else module
-    return f"{module}.{named.__qualname__}"
+    module = _main() if named.__module__ == "__main__" else named.__module__
+    return f"{module}:{named.__qualname__}"
+
+
+def _argument(value: Any) -> str:
+    """Return what tells an argument from another, the same in every process."""
+    if callable(value):
+        return _identity(value)
+    text = repr(value)
+    return _identity(value) if " at 0x" in text else text
+
+
+def _main() -> str:
+    """Return the name under which the script that runs could be imported."""
+    main = sys.modules["__main__"]
+    if spec := getattr(main, "__spec__", None):  # python -m
+        return str(spec.name).removesuffix(".__main__")
+    if (file := getattr(main, "__file__", None)) is None:
+        return "__main__"  # a notebook, or the prompt
+    path = Path(file).absolute()
+    names = [path.stem]
+    while (path := path.parent).joinpath("__init__.py").exists():
+        names.insert(0, path.name)
+    return ".".join(names)

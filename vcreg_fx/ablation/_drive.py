@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
-import os
 import pickle
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
+from dataclasses import replace
 from typing import Any
 
-from ._records import Record
+from ._claim import Owner, Standing
 from ._store import Store
-from ._task import Task, work
+from ._task import Task, end_with_parent, work
 from ._trials import AblationError
 
 
@@ -56,16 +60,24 @@ class Workers:
         if isinstance(executor, int):
             # A forked child inherits locks that torch's threads hold; a spawned one begins clean.
             context = multiprocessing.get_context("spawn")
-            executor = ProcessPoolExecutor(executor, context, initializer=_end_with_parent)
+            executor = ProcessPoolExecutor(executor, context, initializer=end_with_parent)
             self._ours.append(executor)
         self.executor: Executor = SerialExecutor() if executor is None else executor
+        self.is_broken = False
 
-    def check(self, task: Any) -> None:
+    @property
+    def isolated(self) -> bool:
+        """Whether a worker's death is known to leave the other workers alone."""
+        dask = sys.modules.get("distributed.cfexecutor")
+        known = (SerialExecutor, ThreadPoolExecutor, *((dask.ClientExecutor,) if dask else ()))
+        return isinstance(self.executor, known)
+
+    def check(self, task: Task) -> None:
         """Refuse functions that cannot be sent to another process.
 
         **Raises:** `AblationError` that says how to write them.
         """
-        if not isinstance(self.executor, ProcessPoolExecutor):
+        if task.timeout is None and not isinstance(self.executor, ProcessPoolExecutor):
             return
         try:
             pickle.dumps(task)
@@ -87,6 +99,7 @@ class Workers:
                 f"A {type(old).__name__} broke. Finished trials are in the store: call ablate "
                 "again with a new executor, and it goes on from there."
             )
+        old.shutdown()  # when all its workers have ended, their claims are known to be lost
         settings: Any = old  # what it was made with has no public names
         self.executor = ProcessPoolExecutor(
             settings._max_workers,
@@ -95,6 +108,7 @@ class Workers:
             initargs=settings._initargs,
         )
         self._ours.append(self.executor)
+        self.is_broken = False
 
     def __enter__(self) -> Workers:
         """Return itself."""
@@ -112,68 +126,66 @@ def lost_worker_errors() -> tuple[type[BaseException], ...]:
     return (BrokenExecutor,) if scheduler is None else (BrokenExecutor, scheduler.KilledWorker)
 
 
-def _end_with_parent() -> None:
-    """End this worker when the process that made it is killed, which otherwise nothing does."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        multiprocessing.connection.wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 _PAUSE = 0.5  # seconds between looks at trials that other processes run
-_PATIENCE = 5.0  # seconds; a process tells its parent that it ends a moment before it is gone
 
 
 def drive(
     tasks: Sequence[Task],
     store: Store,
     workers: Workers,
-    retries: int,
     on_finished: Callable[[str], object],
+    on_waiting: Callable[[Mapping[str, Owner]], object],
 ) -> None:
     """Run trials until each is in the store.
 
     In rounds: every trial that is neither finished nor running elsewhere is submitted, and the
-    round's results are waited for. What a lost worker left is submitted again in the next round.
+    round's results are waited for. What a lost worker left is submitted again in a later round.
+    Where a worker's death ends its neighbours, too, the trials that were running are then run one
+    by one, so that none is blamed for another.
 
     **Arguments:**
 
-    - `retries`: how often a trial is run again whose worker died; then that is its record.
     - `on_finished`: called with the name of each trial, once.
+    - `on_waiting`: called while other processes run all that is left: trial → process.
 
     **Raises:** `AblationError` if workers fail outside of trials.
     """
     open_tasks = {task.trial.id: task for task in tasks}
-    lost: Counter[str] = Counter()
-    barren = 0
+    first, barren = _standings(open_tasks, store), 0
     while open_tasks:
         _drop_finished(open_tasks, store, on_finished)
-        ready = [task for name, task in open_tasks.items() if not store.is_running(name)]
-        if not ready:
+        before = _standings(open_tasks, store)
+        free = [name for name, standing in before.items() if standing.holder is None]
+        if not free:
             if open_tasks:
+                on_waiting({name: standing.holder or {} for name, standing in before.items()})
                 time.sleep(_PAUSE)
             continue
-        before = len(open_tasks), lost.total()
-        broken = _round(ready, open_tasks, store, workers, lost, on_finished)
+        begun = [name for name in free if len(before[name].lost) > len(first[name].lost)]
+        suspects = [] if workers.isolated else begun
+        chosen = [name for name in free if name not in suspects] or suspects[:1]
+        alone = workers.isolated or chosen == suspects[:1]
+        ready = [replace(open_tasks[name], alone=alone) for name in chosen]
+        broken = _round(ready, open_tasks, store, workers, on_finished)
+        if broken and workers.is_broken:
+            workers.replace()
         _drop_finished(open_tasks, store, on_finished)
-        for name in [name for name in lost if name in open_tasks and lost[name] > retries]:
-            store.publish(_given_up(open_tasks[name], lost[name]))
-        if broken:
-            barren = barren + 1 if before == (len(open_tasks), lost.total()) else 0
-            if barren > retries:
+        if len(open_tasks) < len(before) or _standings(open_tasks, store) != before:
+            barren = 0
+        elif broken:
+            barren += 1
+            if barren > tasks[0].retries:
                 raise AblationError(
                     "The executor's workers die before they begin a trial. Its first error was "
                     f"{broken}"
                 )
-            workers.replace()
-        elif before == (len(open_tasks), lost.total()):
+        else:
             time.sleep(_PAUSE)  # all of them were claimed by other processes in the meantime
+
+
+def _standings(open_tasks: Iterable[str], store: Store) -> dict[str, Standing]:
+    found = store.claims.standings()
+    return {name: found.get(name, Standing()) for name in open_tasks}
 
 
 def _round(
@@ -181,29 +193,31 @@ def _round(
     open_tasks: dict[str, Task],
     store: Store,
     workers: Workers,
-    lost: Counter[str],
     on_finished: Callable[[str], object],
 ) -> str:
-    """Submit trials and wait for them; return the error that broke the executor, if any."""
+    """Submit trials and wait for them; return the error that told of a lost worker, if any."""
     broken = ""
     futures: dict[Future[Any], str] = {}
     try:
         for task in ready:
-            futures[workers.executor.submit(work, task)] = task.trial.id
+            future = workers.executor.submit(work, task)
+            futures[future] = task.trial.id
+            if future.done() and future.exception() is not None:
+                break  # what cannot be written now cannot be written after the next trial either
             _drop_finished(open_tasks, store, on_finished, [task.trial.id])
     except BrokenExecutor as error:
+        workers.is_broken = True
         broken = repr(error)
     try:
         for future in as_completed(futures):
-            name = futures[future]
             try:
                 future.result()
             except BrokenExecutor as error:
+                workers.is_broken = True
                 broken = repr(error)
-                lost[name] += _was_lost(store, name)
-            except lost_worker_errors():  # the executor itself goes on, as Dask's does
-                lost[name] += 1
-            _drop_finished(open_tasks, store, on_finished, [name])
+            except lost_worker_errors() as error:  # the executor itself goes on, as Dask's does
+                broken = repr(error)
+            _drop_finished(open_tasks, store, on_finished, [futures[future]])
     except AblationError:
         raise
     except Exception as error:
@@ -217,14 +231,6 @@ def _round(
     return broken
 
 
-def _was_lost(store: Store, name: str) -> bool:
-    """Whether a worker of a broken executor had begun a trial, and is gone."""
-    until = time.monotonic() + _PATIENCE
-    while store.is_running(name) and time.monotonic() < until:
-        time.sleep(_PAUSE / 10)
-    return store.is_abandoned(name) and not store.is_done(name)
-
-
 def _drop_finished(
     open_tasks: dict[str, Task],
     store: Store,
@@ -235,11 +241,3 @@ def _drop_finished(
         if name in open_tasks and store.is_done(name):
             del open_tasks[name]
             on_finished(name)
-
-
-def _given_up(task: Task, times: int) -> Record:
-    reason = (
-        f"WorkerLost: the process that ran this trial died {times} times without an exception, as "
-        "one does that runs out of memory.\n"
-    )
-    return Record.of(task.trial, status="failed", traceback=reason)

@@ -6,13 +6,29 @@ import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
+from .._shared.files import printable
 from .._shared.statistics import Difference, Summary, difference_of, finite_values, summary_of
 from .._version import __version__
 from ._trials import BASELINE, Trial, in_one_line, to_json
+
+STORE, FORMAT = "store", 2  # of the files in a store; 1 did not say so
+
+
+def check_format(said: Any) -> None:
+    """Check that a file is not of a newer version.
+
+    **Raises:** `ValueError` that says what to do.
+    """
+    if said is not None and int(said) > FORMAT:
+        raise ValueError(
+            f"a newer version of vcreg_fx wrote it, in format {said} of which this one knows "
+            f"{FORMAT}; pip install -U vcreg-fx reads it"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,30 @@ class Record:
         """Return the record as plain data."""
         return asdict(self)
 
+    @classmethod
+    def of_data(cls, data: dict[str, Any], trial: str) -> Record:
+        """Return the record of a trial from plain data.
+
+        **Raises:** `ValueError` if it is none.
+        """
+        versions = data.get("versions", {})
+        check_format(versions.get(STORE) if isinstance(versions, dict) else None)
+        try:
+            record = cls(**data)
+        except TypeError as error:
+            raise ValueError(f"it holds no record: {error}") from error
+        kinds = {"label": str, "seed": int, "config": dict, "params": dict, "sites": list}
+        wrong = [
+            name for name, kind in kinds.items() if not isinstance(getattr(record, name), kind)
+        ]
+        numbers = record.metrics.values() if isinstance(record.metrics, dict) else [None]
+        wrong += ["metrics"] * (not all(isinstance(number, Real) for number in numbers))
+        wrong += ["id"] * (record.id != trial)
+        wrong += ["status"] * (record.status not in {"done", "failed"})
+        if wrong:
+            raise ValueError(f"it holds no record of {trial}: {', '.join(wrong)} cannot be so")
+        return record
+
     @property
     def name(self) -> str:
         """Label, settings and seed in one line, as of the `Trial`."""
@@ -71,7 +111,7 @@ class Record:
     def reason(self) -> str:
         """The last line of the traceback: what went wrong."""
         lines = [line for line in (self.traceback or "").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else ""
+        return printable(lines[-1].strip()) if lines else ""
 
 
 def check_metrics(found: Any) -> dict[str, float]:
@@ -146,8 +186,10 @@ class Comparison:
     lower_is_better: frozenset[str] = frozenset()
     percent: frozenset[str] = frozenset()
     higher_is_better: frozenset[str] = frozenset()
+    from_store: int = 0
+    damaged: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """The rows of the table, in the order of the records: trials that differ in their seed."""
         rows: dict[str, Row] = {}
@@ -158,12 +200,12 @@ class Comparison:
                 row.by_seed[record.seed] = record.metrics
         return list(rows.values())
 
-    @property
+    @cached_property
     def metrics(self) -> list[str]:
         """The names of all metrics, in the order of their first appearance."""
         return list(dict.fromkeys(name for record in self.records for name in record.metrics))
 
-    @property
+    @cached_property
     def varying(self) -> list[str]:
         """The axes that have more than one value; the baseline has none of VCReg's."""
         seen: dict[str, set[str]] = {}
@@ -180,7 +222,7 @@ class Comparison:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "vcreg_fx": __version__}
+    found = {"python": platform.python_version(), "vcreg_fx": __version__, STORE: str(FORMAT)}
     for name in ("torch", "torchvision", "timm", "transformers", "sklearn", "numpy"):
         if module := sys.modules.get(name):
             found[name] = str(getattr(module, "__version__", "unknown"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from ._plots import draw_heatmaps, draw_placements
 from ._records import Comparison
 from ._store import Store
-from ._table import markdown
+from ._table import beside, markdown
+from ._trials import COLUMNS
 
 
 @dataclass(frozen=True)
@@ -23,31 +24,45 @@ class AblationResult(Comparison):
       names of those that are not finished, as of other shards.
     - `rows`, `metrics`, `varying`, `failed`: what the table shows of them.
     - `store`: the folder.
+    - `from_store`: how many of the records were there before the call that made this result.
+    - `damaged`: what of the store cannot be read, and why.
     - `title`, `higher_is_better`, `lower_is_better`, `percent`: how the table is to look.
     """
 
     @classmethod
-    def read(cls, store: Store, trials: Sequence[str] | None = None) -> AblationResult:
+    def read(
+        cls,
+        store: Store,
+        trials: Sequence[str] | None = None,
+        notes: Mapping[str, Any] | None = None,
+        before: Collection[str] | None = None,
+    ) -> AblationResult:
         """Return what a store holds of some trials; by default, of all.
+
+        **Arguments:**
+
+        - `notes`: how to show them; by default as the last call noted.
+        - `before`: the trials that an earlier call had finished; by default all.
 
         **Raises:** `AblationError` if there is no store.
         """
         store.require()
-        notes = (store.plans() or [{}])[-1]
-        if trials is None:
-            records, missing = store.records(), store.missing()
-        else:
-            records = [store.read(trial) for trial in trials if store.is_done(trial)]
-            missing = [trial for trial in trials if not store.is_done(trial)]
+        if notes is None:
+            notes = (store.plans() or [{}])[-1]
+        records = store.records(trials)
+        found = [record.id for record in records]
+        look = ("lower_is_better", "percent", "higher_is_better")
+        lower, percent, higher = (frozenset(notes.get(name, ())) for name in look)
         return cls(
             records,
-            missing,
+            store.missing(records, trials),
             store.path,
             notes.get("title", ""),
-            *(
-                frozenset(notes.get(name, ()))
-                for name in ("lower_is_better", "percent", "higher_is_better")
-            ),
+            lower,
+            percent,
+            higher,
+            from_store=len(found if before is None else {*found} & {*before}),
+            damaged=tuple(str(error) for error in store.damaged.values()),
         )
 
     def to_markdown(self) -> str:
@@ -61,10 +76,14 @@ class AblationResult(Comparison):
     def to_pandas(self) -> Any:
         """Return a ``pandas.DataFrame``, a row a trial: label, axes, seed, metrics and the rest.
 
+        A metric with the name of another column, such as ``seed``, is called ``metric seed``.
+
         **Raises:** `ModuleNotFoundError` if pandas is missing: ``pip install vcreg-fx[ablation]``.
         """
         import pandas
 
+        settings = [{**record.config, **record.params} for record in self.records]
+        taken = {*COLUMNS, *(name for given in settings for name in given)}
         rows = [
             {
                 "label": record.label,
@@ -72,7 +91,7 @@ class AblationResult(Comparison):
                 **record.config,
                 **record.params,
                 "seed": record.seed,
-                **record.metrics,
+                **{beside(name, taken): value for name, value in record.metrics.items()},
                 "status": record.status,
                 "sites": len(record.sites),
                 "seconds": record.seconds,

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ._claim import Claim, is_abandoned, is_running, make_claim
-from ._records import Record
+from .._shared.files import sync, write_text
+from .._shared.progress import Progress
+from ._claim import Claim, Claims
+from ._records import FORMAT, STORE, Record, check_format
 from ._trials import AblationError, Trial, to_json
 
 RECORD, TRACEBACK = "trial.json", "traceback.txt"
+_MANY = 500  # files, which take a while to read
+_T = TypeVar("_T")
+
+
+class DamagedError(AblationError):
+    """A file of a store cannot be read. The message names it, and says why."""
+
+
+class UnpublishedError(AblationError):
+    """A trial is finished, and its record cannot be written.
+
+    **Attributes:**
+
+    - `record`: the `Record`. The next call of `ablate` in the same process writes it.
+    """
+
+    record: Record
 
 
 class Store:
@@ -27,14 +49,16 @@ class Store:
     **Arguments:**
 
     - `path`: the folder.
-    - `lost_after`: seconds after which a claim that is no longer renewed is given up.
+    - `lost_after`: seconds after which a claim that does not change is given up.
     """
 
     def __init__(self, path: str | Path, lost_after: float = 60.0) -> None:
         self.path = Path(path).absolute()
         self.lost_after = lost_after
-        self._trials, self._claims = self.path / "trials", self.path / "claims"
-        self._plans = self.path / "plans"
+        self._trials, self._plans = self.path / "trials", self.path / "plans"
+        self._claims = self.path / "claims"
+        self.claims = Claims(self._claims, lost_after)
+        self.damaged: dict[Path, DamagedError] = {}  # what `records` and `plans` had to leave out
 
     def create(self) -> None:
         """Make the folder, if it does not exist.
@@ -60,84 +84,171 @@ class Store:
 
         **Raises:** `AblationError` if the store belongs to other functions.
         """
-        for plan in self.plans():
+        plans = self.plans()
+        for plan in plans:
             for name, function in plan["functions"].items():
-                if notes["functions"][name] != function:
+                mine = notes["functions"][name]
+                if function != (mine if STORE in plan else _as_before(mine)):
                     raise AblationError(
                         f"The store {self.path} holds trials whose {name} was {function}, not "
-                        f"{notes['functions'][name]}. Their numbers would be taken for those of "
-                        "yours: use another store."
+                        f"{mine}. Their numbers would be taken for those of yours: use another "
+                        "store."
                     )
         text = to_json({**notes, "trials": [trial.id for trial in trials]})
         path = self._plans / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
         if not path.exists():
-            temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-            temporary.write_text(text, "utf-8")
-            os.replace(temporary, path)
+            counted = {STORE: FORMAT, "number": len(plans), **json.loads(text)}
+            write_text(path, to_json(counted))
 
     def plans(self) -> list[dict[str, Any]]:
         """Return what was asked for, the oldest first."""
         paths = sorted(self._plans.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        return [json.loads(path.read_text("utf-8")) for path in paths]
+        found = self._read_all(paths, lambda path: _read(path, _plan_of))
+        return sorted(found, key=lambda plan: plan.get("number", 0))
 
     def is_done(self, trial: str) -> bool:
         """Whether a trial is finished, well or badly."""
         return (self._trials / trial / RECORD).exists()
 
-    def is_running(self, trial: str) -> bool:
-        """Whether a living process works on a trial."""
-        return is_running(self._claims, trial, self.lost_after)
-
-    def is_abandoned(self, trial: str) -> bool:
-        """Whether a process began a trial and was lost."""
-        return is_abandoned(self._claims, trial, self.lost_after)
-
-    def claim(self, trial: str) -> Claim | None:
+    def claim(self, trial: str, *, alone: bool) -> Claim | None:
         """Return a claim on a trial for this process; None if it is taken or done."""
-        claim = make_claim(self._claims, trial, self.lost_after)
+        claim = self.claims.make(trial, alone=alone)
         if claim is not None and self.is_done(trial):
             with claim:  # finished between the question and the claim
                 return None
         return claim
 
     def publish(self, record: Record) -> None:
-        """Put a finished trial into the store, in one step; the first record of a trial stays."""
+        """Put a finished trial into the store, in one step; the first record of a trial stays.
+
+        **Raises:** `UnpublishedError` if it cannot be written; then the store is as it was.
+        """
         made = self._trials / f".{record.id}.{uuid.uuid4().hex}"
-        made.mkdir()
-        text = json.dumps(record.to_dict(), indent=2, ensure_ascii=False)
-        (made / RECORD).write_text(text + "\n", "utf-8")
-        if record.traceback is not None:
-            (made / TRACEBACK).write_text(record.traceback, "utf-8")
         try:
+            made.mkdir()
+            text = json.dumps(record.to_dict(), indent=2, ensure_ascii=False)
+            write_text(made / RECORD, text + "\n")
+            if record.traceback is not None:
+                write_text(made / TRACEBACK, record.traceback)
             os.rename(made, self._trials / record.id)
-        except OSError:
+            sync(self._trials)
+        except OSError as error:
+            shutil.rmtree(made, ignore_errors=True)
             if not self.is_done(record.id):
-                raise
-            shutil.rmtree(made)
+                raise self._unpublished(record, error) from error
+
+    def _unpublished(self, record: Record, error: OSError) -> UnpublishedError:
+        free = shutil.disk_usage(self.path).free / 1e6
+        room = (
+            f" {free:.1f} MB are free. Free some space there (what lies in {self._trials} under a "
+            "name that begins with a dot was set aside, and may go)."
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}
+            else ""
+        )
+        found = UnpublishedError(
+            f"{record.name} is finished, and its record cannot be written to {self.path}: "
+            f"{error.strerror}.{room} It is kept in memory: if ablate is called again in this "
+            "process, it is written without training again; it is also the error's `record`, with "
+            f"{record.metrics or record.reason}."
+        )
+        found.record = record
+        return found
 
     def read(self, trial: str) -> Record:
-        """Return the record of a finished trial."""
-        return Record(**json.loads((self._trials / trial / RECORD).read_text("utf-8")))
+        """Return the record of a finished trial.
 
-    def records(self) -> list[Record]:
-        """Return every finished trial, in the order of the plans."""
-        planned = [trial for plan in self.plans() for trial in plan["trials"]]
-        found = {path.parent.name for path in self._trials.glob(f"*/{RECORD}")}
-        found = {name for name in found if not name.startswith(".")}
-        order = [name for name in dict.fromkeys(planned) if name in found]
-        return [self.read(name) for name in [*order, *sorted(found - set(order))]]
+        **Raises:** `DamagedError` if it cannot be read.
+        """
+        return _record(self._trials / trial / RECORD)
 
-    def missing(self) -> list[str]:
-        """Return the planned trials that are not finished."""
-        planned = dict.fromkeys(trial for plan in self.plans() for trial in plan["trials"])
-        return [trial for trial in planned if not self.is_done(trial)]
+    def records(self, trials: Sequence[str] | None = None) -> list[Record]:
+        """Return the finished ones of some trials; by default of all, in the order of the plans."""
+        if trials is None:
+            planned = dict.fromkeys(trial for plan in self.plans() for trial in plan["trials"])
+            others = {path.name for path in self._trials.iterdir()} - {*planned}
+            trials = [*planned, *sorted(name for name in others if name[0] != ".")]
+        there = [trial for trial in trials if (self._trials / trial).is_dir()]
+        return self._read_all([self._trials / trial / RECORD for trial in there], _record)
 
-    def forget_failure(self, trial: str) -> None:
+    def missing(self, records: Sequence[Record], trials: Sequence[str] | None = None) -> list[str]:
+        """Return those of some trials, by default of the planned ones, that have no record."""
+        if trials is None:
+            trials = [trial for plan in self.plans() for trial in plan["trials"]]
+        found = {record.id for record in records}
+        return [trial for trial in dict.fromkeys(trials) if trial not in found]
+
+    def mend(self, trials: Sequence[str]) -> list[Record]:
+        """Set aside what of some trials and of the plans cannot be read, with a warning each.
+
+        **Returns:** the records of the others that are finished.
+        """
+        self.plans()
+        found = self.records(trials)
+        for path, error in self.damaged.items():
+            of_trial = path.name == RECORD
+            aside = _set_aside(path.parent if of_trial else path, "damaged")
+            then = "; its trial is run again" if of_trial else ""
+            warnings.warn(f"{error} It was set aside as {aside}{then}.", stacklevel=3)
+        self.damaged.clear()
+        return found
+
+    def forget(self, record: Record) -> None:
         """Set a failed trial aside, so that it is run again; its traceback is kept."""
-        if not self.is_done(trial) or self.read(trial).status != "failed":
-            return
-        aside = self._trials / f".failed.{trial}.{uuid.uuid4().hex}"
-        try:
-            os.rename(self._trials / trial, aside)
-        except FileNotFoundError:
-            return  # another process has just done the same
+        _set_aside(self._trials / record.id, "failed")
+
+    def _read_all(self, paths: Sequence[Path], read: Callable[[Path], _T]) -> list[_T]:
+        """Read files; those that cannot be read are left out and kept in `damaged`."""
+        found = []
+        shown = None if len(paths) > _MANY else False
+        with Progress("reading", len(paths), shown=shown, passing=True) as bar:
+            for path in paths:
+                try:
+                    found.append(read(path))
+                except DamagedError as error:
+                    self.damaged[path] = error
+                bar.advance()
+        return found
+
+
+def _record(path: Path) -> Record:
+    return _read(path, lambda found: Record.of_data(found, path.parent.name))
+
+
+def _read(path: Path, make: Callable[[dict[str, Any]], _T]) -> _T:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {found!r:.60}")
+        return make(found)
+    except FileNotFoundError:
+        reason = "it is not there, and its folder is"
+    except UnicodeDecodeError as error:
+        reason = f"it is not UTF-8 at byte {error.start}"
+    except json.JSONDecodeError as error:
+        size = path.stat().st_size
+        reason = f"it breaks off or is no JSON ({error}; {size} bytes)" if size else "it is empty"
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise DamagedError(f"{path} cannot be read: {reason}.")
+
+
+def _plan_of(found: dict[str, Any]) -> dict[str, Any]:
+    check_format(found.get(STORE))
+    functions, trials = found.get("functions"), found.get("trials")
+    if not isinstance(functions, dict) or not isinstance(trials, list):
+        raise ValueError("it holds no plan")
+    return found
+
+
+def _set_aside(path: Path, why: str) -> Path:
+    """Rename a file or folder, if another process has not just done so, and return its new name."""
+    aside = path.with_name(f".{why}.{path.name}.{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+    return aside
+
+
+def _as_before(function: str) -> str:
+    """Return how a store of format 1 names a function: its module without the packages around."""
+    module, _, name = function.partition(":")
+    return f"{module.rpartition('.')[2]}.{name}"

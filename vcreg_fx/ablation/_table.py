@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from .._shared.tables import (
     Writer,
     difference_and_interval,
+    in_markdown,
     markdown_table,
     mean_and_spread,
     written,
 )
 from ..gradient import VCRegConfig
 from ._records import Comparison, Row
+from ._trials import to_json
 
 
 def markdown(result: Comparison) -> str:
     """Return the table, the paired differences to the baseline, and what is missing."""
     rows = result.rows
     parts = [_means(result, rows), *_differences(result, rows)]
-    if result.failed:
+    if failed := result.failed:
         lines = [
-            f"{len(result.failed)} of {len(result.records)} trials failed:",
+            f"{len(failed)} of {len(result.records)} trials failed:",
             "",
-            *(f"- `{record.id}`: {record.reason}" for record in result.failed),
+            *(f"- `{record.id}`: {in_markdown(record.reason)}" for record in failed),
             "",
             "`trials/<name>/traceback.txt` in the store says where. They are run again on request "
             "only: `retry_failed`, `--retry-failed`.",
@@ -32,6 +34,14 @@ def markdown(result: Comparison) -> str:
         parts.append("\n".join(lines))
     if result.missing:
         parts.append(f"{len(result.missing)} trials are not finished.")
+    if result.from_store:
+        parts.append(
+            f"{result.from_store} of {len(result.records)} trials were read from the store, where "
+            "earlier calls had put them."
+        )
+    if result.damaged:
+        lines = [f"- {in_markdown(line)}" for line in result.damaged]
+        parts.append("\n".join(["Left out, until ablate runs these again:", "", *lines]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -42,19 +52,19 @@ def _means(result: Comparison, rows: Sequence[Row]) -> str:
         write, best = _writer(result, rows, metric), _best(result, rows, metric)
         for row, line in zip(rows, cells, strict=True):
             text = mean_and_spread(row.summary(metric), write, unit) + _counts(row, metric)
-            line.append(f"**{text}**" if row in best else text)
+            line.append(f"**{text}**" if id(row) in best else text)
     for row, line in zip(rows, cells, strict=True):
         line.append(str(len(row.by_seed)))
     note = "Mean ± standard deviation over seeds; the best mean of each column is bold."
     if any(row.not_finite(metric) for row in rows for metric in result.metrics):
         note += " A row with numbers that are not finite is never the best."
     if lower := [metric for metric in result.metrics if metric in result.lower_is_better]:
-        note += f" Lower is better: {', '.join(lower)}."
+        note += f" Lower is better: {in_markdown(', '.join(lower))}."
     declared = result.lower_is_better | result.higher_is_better
     if unknown := [metric for metric in result.metrics if metric not in declared]:
         note += (
-            f" Nothing is bold for {', '.join(unknown)}, of which it is not known whether higher "
-            "or lower is better: higher_is_better=, lower_is_better= say so."
+            f" Nothing is bold for {in_markdown(', '.join(unknown))}, of which it is not known "
+            "whether higher or lower is better: higher_is_better=, lower_is_better= say so."
         )
     if len({frozenset(row.by_seed) for row in rows}) > 1:
         note += " Rows differ in their seeds; the differences to the baseline compare equal seeds."
@@ -63,9 +73,9 @@ def _means(result: Comparison, rows: Sequence[Row]) -> str:
 
 def _differences(result: Comparison, rows: Sequence[Row]) -> list[str]:
     """Return the differences of rows that have a baseline with the same settings of the user's."""
-    baselines = [row for row in rows if row.is_baseline]
-    others = [row for row in rows if not row.is_baseline]
-    pairs = [(row, base) for row in others for base in baselines if base.params == row.params]
+    baselines = {to_json(row.params): row for row in rows if row.is_baseline}
+    others = ((row, baselines.get(to_json(row.params))) for row in rows if not row.is_baseline)
+    pairs = [(row, base) for row, base in others if base is not None]
     if not pairs:
         return []
     writers = {metric: _writer(result, rows, metric) for metric in result.metrics}
@@ -84,7 +94,9 @@ def _table(
     result: Comparison, rows: Sequence[Row], cells: Sequence[Sequence[str]], *more: str
 ) -> str:
     """Return a table of rows with their settings before the cells of each metric."""
-    header = ["Architecture" if result.title else "Placement", *result.varying, *result.metrics]
+    taken = {*result.varying, *more}
+    header = ["Architecture" if result.title else "Placement", *result.varying]
+    header += [beside(metric, taken) for metric in result.metrics]
     body = []
     for row, found in zip(rows, cells, strict=True):
         name = row.label
@@ -93,6 +105,11 @@ def _table(
         settings = (_setting(row, axis) for axis in result.varying)
         body.append([name, *settings, *found])
     return markdown_table([*header, *more], body, 1 + len(result.varying))
+
+
+def beside(metric: str, taken: Collection[str]) -> str:
+    """Return the name of a metric's column beside other columns."""
+    return f"metric {metric}" if metric in taken else metric
 
 
 def _setting(row: Row, axis: str) -> str:
@@ -121,17 +138,17 @@ def _counts(row: Row, metric: str) -> str:
     return f" ({', '.join(notes)})" if notes else ""
 
 
-def _best(result: Comparison, rows: Sequence[Row], metric: str) -> list[Row]:
-    """Return the rows with the best mean, where it is known what that is, and nothing diverged."""
+def _best(result: Comparison, rows: Sequence[Row], metric: str) -> set[int]:
+    """Return the ids of the rows with the best mean, where one is known and nothing diverged."""
     if metric not in result.lower_is_better | result.higher_is_better:
-        return []
+        return set()
     means = [
-        (row.summary(metric).mean, row)
+        (row.summary(metric).mean, id(row))
         for row in rows
         if row.values(metric) and not row.not_finite(metric)
     ]
     if len(means) < 2:
-        return []
+        return set()
     pick = min if metric in result.lower_is_better else max
     best = pick(mean for mean, _ in means)
-    return [row for mean, row in means if mean == best]
+    return {row for mean, row in means if mean == best}

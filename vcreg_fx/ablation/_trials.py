@@ -14,6 +14,7 @@ from torch import nn
 
 from placement_rules import Rule, Series, UserError, parse, record
 
+from .._shared.files import printable
 from ..gradient import VCRegConfig, choose
 
 
@@ -50,7 +51,8 @@ class Trial:
         """The name of the trial's folder: the same for the same trial in every process."""
         expression = None if self.rule is None else str(self.rule)
         parts = [self.label, expression, self.seed, dict(self.config), dict(self.params)]
-        digest = hashlib.sha256(to_json(parts).encode()).hexdigest()[:12]
+        text = to_json(parts).encode("utf-8", "backslashreplace")
+        digest = hashlib.sha256(text).hexdigest()[:12]
         slug = re.sub(r"[^A-Za-z0-9]+", "-", self.label).strip("-")[:40] or "rule"
         return f"{slug}-seed{self.seed}-{digest}"
 
@@ -72,7 +74,7 @@ class Trial:
 def in_one_line(label: str, settings: Mapping[str, Any], seed: int | None = None) -> str:
     """Return what tells a trial from others, for people."""
     parts = [label, *(f"{name}={value}" for name, value in settings.items())]
-    return ", ".join(parts if seed is None else [*parts, f"seed {seed}"])
+    return printable(", ".join(parts if seed is None else [*parts, f"seed {seed}"]))
 
 
 def to_json(value: Any) -> str:
@@ -81,6 +83,7 @@ def to_json(value: Any) -> str:
     **Raises:** `AblationError` for what JSON cannot hold.
     """
     try:
+        _check_keys(value)
         return json.dumps(value, sort_keys=True, ensure_ascii=False)
     except TypeError as error:
         raise AblationError(
@@ -89,13 +92,28 @@ def to_json(value: Any) -> str:
         ) from error
 
 
+def _check_keys(value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise AblationError(
+                    f'{value!r} has the key {key!r}, of which JSON would make "{key}", which is '
+                    "another one. Use strings."
+                )
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return
+    for item in value:
+        _check_keys(item)
+
+
 RuleLike = str | Rule | Series
 INSERT = (*(item.name for item in fields(VCRegConfig)), "layout", "regularizer")
 ARGUMENTS = (
     "build", "train", "evaluate", "rules", "seeds", "axes", "baseline", "store", "executor",
     "options",
 )  # fmt: skip
-_COLUMNS = ("rule", "seed", "label", "status", "id", "seconds")  # of the table of records
+COLUMNS = ("label", "rule", "seed", "status", "sites", "seconds", "id")  # of the table of records
 
 
 def make_trials(
@@ -153,7 +171,7 @@ def _expand(
 
 def _values(name: str, values: Any) -> list[Any]:
     """Return the values of an axis; one value alone is an axis of one value."""
-    if name in (*ARGUMENTS, *_COLUMNS):
+    if name in (*ARGUMENTS, *COLUMNS):
         raise AblationError(
             f"An axis cannot be named {name!r}: that is no axis, the engine uses the name."
         )

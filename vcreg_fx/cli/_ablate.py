@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from .._shared.files import write_text
 from ._errors import ModelError, clear_errors
 from ._model import import_module
 from ._options import parse_value
@@ -73,6 +74,9 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
         int | None, typer.Option(min=3, help="Training steps of the digits; else 300.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each trial.")] = 1,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="End trials that take longer.")
+    ] = None,
 ) -> None:
     """Train once for every rule, setting and seed; print and draw the comparison.
 
@@ -106,6 +110,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
                     shard=shard,
                     retry_failed=retry_failed,
                     threads=threads,
+                    timeout=timeout,
                     on_record=_print_record,
                     **options,
                 ),
@@ -171,7 +176,7 @@ def _print_record(record: Record) -> None:
 def _write(result: AblationResult) -> None:
     """Write the table and the plots beside the trials."""
     paths = [result.store / "report.md"]
-    paths[0].write_text(result.to_markdown(), "utf-8")
+    write_text(paths[0], result.to_markdown())
     if result.metrics:
         paths.append(result.store / "placements.png")
         result.plot(paths[-1])

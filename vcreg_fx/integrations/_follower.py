@@ -15,6 +15,7 @@ from torch import nn
 from placement_rules import Rule, parse
 
 from .._errors import InsertionError
+from .._shared.files import write_text
 from ..gradient import choose
 from ..site import (
     CoefficientSchedule,
@@ -241,15 +242,14 @@ def restore_state(
 
 
 def write_state(folder: Path, state: dict[str, Any], file: str = FILE) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(state, indent=2, ensure_ascii=False)
-    (folder / file).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / file, text + "\n")
 
 
 def read_state(folder: Path, file: str = FILE) -> dict[str, Any]:
     """Read it again.
 
-    **Raises:** `FileNotFoundError` that says what writes it.
+    **Raises:** `FileNotFoundError` that says what writes it; `InsertionError` if it is damaged.
     """
     path = folder / file
     if not path.is_file():
@@ -258,7 +258,13 @@ def read_state(folder: Path, file: str = FILE) -> dict[str, Any]:
             "run that it follows. Without it, insert again by the arguments of that run: "
             "vcreg_fx.insert(model, …)."
         )
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InsertionError(
+            f"{path} is damaged: {error}. Insert again by the arguments of that run: "
+            "vcreg_fx.insert(model, …)."
+        ) from error
     return state
 
 
