@@ -15,7 +15,9 @@ from vcreg_fx import rules
 
 
 def resnet18() -> nn.Module:
-    return torchvision.models.resnet18(num_classes=5)
+    """ResNet-18's blocks and stages, of few channels."""
+    block = timm.models.resnet.BasicBlock
+    return timm.models.ResNet(block, (2, 2, 2, 2), channels=(16, 24, 32, 48), num_classes=5)
 
 
 def resnet10() -> nn.Module:
@@ -44,7 +46,11 @@ def swin() -> nn.Module:
 
 
 def r3d_18() -> nn.Module:
-    return torchvision.models.video.r3d_18(num_classes=5)
+    """R3D-18's blocks, one a stage."""
+    video = torchvision.models.video.resnet
+    return video.VideoResNet(
+        video.BasicBlock, [video.Conv3DSimple] * 4, [1, 1, 1, 1], video.BasicStem, num_classes=5
+    )
 
 
 Build = Callable[[], nn.Module]

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import vcreg_fx
-from tests.models import convnext, relative_error, swin
+from tests.models import convnext, relative_error, resnet18, swin
 from vcreg_fx import rules
 
 Grads = list[Tensor | None]
@@ -119,7 +118,7 @@ class penalties:  # noqa: N801
 
 
 CASES = [
-    Case("ResNet-18", lambda: torchvision.models.resnet18(num_classes=5), (4, 3, 32, 32)),
+    Case("ResNet-18", resnet18, (4, 3, 32, 32)),
     Case(
         "ConvNeXt",
         convnext,

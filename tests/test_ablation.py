@@ -299,6 +299,7 @@ def local(tmp_path_factory):
     return numbers(ablate(tmp_path_factory.mktemp("local") / "store"))
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_numbers(tmp_path, local):
     assert numbers(ablate(tmp_path / "store", executor=2)) == local
 
@@ -386,6 +387,7 @@ def start(store, log, *options, sleep=0.3):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_store_repeat_no_trial(tmp_path):
     log = tmp_path / "log"
     log.mkdir()

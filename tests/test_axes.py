@@ -14,11 +14,9 @@ from placement_rules import Recording, Site, parse, record, resolve
 from vcreg_fx.cli._model import load_model
 from vcreg_fx.cli._zoo import zoo
 
-QUICK = [
-    "resnet18", "convnext_atto", "efficientnet_b0", "ghostnet_050", "poolformer_s12",
-    "mobilevit_xxs", "repvit_m0_9", "pvt_v2_b0",
-]  # fmt: skip
+QUICK = ["resnet18", "convnext_atto", "efficientnet_b0", "poolformer_s12"]
 MORE = [
+    "ghostnet_050", "mobilevit_xxs", "repvit_m0_9", "pvt_v2_b0",
     "densenet121", "vovnet39a", "nfnet_f0", "caformer_s18",
     "resnetv2_50", "mobilenetv3_small_050", "regnetx_002", "inception_v3", "rexnet_100",
     "edgenext_xx_small", "fastvit_t8", "mambaout_femto", "hgnetv2_b0", "starnet_s1", "dla34",
@@ -26,7 +24,12 @@ MORE = [
     "selecsls42", "skresnet18", "mobilenetv4_conv_small", "tresnet_m", "xception41", "gernet_s",
 ]  # fmt: skip
 FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
-CLASSIFIERS = [*QUICK, "swin_tiny_patch4_window7_224", "deit_tiny_distilled_patch16_224"]
+CLASSIFIERS = [
+    *QUICK,
+    "ghostnet_050",
+    "swin_tiny_patch4_window7_224",
+    "deit_tiny_distilled_patch16_224",
+]
 
 
 def sites(recording: Recording, rule: str) -> list[Site]:
@@ -92,7 +95,11 @@ def test_at_stage_outputs_it_has_timms_feature_channels(name: str) -> None:
     assert by_module == {module: wanted[module] for module in by_module}
 
 
-VIDEO = ["r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "mvit_v2_s"]
+VIDEO = [
+    "r3d_18", "swin3d_t",
+    *(pytest.param(name, marks=pytest.mark.slow)
+      for name in ("mc3_18", "r2plus1d_18", "s3d", "mvit_v2_s")),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", VIDEO)

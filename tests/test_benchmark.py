@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import platform
@@ -204,6 +205,7 @@ def test_other_types(dtype: str) -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.slow
 def test_two_ranks_exchange_once_a_site() -> None:
     result = bench(
         {"small": small()}, {"small": torch.randn(64, 8)}, variants=["ours"], rounds=1, ranks=2,
@@ -336,10 +338,12 @@ def test_the_papers_ratios_stand_beside_ours() -> None:
     assert "| 6.40 |" in BenchResult({}, {}, [found]).to_markdown()  # table 8: 1.427 s / 0.223 s
 
 
-def test_all_variants_compile_in_one_process() -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_all_variants_compile_in_one_process(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler gives up at the ninth form of a function unless it is told otherwise."""
     from torch._dynamo.utils import counters
 
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     torch._dynamo.reset()
     counters.clear()
     result = bench(

@@ -111,6 +111,7 @@ def test_it_tells_what_it_does(demo):
     assert losses[1] != losses[4], "VCReg changed the first step"
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(demo, monkeypatch):
     result, _, _ = demo
     monkeypatch.setattr(_demo, "check_gradients", lambda *_: [])

@@ -181,6 +181,7 @@ def _rank(rank, folder, queue):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_metrics_join_over_ranks(tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -163,13 +163,13 @@ def check_networks(kind: type[Block], examples: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_networks(kind: type[Block]) -> None:
-    check_networks(kind, 7)
+    check_networks(kind, -(-200 // len(KINDS)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_many_networks(kind: type[Block]) -> None:
-    check_networks(kind, 70)
+    check_networks(kind, -(-2_000 // len(KINDS)))
 
 
 def test_networks_in_a_fresh_process(tmp_path: Path) -> None:

@@ -429,7 +429,14 @@ def test_source_graph_and_traceback_are_the_users() -> None:
     assert last.filename == __file__ and last.line == "raise ZeroDivisionError"
 
 
-@pytest.mark.parametrize("cls", [Block, InMethods, Loop, Inherited, Augmented, Structures, Globals])
+@pytest.mark.parametrize(
+    "cls",
+    [
+        Block, InMethods, Augmented,
+        *(pytest.param(cls, marks=pytest.mark.slow)
+          for cls in (Loop, Inherited, Structures, Globals)),
+    ],
+)  # fmt: skip
 def test_compiled_forwards_are_one_graph(cls: type[nn.Module]) -> None:
     plain = network(cls)
     model = vcreg_fx.insert(copy.deepcopy(plain), "residual", example_inputs=(X,), **CONFIG)

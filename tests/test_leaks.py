@@ -38,6 +38,7 @@ def global_state() -> list[object]:
     ]
 
 
+@pytest.mark.slow
 def test_ten_models_in_a_row_leave_nothing() -> None:
     with torch.device("meta"):
         models = [timm.create_model(name) for name in NAMES]

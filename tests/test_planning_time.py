@@ -77,7 +77,12 @@ def calls_of(run: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("build", "rule"), [(Blocks, "blocks"), (Blocks, "residual"), (Loop, "residual")]
+    ("build", "rule"),
+    [
+        (Blocks, "residual"),
+        pytest.param(Blocks, "blocks", marks=pytest.mark.slow),
+        pytest.param(Loop, "residual", marks=pytest.mark.slow),
+    ],
 )
 def test_calls_grow_as_the_network(build: type[nn.Module], rule: str) -> None:
     insert(build(2), rule)  # whatever is done once in a process

@@ -160,7 +160,14 @@ def test_estimates(options: dict[str, int]) -> None:
     assert share == pytest.approx(1.0, abs=0.05)
 
 
-@pytest.mark.parametrize("options", [{"interval": 2}, {"sample": 32}, {}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"interval": 2}, marks=pytest.mark.slow),
+        pytest.param({"sample": 32}, marks=pytest.mark.slow),
+        {},
+    ],
+)
 def test_compiled_models(options: dict[str, int]) -> None:
     x = torch.randn(4, 3, 32, 32)
     torch.manual_seed(5)
@@ -181,11 +188,11 @@ def test_compiled_models(options: dict[str, int]) -> None:
     "options",
     [
         {"ratio": 0.3},
-        {"ratio": 0.3, "delta": None},
-        {"ratio": 0.3, "backend": "naive"},
-        {"backend": "naive"},
+        pytest.param({"ratio": 0.3, "delta": None}, marks=pytest.mark.slow),
+        pytest.param({"ratio": 0.3, "backend": "naive"}, marks=pytest.mark.slow),
+        pytest.param({"backend": "naive"}, marks=pytest.mark.slow),
         {"mode": "loss"},
-        {"interval": 2},
+        pytest.param({"interval": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_for_every_batch_size(options: dict[str, object]) -> None:

@@ -255,6 +255,7 @@ def over_ranks():
     return nn.Linear(4, 3), torch.randn(8, 4)
 
 
+@pytest.mark.slow
 def test_samples_of_unequal_ranks_make_one_batch(tmp_path):
     context = torch.multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -515,6 +515,7 @@ def inserted(**changes):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """With ``sync=True``, VCReg sees the batch of both."""
     spawn(train_on_a_rank, (str(tmp_path),), nprocs=2)

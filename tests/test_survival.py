@@ -392,14 +392,14 @@ def _compiled(case: Case, backend: str, *, dynamic: bool | None = None) -> None:
         assert graphs == counters["stats"]["unique_graphs"], "VCReg made it compile again"
 
 
-@row("Compilation", slow=("ResNet-18", "ConvNeXt", "Swin"))
+@row("Compilation", slow=("ResNet-18", "ConvNeXt", "Swin", "VideoMAE"))
 def test_compile_eager(case: Case) -> None:
     """`torch.compile`, backends eager and aot_eager, `fullgraph=True`: one graph, compiled once"""
     _compiled(case, "eager")
     _compiled(case, "aot_eager")
 
 
-@row("Compilation", slow=("ResNet-18", "ConvNeXt", "Swin", "VideoMAE"))
+@row("Compilation", slow=tuple(case.name for case in CASES))
 def test_compile_dynamic(case: Case) -> None:
     """`torch.compile(dynamic=True)`: one graph for every batch size"""
     _compiled(case, "aot_eager", dynamic=True)

@@ -9,7 +9,7 @@ from torch import fx
 from placement_rules import Recording, Scope, Site
 
 from ..site import key_of
-from ._source import Span
+from ._wrapping import Span
 
 
 @dataclass(frozen=True)

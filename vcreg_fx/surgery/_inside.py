@@ -23,7 +23,8 @@ from .._errors import InsideError
 from ..site import TABLE
 from ._edit import Edit, Place
 from ._nodes import demean, demean_activation, get_tensor, put_tensor, vcreg
-from ._source import Source, SourceError, Span, Wrapping, rewrapped
+from ._source import Source
+from ._wrapping import SourceError, Span, Wrapping, rewrapped
 
 
 def refusal(scope: Scope, position: str, reason: str) -> InsideError:
