@@ -3,6 +3,10 @@
 This package knows models and graphs, and nothing of what is done at the sites it finds.
 """
 
+import importlib as _importlib
+import importlib.util as _find
+import typing as _typing
+
 from ._errors import ExampleInputsError as ExampleInputsError
 from ._errors import LayoutError as LayoutError
 from ._errors import NoSiteError as NoSiteError
@@ -10,52 +14,28 @@ from ._errors import PlacementError as PlacementError
 from ._errors import RecordingError as RecordingError
 from ._errors import RuleSyntaxError as RuleSyntaxError
 from ._errors import UserError as UserError
-from ._node import operation as operation
-from .axes import Layout as Layout
-from .recording import Frame as Frame
-from .recording import Inputs as Inputs
-from .recording import Recording as Recording
-from .recording import Scope as Scope
-from .recording import candidate_inputs as candidate_inputs
-from .recording import format_path as format_path
-from .recording import function_of as function_of
-from .recording import get_leaf as get_leaf
-from .recording import is_recording as is_recording
-from .recording import is_same as is_same
-from .recording import leaves as leaves
-from .recording import record as record
-from .recording import replace_leaf as replace_leaf
-from .recording import without_dispatch as without_dispatch
-from .recording import wrapped_by as wrapped_by
-from .rules._blocks import VCReg2 as VCReg2
-from .rules._blocks import blocks as blocks
-from .rules._downsample import VCReg3 as VCReg3
-from .rules._downsample import VCReg4 as VCReg4
-from .rules._downsample import downsample as downsample
-from .rules._functions import custom as custom
-from .rules._functions import pattern as pattern
-from .rules._head import VCReg1 as VCReg1
-from .rules._head import head as head
-from .rules._named import at as at
-from .rules._named import modules as modules
-from .rules._named import unrecorded as unrecorded
-from .rules._parts import Series as Series
-from .rules._parts import each as each
-from .rules._parts import every as every
-from .rules._parts import first as first
-from .rules._parts import last as last
-from .rules._parts import leave_one_out as leave_one_out
-from .rules._parts import prefixes as prefixes
-from .rules._residual import residual as residual
-from .rules._rule import Filter as Filter
-from .rules._rule import Rule as Rule
-from .rules._rule import parse as parse
-from .rules._rule import register as register
-from .rules._site import Site as Site
-from .rules._site import Spot as Spot
-from .rules._site import resolve as resolve
-from .rules._stages import stage as stage
-from .rules._stages import stages as stages
-from .structure import Places as Places
-from .structure import arguments_of as arguments_of
-from .structure import places_of as places_of
+
+if _typing.TYPE_CHECKING:
+    from ._public import *
+
+
+if not _typing.TYPE_CHECKING:  # which knows the names from above
+
+    def __getattr__(name: str) -> _typing.Any:
+        """Import what needs torch when it is first asked for: a public name, or a room."""
+        if not name.startswith("_"):
+            from . import _public
+
+            found = vars(_public).get(name)
+            if found is None and _find.find_spec(f"{__name__}.{name}") is not None:
+                found = _importlib.import_module(f".{name}", __name__)
+            if found is not None:
+                globals()[name] = found
+                return found
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from . import _public
+
+    return sorted({*globals(), *(name for name in vars(_public) if name[0] != "_")})

@@ -297,10 +297,10 @@ def test_draw_without_a_site_leaves_the_model_alone(tmp_path):
 
 
 def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    from vcreg_fx.cli import _coverage
+    from vcreg_fx.cli import _zoo
 
     names = ["timm/resnet18", "timm/vgg11", "timm/vit_tiny_patch16_224"]
-    monkeypatch.setattr(_coverage, "zoo", lambda source, everything: names)
+    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: names)
     file = tmp_path / "rows.json"
     result = run("coverage", "--json", str(file))
     assert result.exit_code == 0
@@ -326,36 +326,36 @@ def test_coverage_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
 
 
 def test_coverage_tells_a_failure_from_a_refusal(monkeypatch):
-    from vcreg_fx.cli import _coverage
+    from vcreg_fx.cli import _row, _zoo
 
     def broken(*_, **__):
         raise ZeroDivisionError("a mistake of the library")
 
-    monkeypatch.setattr(_coverage, "zoo", lambda source, everything: ["timm/resnet18"])
-    monkeypatch.setattr(_coverage, "plan", broken)
+    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: ["timm/resnet18"])
+    monkeypatch.setattr(_row, "plan", broken)
     result = run("coverage")
     assert result.exit_code == 1
     assert "failed" in result.output and "ZeroDivisionError" in result.output
 
 
 def test_coverage_tells_models_without_a_site_from_refusals(monkeypatch):
-    from vcreg_fx.cli import _coverage
+    from vcreg_fx.cli import _row
 
-    assert _coverage.coverage_of("timm/vgg11", "residual").outcome == "none"
+    assert _row.coverage_of("timm/vgg11", "residual").outcome == "none"
 
     def refuses(*_, **__):
         raise vcreg_fx.InsertionError("it is a lambda")
 
-    monkeypatch.setattr(_coverage, "plan", refuses)
-    row = _coverage.coverage_of("timm/resnet18", "residual")
+    monkeypatch.setattr(_row, "plan", refuses)
+    row = _row.coverage_of("timm/resnet18", "residual")
     assert (row.outcome, row.reason) == ("refused", "it is a lambda")
 
 
 def test_coverages_a_training_step(tmp_path, monkeypatch):
-    from vcreg_fx.cli import _coverage
+    from vcreg_fx.cli import _row, _zoo
 
     names = ["timm/resnet18", "timm/vgg11"]
-    monkeypatch.setattr(_coverage, "zoo", lambda source, everything: names)
+    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: names)
     file = tmp_path / "rows.json"
     options = ("coverage", "--rule", "residual", "--json", str(file))
     assert "bit for bit" not in run(*options).output
@@ -365,12 +365,12 @@ def test_coverages_a_training_step(tmp_path, monkeypatch):
     assert [rows[name]["outcome"] for name in names] == ["planned", "none"]
     assert float(rows[names[0]]["check"].split()[0]) < 1e-5
 
-    naive = _coverage.vcreg_loss
-    monkeypatch.setattr(_coverage, "vcreg_loss", lambda *a, **k: 1.01 * naive(*a, **k))
+    naive = _row.vcreg_loss
+    monkeypatch.setattr(_row, "vcreg_loss", lambda *a, **k: 1.01 * naive(*a, **k))
     names[:] = ["timm/resnet18"]
     result = run("coverage", "--rule", "residual", "--check")
     assert result.exit_code == 1 and "the gradient is off by" in result.output
-    monkeypatch.setattr(_coverage, "vcreg_loss", naive)
+    monkeypatch.setattr(_row, "vcreg_loss", naive)
 
     class Tells(torch.nn.Module):
         """Gives another output where VCReg has been inserted."""
@@ -385,8 +385,8 @@ def test_coverages_a_training_step(tmp_path, monkeypatch):
 
     example = (torch.randn(6, 4),), {}
     model = torch.nn.Sequential(Tells(), torch.nn.Linear(4, 2))
-    monkeypatch.setattr(_coverage, "small", lambda name: (model, example))
-    assert _coverage.check("own", "residual") == (False, "outputs differ in eval mode")
+    monkeypatch.setattr(_row, "small", lambda name: (model, example))
+    assert _row.check("own", "residual") == (False, "outputs differ in eval mode")
 
 
 def test_the_zoo_holds_what_is_covered():

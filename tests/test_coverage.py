@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import vcreg_fx
 from tests.models import relative_error
 from vcreg_fx import rules
-from vcreg_fx.cli._coverage import coverage_of
+from vcreg_fx.cli._row import coverage_of
 from vcreg_fx.cli._zoo import zoo
 
 # Where branches are concatenated or the layers are a plain stack, nothing is added.

@@ -135,7 +135,7 @@ def public_names(module: types.ModuleType) -> set[str]:
     own = ("vcreg_fx", "placement_rules") if hasattr(module, "__path__") else (module.__name__,)
     return {
         name
-        for name, value in vars(module).items()
+        for name, value in ((name, getattr(module, name)) for name in dir(module))
         if not name.startswith("_")
         and name != "annotations"
         and not inspect.ismodule(value)

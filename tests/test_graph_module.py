@@ -61,7 +61,7 @@ def test_accepts_further_passes() -> None:
 
     ShapeProp(graph).propagate(torch.randn(2, 3, 32, 32))
     node = next(n for n in graph.graph.nodes if "vcreg_layer1_0_output" in str(n.target))
-    assert tuple(node.meta["tensor_meta"].shape) == (2, 64, 8, 8)
+    assert tuple(node.meta["tensor_meta"].shape) == (2, 16, 8, 8)
 
 
 # Copies, passes ------------------------------------------------------------------------------

@@ -331,7 +331,7 @@ def test_a_block_called_twice_is_regularized_at_each_call() -> None:
 
 def test_a_printed_model_shows_its_sites() -> None:
     model = vcreg_fx.insert(resnet18(), "blocks", alpha=0.32)
-    assert "vcreg[layer1.0:output (NCHW, d=64, α=0.32, β=0.08)]" in repr(model)
+    assert "vcreg[layer1.0:output (NCHW, d=16, α=0.32, β=0.08)]" in repr(model)
     assert "demean" in model.layer1[0].code and "vcreg" in model.layer1[0].code
     assert any("vcreg" in node.name for node in model.layer1[0].graph.nodes)
 

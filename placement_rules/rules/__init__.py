@@ -1,1 +1,31 @@
-"""The rules, one a file; their names are exported by the package."""
+"""Rules: importing this package registers all of them."""
+
+from ._blocks import VCReg2 as VCReg2
+from ._blocks import blocks as blocks
+from ._downsample import VCReg3 as VCReg3
+from ._downsample import VCReg4 as VCReg4
+from ._downsample import downsample as downsample
+from ._functions import custom as custom
+from ._functions import pattern as pattern
+from ._head import VCReg1 as VCReg1
+from ._head import head as head
+from ._named import at as at
+from ._named import modules as modules
+from ._named import unrecorded as unrecorded
+from ._parts import Series as Series
+from ._parts import each as each
+from ._parts import every as every
+from ._parts import first as first
+from ._parts import last as last
+from ._parts import leave_one_out as leave_one_out
+from ._parts import prefixes as prefixes
+from ._residual import residual as residual
+from ._rule import Filter as Filter
+from ._rule import Rule as Rule
+from ._rule import parse as parse
+from ._rule import register as register
+from ._site import Site as Site
+from ._site import Spot as Spot
+from ._site import resolve as resolve
+from ._stages import stage as stage
+from ._stages import stages as stages

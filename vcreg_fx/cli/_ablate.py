@@ -13,7 +13,6 @@ from rich.console import Console
 
 from .._shared.files import write_text
 from ._errors import ModelError, clear_errors
-from ._model import import_module
 from ._options import parse_value
 
 if TYPE_CHECKING:
@@ -139,6 +138,8 @@ def _functions(task: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     if task is None:
         from ..experiments import digits_ablation as found
     else:
+        from ._model import import_module
+
         found = import_module(task)
     if missing := [name for name in _FUNCTIONS if not callable(getattr(found, name, None))]:
         raise ModelError(

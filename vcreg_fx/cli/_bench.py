@@ -6,13 +6,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.console import Console
 
 from ._console import print_table
 from ._errors import clear_errors
-from ._model import load_model, noise_for
 
 if TYPE_CHECKING:
     from ..benchmark import BenchResult, SitesResult
@@ -73,8 +71,11 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
     with clear_errors():
         # Torch's profiler, which measures the peak, warns of memory that it saw nobody allocate.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        import torch
+
         from ..benchmark import VARIANTS, BenchError, bench_sites, write_results
         from ..benchmark import bench as run
+        from ._model import load_model, noise_for
 
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise BenchError("torch finds no CUDA GPU here. Use --device cpu.")

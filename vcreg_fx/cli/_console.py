@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..surgery import Plan, notes
+if TYPE_CHECKING:
+    from ..surgery import Plan
 
 
 def print_table(
@@ -42,6 +44,8 @@ def print_table(
 
 def print_sites(console: Console, plan: Plan) -> None:
     """Print the sites of a plan as a table."""
+    from ..surgery import notes
+
     count = len(plan.sites)
     heading = f"{type(plan.model).__name__}: {count} site{'s' * (count != 1)}"
     console.print(

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..exporting import draw as draw_plan
 from ._errors import clear_errors
-from ._options import InputSize, LayoutText, ModelName, RuleText, Settings, plan_named
+from ._options import InputSize, LayoutText, ModelName, RuleText, Settings
 
 
 def draw(
@@ -28,6 +27,9 @@ def draw(
 ) -> None:
     """Draw a model: stages, blocks and sites, with shapes and layouts. Nothing is downloaded."""
     with clear_errors():
+        from ..exporting import draw as draw_plan
+        from ._model import plan_named
+
         planned = plan_named(model, rule, layout, input_size, option)
         draw_plan(planned, output, format=format)
         count = len(planned.sites)

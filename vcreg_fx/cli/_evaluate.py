@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
-from torch import Tensor, nn
 
 from ._console import print_table
 from ._errors import ModelError, clear_errors
-from ._model import load_checkpoint_if_any, load_model
 from ._options import Checkpoint, ModelName, Settings
 
-Batches = Any  # a DataLoader, or a list of pairs
-_BATCH = 128
-_TEST = ("val", "test", "validation")
-_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
@@ -52,8 +48,12 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
     the others. Writes evaluation.json and spectra.png.
     """
     with clear_errors():
+        import torch
+
         from ..evaluation import PROBES, covariance_spectrum, extract_features, measure_features
         from ..experiments import draw_spectra
+        from ._images import load_data
+        from ._model import load_checkpoint_if_any, load_model
 
         if unknown := sorted(set(probe or ()) - set(PROBES)):
             raise ModelError(f"There is no probe {unknown[0]}; there are {', '.join(PROBES)}.")
@@ -101,6 +101,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).sum().item()
@@ -111,6 +113,8 @@ def _device(name: str) -> torch.device:
 
 def _small(batches: Any) -> Tensor:
     """Return the images at 32×32 or less: enough for the estimate, and few enough numbers."""
+    import torch
+
     parts = [images for images, _ in batches]
     side = min(32, *parts[0].shape[2:])
     return torch.cat([torch.nn.functional.adaptive_avg_pool2d(part, side) for part in parts])
@@ -125,81 +129,3 @@ def _print(found: dict[str, dict[str, float]]) -> None:
         values = [format(numbers[metric], form) for numbers in found.values()]
         rows.append((metric.replace("_", " ") + unit, *values))
     print_table(Console(), ["on the test images", *found], rows, right=found)
-
-
-# Images, as batches ---------------------------------------------------------------------------
-
-
-def load_data(name: str, model: nn.Module, size: int | None, seed: int) -> tuple[Batches, Batches]:
-    """Return batches of images and labels, to train probes on and to test on.
-
-    **Arguments:**
-
-    - `name`: ``"digits"``, or a folder with one folder a class; or one with two such folders,
-      ``train`` and ``val`` (or ``test``). Without those, a third of each class is for testing.
-    - `model`: whose size and normalization the images get, where it says.
-
-    **Raises:** `ModelError` if there is no such folder, or no image in it.
-    """
-    if name == "digits":
-        return _digits(seed, size)
-    folder = Path(name)
-    if not folder.is_dir():
-        raise ModelError(f'{name} is no folder. --data takes a folder of images, or "digits".')
-    transform = _transform(model, size)
-    tests = [folder / part for part in _TEST if (folder / part).is_dir()]
-    if (folder / "train").is_dir() and tests:
-        train, test = _folder(folder / "train", transform), _folder(tests[0], transform)
-        if train.classes != test.classes:
-            raise ModelError(
-                f"The classes of train and {tests[0].name} differ in "
-                f"{', '.join(sorted(set(train.classes) ^ set(test.classes)))}."
-            )
-        return _loader(train), _loader(test)
-    from ..experiments.images import split_indices
-
-    every = _folder(folder, transform)
-    parts = split_indices(torch.tensor(every.targets), 1 / 3, seed)
-    train, test = (_loader(torch.utils.data.Subset(every, part.tolist())) for part in parts)
-    return train, test
-
-
-def _digits(seed: int, size: int | None) -> tuple[Batches, Batches]:
-    from ..experiments import load_digits
-
-    def batches(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        if size is not None:
-            images = nn.functional.interpolate(images, size=(size, size), mode="bilinear")
-        return list(zip(images.split(_BATCH), labels.split(_BATCH), strict=True))
-
-    train, test = load_digits(seed)
-    return batches(train.images, train.digits), batches(test.images, test.digits)
-
-
-def _folder(path: Path, transform: Any) -> Any:
-    from torchvision.datasets import ImageFolder
-
-    try:
-        return ImageFolder(path, transform)
-    except FileNotFoundError as error:
-        raise ModelError(f"{path} holds no images in one folder a class: {error}") from error
-
-
-def _transform(model: nn.Module, size: int | None) -> Any:
-    """Resize the shorter side by bicubic resampling and crop the center (VCReg, Appendix C.1)."""
-    from torchvision import transforms
-
-    config = getattr(model, "pretrained_cfg", None) or {}
-    shape = config.get("input_size", (3, 224, 224))
-    side = size or int(shape[-1])
-    mean, std = config.get("mean", _IMAGENET[0]), config.get("std", _IMAGENET[1])
-    return transforms.Compose([
-        transforms.Resize(side, transforms.InterpolationMode.BICUBIC),
-        transforms.CenterCrop(side),
-        transforms.ToTensor(),
-        transforms.Normalize(mean, std),
-    ])  # fmt: skip
-
-
-def _loader(dataset: Any) -> Batches:
-    return torch.utils.data.DataLoader(dataset, batch_size=_BATCH)

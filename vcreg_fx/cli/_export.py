@@ -7,11 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..exporting import export as export_model
-from ..gradient import VCRegConfig
-from ..surgery import insert, sites
 from ._errors import clear_errors
-from ._model import load_checkpoint_if_any, load_model
 from ._options import (
     Alpha,
     Beta,
@@ -21,7 +17,7 @@ from ._options import (
     ModelName,
     RuleText,
     Settings,
-    example_of,
+    given,
 )
 
 
@@ -41,8 +37,8 @@ def export(  # noqa: PLR0913, PLR0917 - an argument an option
     training: Annotated[
         bool, typer.Option("--training", help="With pt2: the training step, with VCReg's operator.")
     ] = False,
-    alpha: Alpha = VCRegConfig.alpha,
-    beta: Beta = VCRegConfig.beta,
+    alpha: Alpha = None,
+    beta: Beta = None,
     layout: LayoutText = None,
     input_size: InputSize = None,
     option: Settings = None,
@@ -52,9 +48,13 @@ def export(  # noqa: PLR0913, PLR0917 - an argument an option
 ) -> None:
     """Insert VCReg into a model and export it. What is written is compared with the model."""
     with clear_errors():
+        from ..exporting import export as export_model
+        from ..surgery import insert, sites
+        from ._model import example_of, load_checkpoint_if_any, load_model
+
         built = load_model(model, options=dict(option or ()))
         example = example_of(built, input_size)
-        insert(built, rule, example_inputs=example, layout=layout, alpha=alpha, beta=beta)
+        insert(built, rule, example_inputs=example, layout=layout, **given(alpha=alpha, beta=beta))
         load_checkpoint_if_any(built, checkpoint)
         export_model(
             built,

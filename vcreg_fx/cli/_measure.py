@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from torch import Tensor, nn
 
-from placement_rules import RecordingError, leaves
-
-from ..gradient import VCRegConfig
-from ..site import Calibration
-from ..site import calibrate as calibrate_sites
-from ..site import measure as measure_sites
-from ..surgery import insert
 from ._errors import clear_errors
-from ._model import load_checkpoint, load_model, noise_for
 from ._options import (
     Alpha,
     Beta,
@@ -27,8 +17,13 @@ from ._options import (
     ModelName,
     RuleText,
     Settings,
-    example_of,
+    given,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..site import Calibration
 
 _INSTEAD = "vcreg_fx.measure(model, inputs, loss)"
 
@@ -36,8 +31,8 @@ _INSTEAD = "vcreg_fx.measure(model, inputs, loss)"
 def measure(  # noqa: PLR0913, PLR0917 - an argument an option
     model: ModelName,
     rule: RuleText = "blocks",
-    alpha: Alpha = VCRegConfig.alpha,
-    beta: Beta = VCRegConfig.beta,
+    alpha: Alpha = None,
+    beta: Beta = None,
     batch: Annotated[int, typer.Option(min=2, help="Examples.")] = 16,
     checkpoint: Checkpoint = None,
     layout: LayoutText = None,
@@ -59,12 +54,19 @@ def measure(  # noqa: PLR0913, PLR0917 - an argument an option
     The task is cross-entropy against random labels. For your own data, call vcreg_fx.measure.
     """
     with clear_errors():
+        import torch
+
+        from ..site import calibrate as calibrate_sites
+        from ..site import measure as measure_sites
+        from ..surgery import insert
+        from ._model import example_of, load_checkpoint, load_model, noise_for
+
         torch.manual_seed(seed)
         network = load_model(model, options=dict(option or ()))
         if checkpoint is not None:
             load_checkpoint(network, checkpoint)
         inputs = (noise_for(network, batch, _INSTEAD, example_of(network, input_size)),)
-        insert(network, rule, example_inputs=inputs, layout=layout, alpha=alpha, beta=beta)
+        insert(network, rule, example_inputs=inputs, layout=layout, **given(alpha=alpha, beta=beta))
         if calibrate is not None:
             made = calibrate_sites(network, inputs, _task, calibrate)
             typer.echo(_calibrated_json(made) if as_json else _calibrated(made, rule))
@@ -92,10 +94,14 @@ def _calibrated_json(made: Calibration) -> str:
 
 def _task(output: object) -> Tensor:
     """Cross-entropy of the largest tensor in the output, against random labels."""
+    import torch
+
+    from placement_rules import RecordingError, leaves
+
     tensors = [tensor for _, tensor in leaves(output) if tensor.is_floating_point()]
     if not tensors:
         raise RecordingError("The model's output holds no tensor, so there is nothing to train.")
-    logits = max(tensors, key=Tensor.numel)
+    logits = max(tensors, key=torch.Tensor.numel)
     logits = logits.flatten(1) if logits.ndim > 2 else logits
     labels = torch.randint(logits.shape[1], (logits.shape[0],))
-    return nn.functional.cross_entropy(logits.float(), labels)
+    return torch.nn.functional.cross_entropy(logits.float(), labels)

@@ -18,11 +18,12 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from placement_rules import record
+from placement_rules import RecordingError, record
 
+from ..surgery import Plan, plan
 from ._errors import ModelError
+from ._options import FORMS, Settings
 
-FORMS = "timm/NAME, torchvision/NAME, transformers/CLASS or package.module:factory"
 _INSIDE = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 # What DistributedDataParallel and torch.compile put before the names of weights.
 _PREFIXES = r"^(module\.)?(_orig_mod\.)?(module\.)?(_orig_mod\.)?"
@@ -57,6 +58,29 @@ def load_model(
     if not slash and name in sources:
         raise ModelError(f"{name!r} names a library and no model. Write {name}/NAME.")
     raise ModelError(f"{name!r} is not a model. Write {FORMS}, such as timm/convnext_atto.")
+
+
+def plan_named(
+    name: str, rule: str, layout: str | None, size: tuple[int, ...] | None, settings: Settings
+) -> Plan:
+    """Plan on the meta device, where no weights are made, if the model can be recorded there."""
+    options = dict(settings or ())
+    model = load_model(name, meta=True, options=options)
+    try:
+        return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
+    except RecordingError:
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            raise
+    model = load_model(name, options=options)
+    return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
+
+
+def example_of(model: nn.Module, size: tuple[int, ...] | None) -> tuple[Tensor, ...] | None:
+    """Return a batch of two examples of a size for the model; None if no size is given."""
+    if size is None:
+        return None
+    parameter = next(iter(model.parameters()), torch.zeros(()))
+    return (torch.zeros((2, *size), dtype=parameter.dtype, device=parameter.device),)
 
 
 def _timm(name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and what is made of them."""
+"""Arguments and options that several commands share. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from torch import Tensor, nn
 
-from placement_rules import RecordingError
-
-from ..surgery import Plan, plan
-from ._model import FORMS, load_model
-
+FORMS = "timm/NAME, torchvision/NAME, transformers/CLASS or package.module:factory"
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{FORMS}.")]
 RuleText = Annotated[
     str, typer.Option(metavar="EXPR", help='Where, such as "blocks | downsample".')
@@ -22,8 +16,12 @@ RuleText = Annotated[
 LayoutText = Annotated[
     str | None, typer.Option(help="The layout of every site, such as NHWC; else inferred.")
 ]
-Alpha = Annotated[float, typer.Option(min=0, help="α, the weight of the variance loss.")]
-Beta = Annotated[float, typer.Option(min=0, help="β, the weight of the covariance loss.")]
+Alpha = Annotated[
+    float | None, typer.Option(min=0, help="α, of the variance loss; else VCRegConfig's.")
+]
+Beta = Annotated[
+    float | None, typer.Option(min=0, help="β, of the covariance loss; else VCRegConfig's.")
+]
 Checkpoint = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights: a state dict. Else they are random.")
 ]
@@ -73,24 +71,6 @@ InputSize = Annotated[
 ]
 
 
-def plan_named(
-    name: str, rule: str, layout: str | None, size: tuple[int, ...] | None, settings: Settings
-) -> Plan:
-    """Plan on the meta device, where no weights are made, if the model can be recorded there."""
-    options = dict(settings or ())
-    model = load_model(name, meta=True, options=options)
-    try:
-        return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
-    except RecordingError:
-        if not any(parameter.is_meta for parameter in model.parameters()):
-            raise
-    model = load_model(name, options=options)
-    return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
-
-
-def example_of(model: nn.Module, size: tuple[int, ...] | None) -> tuple[Tensor, ...] | None:
-    """Return a batch of two examples of a size for the model; None if no size is given."""
-    if size is None:
-        return None
-    parameter = next(iter(model.parameters()), torch.zeros(()))
-    return (torch.zeros((2, *size), dtype=parameter.dtype, device=parameter.device),)
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given: not None."""
+    return {name: value for name, value in options.items() if value is not None}

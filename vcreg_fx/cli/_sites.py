@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ._console import print_sites
 from ._errors import clear_errors
-from ._options import InputSize, LayoutText, ModelName, RuleText, Settings, plan_named
+from ._options import InputSize, LayoutText, ModelName, RuleText, Settings
 
 
 def sites(
@@ -22,6 +22,8 @@ def sites(
 ) -> None:
     """List the sites that a rule selects in a model. Nothing is downloaded, trained or changed."""
     with clear_errors():
+        from ._model import plan_named
+
         planned = plan_named(model, rule, layout, input_size, option)
         if json:
             typer.echo(planned.to_json())
