@@ -26,14 +26,15 @@ def activation(layout: str, d: int, dtype: torch.dtype = torch.float64) -> Tenso
 
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("layout", SHAPES)
-@settings(max_examples=8)
+@settings(max_examples=12)
 @given(
-    d=st.integers(60, 210),
+    d=st.integers(3, 60) | st.integers(60, 210),  # less than a sample's locations, and more
     size=st.sampled_from((1, 500, 5_000, 262_144)),
     arriving=st.sampled_from(MEMORY),
+    rests=st.booleans(),
 )
 def test_panels_and_blocks_of_any_size(
-    layout: str, memory: str, d: int, size: int, arriving: str
+    layout: str, memory: str, d: int, size: int, arriving: str, rests: bool
 ) -> None:
     torch.manual_seed(d)
     h = in_memory(activation(layout, d), Layout.parse(layout), memory)
@@ -45,14 +46,19 @@ def test_panels_and_blocks_of_any_size(
         second, first, small = moments(h, axis, centre, torch.float64)
         g = second / second.norm()
         grad = in_memory(activation(layout, d), Layout.parse(layout), arriving)
-        added = add_product(grad, h, axis, centre, g, torch.float64)
+        rest = torch.randn(d, dtype=torch.float64) if rests else None
+        added = add_product(grad, h, axis, centre, g, torch.float64, rest)
     finally:
         _blocks._CPU_BLOCK = before
     x = h.movedim(axis, -1).reshape(-1, d) - centre
     torch.testing.assert_close(second, x.T @ x)
     torch.testing.assert_close(first, x.sum(dim=0))
-    expected = (x @ g).reshape(h.movedim(axis, -1).shape).movedim(-1, axis) + grad
-    torch.testing.assert_close(added, expected)
+
+    def product(z: Tensor) -> Tensor:
+        return (z @ g).reshape(h.movedim(axis, -1).shape).movedim(-1, axis) + grad
+
+    expected = product(x)
+    torch.testing.assert_close(added, expected if rest is None else product(x - rest))
     assert (small is not None) == (h.numel() <= size)
     if small is not None:
         torch.testing.assert_close(small, x)

@@ -46,6 +46,18 @@ class Blocks:
         self._by_rows = self.channels == 1 or moved[0].stride(-1) == 1
         self._device = tensors[0].device
 
+    @property
+    def are_planes(self) -> bool:
+        """Whether blocks are (b, l, d) and lie in memory as b matrices (d, l) with l ≥ d.
+
+        These are so long that one product for each is as fast as one for all.
+        """
+        return self.ndim == 3 and all(
+            block.shape[1] >= self.channels and block.mT.is_contiguous()
+            for together in self._blocks
+            for block in together
+        )
+
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Yield matching blocks of the tensors: views of shape (…, d)."""
         return iter(self._blocks)
@@ -76,6 +88,11 @@ class Workspace:
         if key not in self._views:
             self._views[key] = self._view(key)
         return self._views[key]
+
+    def planes(self, shape: Sequence[int]) -> Tensor:
+        """Return the memory for a block of ``shape`` (b, l, d) as (b, d, l)."""
+        b, length, d = shape
+        return self._memory[: b * length * d].view(b, d, length)
 
     def _view(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         flat = self._memory[: math.prod(shape)]

@@ -129,6 +129,12 @@ def add_product(
         for block, arriving, leaving in blocks:
             torch.addmm(arriving, _centred(block, centre, space, rest), g, out=leaving)
         return out
+    if in_full and absent is None and blocks.are_planes:
+        for block, arriving, leaving in blocks:
+            planes = block.mT if centre is None else _centred_planes(block, centre, space, rest)
+            factors = g.expand(len(planes), *g.shape)
+            torch.baddbmm(arriving.mT, factors, planes, out=leaving.mT)
+        return out
     result = blocks.workspace(working_dtype(h))
     for block, arriving, leaving, *left_out in blocks:
         x = _centred(block, centre, space)
@@ -171,6 +177,15 @@ def _centred(
     if left_out is not None:
         room.masked_fill_(left_out, 0)
     return matrix
+
+
+def _centred_planes(block: Tensor, centre: Tensor, space: Workspace, rest: Tensor | None) -> Tensor:
+    """Return a block (b, l, d) less the centre as planes (b, d, l) in the space."""
+    planes = space.planes(block.shape)
+    torch.sub(block.mT, centre[:, None], out=planes)
+    if rest is not None:
+        planes -= rest[:, None]
+    return planes
 
 
 def _all_centred(h: Tensor, axis: int, centre: Tensor | None) -> Tensor:
