@@ -283,6 +283,23 @@ def test_sites_alone() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_sites_alone_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each variant is compiled, the identity among them, for each kind of sites; and the model."""
+    made: list[str] = []
+    compiler = torch.compile
+
+    def noted(model: nn.Module) -> object:
+        made.append(type(model[0]).__name__)
+        return compiler(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", noted)
+    options = {"variants": ["naive", "ours"], "rounds": 1, "compile": True}
+    result = bench_sites({"small": small()}, {"small": torch.randn(60, 8)}, **options)
+    assert made == ["Linear", "_Here", "_Here", "_Here"]
+    assert result.settings["compiled"] is True
+    assert all(row.seconds > 0 for row in result.models[0].rows)
+
+
 def test_sites_have_the_strides_of_a_step() -> None:
     model = timm.create_model("test_convnext", num_classes=4)
     batch = torch.randn(2, 3, 64, 64)
@@ -314,7 +331,7 @@ def test_command_for_sites(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sites", "--compile"], "--sites is for one process"),
+        (["--sites", "--ranks", "2"], "--sites is for one process"),
         (["--sites", "--dtype", "bf16"], "--sites is for one process"),
         (["--models", "resnet1"], "Did you mean"),
         (["--variants", "fast"], "There is no variant 'fast'"),

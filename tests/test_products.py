@@ -16,6 +16,7 @@ from vcreg_fx import LiveSite, VCRegConfig, vcreg_loss
 from vcreg_fx.gradient import _blocks
 from vcreg_fx.gradient._blocks import Blocks
 from vcreg_fx.gradient._products import add_product, add_small_product, moments
+from vcreg_fx.gradient._symmetric_sum import gram
 
 SHAPES = {"NC": (400, 0), "NLC": (6, 70, 0), "NCHW": (7, 0, 9, 8), "NHWC": (7, 9, 8, 0)}
 
@@ -63,6 +64,23 @@ def test_panels_and_blocks_of_any_size(
     if small is not None:
         torch.testing.assert_close(small, x)
         torch.testing.assert_close(add_small_product(grad, small, axis, g), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_code_leaves_symmetric_operations_out(dtype: torch.dtype) -> None:
+    """By an operator, which is registered in full, and only where there are many channels."""
+    torch.library.opcheck(torch.ops.vcreg_fx.gram.default, (torch.randn(50, 100, dtype=dtype),))
+    for d, called in ((100, True), (20, False)):
+        x = torch.randn(50, d, dtype=dtype)
+        graphs: list[str] = []
+
+        def backend(graph: torch.fx.GraphModule, _: object, graphs: list[str] = graphs) -> object:
+            graphs.append(graph.code)
+            return graph
+
+        found = torch.compile(gram, backend=backend, fullgraph=True)(x)
+        torch.testing.assert_close(found, x.T @ x)
+        assert ("vcreg_fx.gram" in graphs[0]) == called
 
 
 def test_a_site_adds_few_operations() -> None:

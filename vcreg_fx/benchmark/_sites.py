@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from placement_rules import at
+from placement_rules._torch import room_to_compile
 
 from .._shared.tables import markdown_table
 from ..site import StandIn, replace_site
@@ -149,6 +150,7 @@ def bench_sites(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     rounds: int = 9,
+    compile: bool = False,  # noqa: A002 (the name of what it does)
     keep_memory: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> SitesResult:
@@ -170,15 +172,17 @@ def bench_sites(
         model, batch = copy.deepcopy(given).to(place).train(), inputs[name].to(place)
         progress(f"{name}: a step")
         kinds = site_kinds(model, batch, rule, dtype)
-        clock, whole = Clock(place), Step(IDENTITY, model, model, batch, dtype)
+        run: Any = torch.compile(model) if compile else model
+        clock, whole = Clock(place), Step(IDENTITY, run, model, batch, dtype)
         step = quartiles([sum(whole.timed(clock)) for _ in range(5)][1:])[1]
         timed = []
         for kind in kinds:
             progress(f"{name}: {kind.count} sites as {kind.first}")
-            timed.append(_Timed(kind, chosen, dtype, place).rounds(rounds))
+            with room_to_compile(8 * (1 + len(chosen))) if compile else nullcontext():
+                timed.append(_Timed(kind, chosen, dtype, place, compile).rounds(rounds))
         found.append(_of_model(name, len(batch), step, kinds, timed, chosen))
     settings = {
-        "device": str(place), "dtype": dtype, "rule": rule, "rounds": rounds,
+        "device": str(place), "dtype": dtype, "rule": rule, "rounds": rounds, "compiled": compile,
         "clock": Clock(place).name, "freed memory": "kept" if kept else "given back",
     }  # fmt: skip
     return SitesResult(describe_machine(place), settings, tuple(found))
@@ -224,7 +228,7 @@ class _Timed:
     """The variants at one kind of sites, ready to be timed."""
 
     def __init__(
-        self, kind: SiteKind, variants: list[str], dtype: str, device: torch.device
+        self, kind: SiteKind, variants: list[str], dtype: str, device: torch.device, compiled: bool
     ) -> None:
         self._clock, self._dtype = Clock(device), dtype
         self._h, self._grad = (
@@ -237,6 +241,10 @@ class _Timed:
         self._models = {
             name: make_variant(name, plain, rule, example, layout=kind.layout)
             for name in (IDENTITY, *variants)
+        }
+        self._runs: dict[str, Any] = {
+            name: torch.compile(model) if compiled else model
+            for name, model in self._models.items()
         }
         factors = torch.bfloat16 if dtype == "amp" else torch.float32
         self._floor = Floor([kind.size], factors, device)
@@ -258,11 +266,11 @@ class _Timed:
         return min(self._clock.of(lambda: self._step(name)) for _ in range(_REPEATS))
 
     def _step(self, name: str) -> None:
-        model, device = self._models[name], self._h.device.type
+        device = self._h.device.type
         amp = torch.autocast(device, torch.bfloat16) if self._dtype == "amp" else nullcontext()
         with amp:
-            out = model(self._h)
-        loss = added_loss(name, model)
+            out = self._runs[name](self._h)
+        loss = added_loss(name, self._models[name])
         if isinstance(loss, Tensor):
             torch.autograd.grad((out, loss), self._h, (self._grad, None))
         else:

@@ -93,12 +93,13 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         }
         chosen = [name.strip() for name in variants.split(";")] if variants else list(VARIANTS)
         if at_sites:
-            if compile or ranks > 1 or dtype not in {"float32", "amp"}:
-                raise BenchError("--sites is for one process, not compiled, in float32 or amp.")
+            if ranks > 1 or dtype not in {"float32", "amp"}:
+                raise BenchError("--sites is for one process, in float32 or amp.")
             with Console(stderr=True).status("") as status:
                 alone = bench_sites(
                     built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
-                    rounds=rounds, keep_memory=keep_memory, progress=status.update,
+                    rounds=rounds, compile=compile, keep_memory=keep_memory,
+                    progress=status.update,
                 )  # fmt: skip
             _write_sites(alone, json, output)
             _print_sites(alone)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._blocks import Blocks, Workspace, fits_in_cache
 from ._precision import FULL, product, working_dtype
-from ._symmetric_sum import SymmetricSum
+from ._symmetric_sum import SymmetricSum, gram
 
 _PLAIN = 1 << 24  # multiplications that are so few that one plain product is fastest
 
@@ -43,7 +43,7 @@ def moments(
         x = _all_centred(h, axis, centre)
         x = x if absent is None else x.masked_fill(absent.reshape(-1, 1), 0)
         first, x = x.sum(dim=0), x.to(dtype)
-        return product(x.T, x), first, None
+        return gram(x), first, None
     d = h.shape[axis]
     small = _small(h, axis, centre, dtype) if absent is None else None
     if small is not None:
