@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
+import json
 import re
 import sys
 import traceback
@@ -16,6 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").glob("**/*.ipynb"))
 LANGUAGES = {"bash", "python", "text"}
 
 
@@ -47,7 +50,16 @@ def fenced_blocks(text: str) -> list[Block]:
 
 
 def python_blocks(page: Path) -> list[Block]:
-    """Return a page's blocks that are to be executed."""
+    """Return a page's blocks that are to be executed; of a notebook, the cells of code."""
+    if page.suffix == ".ipynb":
+        cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+        code = [("".join(cell["source"]) + "\n", cell["cell_type"] == "code") for cell in cells]
+        lines = itertools.accumulate((text.count("\n") for text, _ in code), initial=1)
+        return [
+            Block("python", line, text)
+            for line, (text, runs) in zip(lines, code, strict=False)
+            if runs
+        ]
     blocks = fenced_blocks(page.read_text(encoding="utf-8"))
     return [block for block in blocks if block.language == "python"]
 
@@ -85,9 +97,21 @@ def page_module(tmp_path, monkeypatch):
     return module
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [page for page in (*PAGES, *NOTEBOOKS) if python_blocks(page)], ids=name_of
+)
 def test_python_blocks_run(page, page_module):
     execute(page, name_of(page), python_blocks(page), page_module)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name_of)
+def test_a_notebook_shows_what_came_of_it(notebook):
+    """Its outputs are stored, without warnings and without paths of a machine."""
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
+    assert all("/site-packages/" not in json.dumps(output) for output in outputs)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -31,9 +31,11 @@ WITHOUT_CIRCLES = ("placement_rules", "vcreg_fx")
 CORE_FLOORS = ("functional", "gradient", "site", "surgery", "exporting")  # of vcreg_fx
 TOP_LEVEL = {
     "CHANGELOG.md",
+    "CITATION.cff",
     "CONTRIBUTING.md",
     "LICENSE",
     "README.md",
+    "SECURITY.md",
     "docs",
     "mkdocs.yml",
     "placement_rules",
