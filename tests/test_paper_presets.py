@@ -114,8 +114,11 @@ def test_recipes_of_table_1(network, settings, steps):
         assert (crop, resize, policy, erasing) == (176, 232, "TrivialAugmentWide", 0.1)
     steps //= 45  # the curve is one of shares of the steps
     rates = rates_of(training, steps)
+    top = training.warmup_epochs * steps // training.epochs
     assert rates[0] == pytest.approx(training.warmup_start)
-    assert rates[training.warmup_epochs * steps // training.epochs] == max(rates) == 1.0
+    assert rates[top] == max(rates) == 1.0
+    left = (1 - averaging_weight(training, steps)) ** ((steps - top) // training.ema_every)
+    assert left < 0.01  # of the weights at the end of the warm-up
     assert rates[-1] < 1e-5
 
 
@@ -188,6 +191,34 @@ def test_a_papers_preset_learns(tmp_path, name, options, chances):
     found = task.evaluate(model, trial)
     for metric, chance in chances.items():
         assert found[metric] > chance + 0.4, (metric, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", EXPERIMENTS["transfer"].recipes)
+def test_table_1s_recipes_learn(tmp_path, network):
+    """Each on digits with a small network; 600 epochs are shortened, their batch is one step."""
+    transfer = EXPERIMENTS["transfer"]
+    training = replace(transfer.recipes[network]["training"], amp="none", epochs=150)
+    options = {**transfer.presets("paper", None).options, "probes": ("all",), "strengths": (1.0,)}
+    preset = transfer.presets("paper", None).but(training=training, options=options)
+    task = transfer.task(preset, few_digits(), NETWORKS["resnet8-half"], tmp_path)
+    trial = Trial("baseline", None, 0, {}, {"split": "test"})
+    torch.manual_seed(0)
+    model = task.build()
+    task.train(model, trial)
+    assert task.evaluate(model, trial)["own"] > 0.5
+
+
+@pytest.mark.slow
+def test_two_moons_of_the_paper_are_separated(tmp_path):
+    experiment = EXPERIMENTS["two-moons"]
+    task = experiment.task(experiment.presets("paper", None), None, None, tmp_path)
+    trial = Trial("baseline", None, 0, {}, {"split": "test"})
+    torch.manual_seed(0)
+    model = task.build()
+    task.train(model, trial)
+    found = task.evaluate(model, trial)
+    assert found["accuracy"] > 0.95 and found["margin"] > 0
 
 
 @pytest.mark.slow

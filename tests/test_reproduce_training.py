@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import vcreg_fx
 from vcreg_fx.experiments.papers import EXPERIMENTS
-from vcreg_fx.experiments.training import Stopped, TrainSettings, accuracy, fit, predict
+from vcreg_fx.experiments.training import Stopped, TrainSettings, accuracy, fit, predict, processes
 from vcreg_fx.experiments.training._batches import epoch_order, fingerprint
 from vcreg_fx.experiments.training._settings import (
     Average,
@@ -406,13 +406,17 @@ def share_of_the_start(settings, steps):
 
 
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - {"timing"}))
-@pytest.mark.parametrize("scale", ["quick", "default", "paper"])
+@pytest.mark.parametrize("scale", ["quick", "default", "paper", "large"])
 def test_nothing_of_the_random_start_is_left_in_the_average(name, scale):
     if (name, scale) == ("noise", "paper"):
         pytest.skip("needs videos")
+    if scale not in EXPERIMENTS[name].scales:
+        pytest.skip("has none")
     preset = EXPERIMENTS[name].presets(scale, None)
     settings = preset.training
-    images = {"imagenet": 1_281_167, "cifar100": 50_000}.get(preset.data, 1_000)
+    images = {"imagenet": 1_281_167, "cifar100": 50_000, "glyphs-200k": 200_000}.get(
+        preset.data, 1_000
+    )
     images = preset.train_images or images
     steps = settings.epochs * max(images // settings.batch_size, 1)
     assert share_of_the_start(settings, steps) <= 0.01
@@ -507,6 +511,15 @@ def train_on_a_rank(rank, folder):
     history = fit(model, data(), settings, checkpoint=f"{folder}/checkpoint.pt")
     torch.save((weights(model), history[-1]["loss"]), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def test_processes_wait_for_the_one_that_measures(monkeypatch):
+    """Probes of ImageNet's size take longer than the ten minutes that nccl waits."""
+    given = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **k: given.update(k))
+    processes("cpu")
+    assert given["timeout"].days >= 7
 
 
 def inserted(**changes):

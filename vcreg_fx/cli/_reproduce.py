@@ -26,11 +26,19 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         bool, typer.Option("--quick", help="On digits, to see that everything works.")
     ] = False,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="paper: the paper's data and settings.")
+        str | None,
+        typer.Option(
+            "--preset",
+            "--scale",
+            metavar="NAME",
+            help="paper: the paper's data and settings. large: for half an hour of a GPU.",
+        ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="digits, glyphs, fashion-mnist, cifar10, cifar100 or imagenet."),
+        typer.Option(
+            help="digits, glyphs, glyphs-200k, fashion-mnist, cifar10, cifar100 or imagenet."
+        ),
     ] = None,
     data_root: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where torchvision's loaders find the data.")
@@ -56,6 +64,10 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
             parser=parse_setting,
             help="Of the preset, such as protocol=finetune; may be repeated.",
         ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of transfer's baseline, which is not trained then."),
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many runs of each, from seed 0.")] = None,
     output: Annotated[
@@ -83,6 +95,9 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         from ..experiments import papers, training
 
         scale = _scale(quick, preset)
+        options = dict(option or [])
+        if weights is not None:
+            options["weights"] = str(weights)
         where = output or Path("runs") / "-".join(
             part for part in (name, data, scale if scale != "default" else None) if part
         )
@@ -95,7 +110,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
                 data_root=data_root,
                 network=network,
                 arms=arm,
-                options=dict(option) if option else None,
+                options=options or None,
                 seeds=seeds,
                 classes=classes,
                 threads=threads,
@@ -115,10 +130,8 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
 
 
 def _scale(quick: bool, preset: str | None) -> str:
-    if preset not in {None, "paper"}:
-        raise ModelError(f"There is no preset {preset!r}; there is paper.")
     if quick and preset:
-        raise ModelError("--quick and --preset paper are different sizes; choose one.")
+        raise ModelError(f"--quick and --preset {preset} are different sizes; choose one.")
     return "quick" if quick else preset or "default"
 
 

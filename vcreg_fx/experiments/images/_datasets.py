@@ -16,7 +16,7 @@ from ._fashion_mnist import fashion_mnist
 from ._glyphs import LABELS, glyphs
 from ._image_set import DataError, ImageData, ImageSet
 
-DATA = ("digits", "glyphs", "fashion-mnist", "cifar10", "cifar100", "imagenet")
+DATA = ("digits", "glyphs", "glyphs-200k", "fashion-mnist", "cifar10", "cifar100", "imagenet")
 """The data sets that experiments train on."""
 
 GLYPHS = ("glyphs", "glyphs-unseen", *(f"glyphs-{label}" for label in LABELS))
@@ -103,6 +103,8 @@ def load_images(
         raise DataError("A class file chooses among ImageNet's classes: --data imagenet.")
     if name == "digits":
         return digits()
+    if name == "glyphs-200k":
+        return glyphs("glyphs", 200_000, 20_000, size or 32, root=root)
     if name in GLYPHS:
         return glyphs(name, size=size or 32, root=root)
     if name == "fashion-mnist":

@@ -247,18 +247,18 @@ def glyphs(
     label = name.removeprefix("glyphs").removeprefix("-") or "letter"
     unseen = label == "unseen"
     alphabets = UNSEEN if unseen else ALPHABETS
-    sets = []
+    sets, folder = [], None if root is None else Path(root)
     for count, part in ((train, 2 * seed), (test, 2 * seed + 1)):
         drawn = Glyphs(count, part, size, alphabets)
         labels = drawn.labels("letter" if unseen else label)
         sets.append(ImageSet.of(_drawn(count, part, size, unseen, root), labels))
     if label in LABELS:
-        return ImageData(name, sets[0], sets[1], LABELS[label])
+        return ImageData(name, sets[0], sets[1], LABELS[label], root=folder)
     groups, start = {}, 0
     for alphabet, letters in alphabets.items():
         groups[alphabet] = tuple(range(start, start + len(letters)))
         start += len(letters)
-    return ImageData(name, sets[0], sets[1], tuple("".join(alphabets.values())), groups)
+    return ImageData(name, sets[0], sets[1], tuple("".join(alphabets.values())), groups, folder)
 
 
 @functools.lru_cache(maxsize=8)

@@ -13,8 +13,10 @@ from ..images import ImageSet, balanced_indices
 from ..training import TrainSettings
 from ._experiment import (
     IMAGENET_TRAINING,
+    LARGE,
     PAPER_GRID,
     QUICK_GRID,
+    SCALES,
     Experiment,
     Metric,
     Paper,
@@ -90,6 +92,10 @@ def presets(scale: str, data: str | None) -> Preset:
                 "information_images": 10_000, "steps": 20_000,
             },
         )  # fmt: skip
+    if scale == "large":
+        options = {"epochs": (1, 5, 20), "images": 20_000, "information_images": 10_000,
+                   "steps": 500}  # fmt: skip
+        return Preset(data or "glyphs-200k", **LARGE, options=options)
     if scale == "quick":
         return Preset(
             data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
@@ -102,12 +108,12 @@ def presets(scale: str, data: str | None) -> Preset:
         data or "fashion-mnist",
         "resnet8-half",
         TrainSettings(epochs=30 if digits else 12, batch_size=64),
-        train_images=900 if digits else 3_000,
+        train_images=900 if digits else 1_000,
         validation=290 if digits else 5_000,
         options={
             "epochs": (1, 6, 30) if digits else (1, 4, 12),
-            "images": 900 if digits else 3_000,
-            "information_images": 590 if digits else 2_000,
+            "images": 900 if digits else 1_000,
+            "information_images": 590 if digits else 1_000,
             "steps": 300,
         },
     )
@@ -118,6 +124,7 @@ COLLAPSE = Experiment(
     title="Neural collapse and compression",
     summary="CDNV, NCC and mutual information over training",
     presets=presets,
+    scales=SCALES,
     arms=baseline_and_vcreg,
     task=CollapseTask,
     metrics=(

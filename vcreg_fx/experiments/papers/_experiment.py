@@ -35,8 +35,22 @@ SMALL_GRID: Mapping[str, Sequence[Any]] = {"alpha": (1.28, 0.32), "beta": (0.16,
 DEFAULTS: Mapping[str, Sequence[Any]] = {"alpha": (VCRegConfig.alpha,), "beta": (VCRegConfig.beta,)}
 """No search: the coefficients of `VCRegConfig`."""
 
+LARGE: Mapping[str, Any] = {
+    "network": "convnext-atto",
+    "training": TrainSettings(
+        epochs=20, batch_size=2048, learning_rate=2e-3, warmup_epochs=2, amp="bfloat16"
+    ),
+    "grid": DEFAULTS,
+    "seeds": 3,
+}
+"""What the presets ``"large"`` share: 200,000 glyphs, on one GPU. Nothing is searched."""
+
 QUICK_GRID: Mapping[str, Sequence[Any]] = {**DEFAULTS, "beta": SMALL_GRID["beta"]}
 """Two values of β, to see that everything works."""
+
+
+SCALES = ("quick", "default", "large", "paper")
+"""Minutes, tens of minutes of a CPU core, half an hour of a GPU, and days of several."""
 
 
 class ReproductionError(UserError, ValueError):
@@ -92,6 +106,11 @@ class Preset:
     def __getitem__(self, name: str) -> Any:
         """Return an option."""
         return self.options[name]
+
+
+def small_glyphs(data: str | None) -> int | None:
+    """Return the size of glyphs for a CPU, which are the data of None; other data has its own."""
+    return 24 if data in {None, "glyphs"} else None
 
 
 @dataclass(frozen=True)
@@ -223,8 +242,8 @@ class Experiment:
     **Attributes:**
 
     - `name`, `title`, `summary`: as it is called, as it is headed, what it does.
-    - `presets`: returns the `Preset` of a scale (``"quick"``, ``"default"`` or ``"paper"``), with
-      the data that was asked for, or its own choice for None.
+    - `presets`: returns the `Preset` of a scale, with the data that was asked for; None is its own.
+    - `scales`: those that it has, of `SCALES`.
     - `recipes`: network → what of the preset ``"paper"`` is different for it.
     - `arms`: what is compared under a preset; the first is what the others are compared with.
     - `task`: makes the task of the ablation engine of preset, data, network and folder.
@@ -243,6 +262,7 @@ class Experiment:
     title: str
     summary: str
     presets: Callable[[str, str | None], Preset] = _no_study
+    scales: tuple[str, ...] = ("quick", "default", "paper")
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arms: Callable[[Preset], list[Arm]] = _no_study
     task: Callable[..., Any] = _no_study

@@ -12,14 +12,17 @@ from ..images import ImageSet
 from ..training import TrainSettings
 from ._experiment import (
     IMAGENET_TRAINING,
+    LARGE,
     PAPER_GRID,
     QUICK_GRID,
+    SCALES,
     Experiment,
     Metric,
     Paper,
     Preset,
     ReproductionError,
     baseline_and_vcreg,
+    small_glyphs,
 )
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_scatter
@@ -68,6 +71,8 @@ def presets(scale: str, data: str | None) -> Preset:
             seeds=3,
             augment="torchvision",
         )  # fmt: skip
+    if scale == "large":
+        return Preset(data or "glyphs-200k", **LARGE)
     if scale == "quick":
         return Preset(
             data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
@@ -77,7 +82,7 @@ def presets(scale: str, data: str | None) -> Preset:
     images, epochs, held_out = {
         "digits": (900, 30, 290),
         "fashion-mnist": (10_000, 6, 5_000),
-    }.get(data or "glyphs", (6_000, 8, 4_000))
+    }.get(data or "glyphs", (6_000, 3, 4_000))
     return Preset(
         data or "glyphs",
         "resnet14-half",
@@ -85,6 +90,7 @@ def presets(scale: str, data: str | None) -> Preset:
         train_images=images,
         validation=held_out,
         seeds=10,
+        size=small_glyphs(data),
     )
 
 
@@ -93,6 +99,7 @@ HIERARCHY = Experiment(
     title="Hierarchical classification",
     summary="train on superclasses, probe subclasses",
     presets=presets,
+    scales=SCALES,
     arms=baseline_and_vcreg,
     task=HierarchyTask,
     metrics=(

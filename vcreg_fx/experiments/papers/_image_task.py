@@ -26,7 +26,7 @@ from ._study import VALIDATION
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CALIBRATED = "calibrated"  # the parameter of a trial
-_FIRST = 256  # images, on which that is found
+_FIRST = 256  # images at the most, on which that is found
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,10 @@ class ImageTask:
         roles = self.roles(trial)
         images = self.labelled(roles.train)
         if CALIBRATED in trial.params:
-            calibrate_as(trial, model, *next(iter(DataLoader(images.pairs, _FIRST))))
+            count = min(_FIRST, len(images))
+            spread = torch.arange(count) * len(images) // count
+            few = images.subset(spread).pairs  # of all classes, also where they follow each other
+            calibrate_as(trial, model, *next(iter(DataLoader(few, count))))
         self.history = fit(
             model,
             images.training,

@@ -89,10 +89,10 @@ def presets(scale: str, data: str | None) -> Preset:
     return Preset(
         data or "fashion-mnist",
         "resnet8-half",
-        TrainSettings(epochs=40 if digits else 12, batch_size=32 if digits else 64),
+        TrainSettings(epochs=40 if digits else 6, batch_size=32 if digits else 64),
         validation=290 if digits else 5_000,
         options={
-            "largest": 90 if digits else 1500,
+            "largest": 90 if digits else 1_000,
             "imbalance": 20 if digits else 100,
             "thresholds": None,
         },

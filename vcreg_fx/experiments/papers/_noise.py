@@ -25,6 +25,7 @@ from ._experiment import (
     Preset,
     ReproductionError,
     baseline_and_vcreg,
+    small_glyphs,
 )
 from ._image_task import ImageTask, calibrate_as, with_new_head
 from ._pictures import draw_curves
@@ -141,7 +142,7 @@ def presets(scale: str, data: str | None) -> Preset:
             "The paper fine-tunes VideoMAE on noisy videos (HMDB51), and this experiment is one on "
             "images: it has no preset paper."
         )
-    pretraining = {"epochs": 8, "batch_size": 128, "learning_rate": 4e-3}
+    pretraining = {"epochs": 4, "batch_size": 128, "learning_rate": 4e-3}
     options = {"pretraining": pretraining, "task": "digits", "images": None,
                "sigmas": (1.0, 1.5, 2.0)}  # fmt: skip
     if scale == "quick":
@@ -153,10 +154,11 @@ def presets(scale: str, data: str | None) -> Preset:
     return Preset(
         data or "glyphs",
         "resnet14-half",
-        TrainSettings(epochs=8, batch_size=32, learning_rate=1e-3),
+        TrainSettings(epochs=4, batch_size=32, learning_rate=1e-3),
         train_images=10_000,
         grid=SMALL_GRID,
-        options=options,
+        size=small_glyphs(data),
+        options={**options, "images": 600},
     )
 
 

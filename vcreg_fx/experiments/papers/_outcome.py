@@ -108,8 +108,9 @@ def make_report(
                 "settings": part.chosen,
                 "sites": len(part.records[0].sites),
                 "seconds": round(sum(r.seconds for r in part.records) / len(part.records), 1),
-                "by_seed": {str(record.seed): record.metrics for record in part.records},
-                "trials": [record.id for record in part.records],
+                "by_seed": {str(record.seed): record.metrics for record in part.finished},
+                "trials": [record.id for record in part.finished],
+                "diverged": len(part.records) - len(part.finished),
             }
             for part in found
         ],

@@ -9,7 +9,6 @@ from ._experiment import (
     DEFAULTS,
     IMAGENET_TRAINING,
     PAPER_GRID,
-    SMALL_GRID,
     Arm,
     Experiment,
     Paper,
@@ -45,16 +44,16 @@ def presets(scale: str, data: str | None) -> Preset:
     return Preset(
         data or "fashion-mnist",
         "convnext-mini",
-        TrainSettings(epochs=30 if digits else 6, batch_size=64),
-        train_images=900 if digits else 3_000,
+        TrainSettings(epochs=30 if digits else 4, batch_size=64),
+        train_images=900 if digits else 2_000,
         validation=290 if digits else 5_000,
-        grid={**DEFAULTS, "alpha": SMALL_GRID["alpha"]},
+        grid=DEFAULTS,
         size=32,
         options={
             **OPTIONS,
             "seen": 6,
             "probes": ("unseen", "all") if digits else ("unseen", "all", "digits"),
-            "strengths": (0.001, 0.1, 10.0, 1000.0),
+            "strengths": (0.01, 1.0, 100.0),
         },
     )
 

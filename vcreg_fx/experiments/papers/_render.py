@@ -56,9 +56,16 @@ def _ours(report: dict[str, Any]) -> str:
             )
             for metric in metrics
         ]
-        body.append([row["name"], *cells, str(len(row["by_seed"]))])
+        body.append([row["name"], *cells, _seeds(row)])
     note = "Mean ± standard deviation over seeds, on the test data."
+    if any(row.get("diverged") for row in report["rows"]):
+        note += " Seeds of which the training diverged are left out of an arm's numbers."
     return f"{markdown_table(header, body)}\n\n{note}"
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    finished, lost = len(row["by_seed"]), row.get("diverged", 0)
+    return f"{finished}, {lost} diverged" if lost else str(finished)
 
 
 _Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -167,7 +174,9 @@ def conclusions(report: dict[str, Any]) -> list[str]:
     for row in report["rows"][1:]:
         settings = ", ".join(f"{k} = {v}" for k, v in row["settings"].items())
         said = "; ".join(_said(row, report["rows"][0], metric) for metric in metrics)
-        sentences.append(f"{row['name']}{f' ({settings})' if settings else ''}: {said}.")
+        lost = row.get("diverged", 0)
+        also = f"; **diverged** with {lost} seed{'s' * (lost > 1)} more" if lost else ""
+        sentences.append(f"{row['name']}{f' ({settings})' if settings else ''}: {said}{also}.")
     return sentences
 
 
@@ -224,7 +233,8 @@ def _attempt(attempt: dict[str, Any], varying: list[str], metric: dict[str, Any]
 
 def repeat(report: dict[str, Any]) -> str:
     """Return how to do it again."""
-    options = {"quick": " --quick", "paper": " --preset paper"}.get(report["scale"], "")
+    scale = report["scale"]
+    options = {"quick": " --quick", "default": ""}.get(scale, f" --scale {scale}")
     if report["data"] != "two moons":
         options += f" --data {report['preset']['data']}"
     seeds = report["preset"]["seeds"]

@@ -36,9 +36,17 @@ EXPERIMENTS: dict[str, Experiment] = {
 """Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""
 
 
-def _find(name: str) -> Experiment:
+def _find(name: str, scale: str) -> Experiment:
+    """Return an experiment that has such a scale."""
     if name in EXPERIMENTS:
-        return EXPERIMENTS[name]
+        experiment = EXPERIMENTS[name]
+        if scale in experiment.scales:
+            return experiment
+        having = [other.name for other in EXPERIMENTS.values() if scale in other.scales]
+        known = f"; {', '.join(having)} have one" if having else ""
+        raise ReproductionError(
+            f"{name} has no scale {scale!r}{known}. It has {', '.join(experiment.scales)}."
+        )
     near = difflib.get_close_matches(name, EXPERIMENTS, 2)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     names = ", ".join(EXPERIMENTS)
@@ -72,7 +80,8 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
 
     - `name`: one of `EXPERIMENTS`.
     - `folder`: where everything goes. One folder an experiment.
-    - `scale`: ``"quick"``, ``"default"`` or ``"paper"``, the paper's settings.
+    - `scale`: ``"quick"``, ``"default"``, ``"large"``, which some have and which needs a GPU, or
+      ``"paper"``, the paper's settings.
     - `data`: a name for `load_images`, or your own `ImageData`; by default that of the preset.
     - `data_root`: the folder of the data.
     - `network`: a name of `NETWORKS`, ``timm/NAME``, ``torchvision/NAME``, or your own function of
@@ -95,7 +104,7 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     TensorBoard, if it is asked for; `AblationError` if trials fail; `Stopped` after a signal.
     """
     folder = Path(folder).absolute()
-    experiment = _find(name)
+    experiment = _find(name, scale)
     if experiment.run is not None:
         given = (data, data_root, network, preset, seeds, arms, options, classes)
         if any(value is not None for value in given):
@@ -168,8 +177,6 @@ def _preset(
     seeds: int | None,
     options: Mapping[str, Any],
 ) -> Preset:
-    if scale not in {"quick", "default", "paper"}:
-        raise ReproductionError(f'scale={scale!r} must be "quick", "default" or "paper".')
     if preset is None:
         preset = experiment.presets(scale, data if isinstance(data, str) else None)
     if network is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import distributed
 
-from ...ablation import AblationError, AblationOptions, AblationResult, Record, Trial, ablate
+from ...ablation import AblationError, AblationOptions, Record, Trial, ablate
 from ...ablation._task import Task as AblationTask
 from ...ablation._task import run
 from ._experiment import Arm
@@ -34,13 +34,18 @@ class Found:
     - `attempts`: the points of the search: settings, the values of the criterion, and their mean.
       Empty where there was nothing to choose.
     - `chosen`: the settings that were tested.
-    - `records`: one a seed.
+    - `records`: one a seed. Those of trainings that diverged have failed.
     """
 
     arm: Arm
     attempts: list[dict[str, Any]]
     chosen: dict[str, Any]
     records: list[Record]
+
+    @property
+    def finished(self) -> list[Record]:
+        """The records of trainings that did not diverge."""
+        return [record for record in self.records if record.status == "done"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,9 @@ class Study:
     def run(self, arms: Sequence[Arm]) -> list[Found]:
         """Search for every arm, then test every arm, seed by seed.
 
-        **Raises:** `AblationError` if trials failed.
+        A training that diverges is an outcome, and is kept; whatever else fails ends the study.
+
+        **Raises:** `AblationError` if trials failed, or if all of an arm diverged.
         """
         searches = [self._search(arm) for arm in arms]
         chosen = [self._choose(arm, found) for arm, found in zip(arms, searches, strict=True)]
@@ -76,6 +83,9 @@ class Study:
         for seed in range(self.seeds):
             for i, arm in enumerate(arms):
                 tested[i] += self._ablate(arm, chosen[i], [seed], TEST)
+        for records in tested:
+            if all(record.status == "failed" for record in records):
+                self._refuse(records[0])
         return [Found(*parts) for parts in zip(arms, searches, chosen, tested, strict=True)]
 
     def _search(self, arm: Arm) -> list[dict[str, Any]]:
@@ -123,16 +133,21 @@ class Study:
             options=self.options,
             axes={"split": split, **point},
         )
-        if result.failed and not keep_failed:
-            self._refuse(result)
+        for record in result.failed:
+            if not keep_failed and not diverged(record):
+                self._refuse(record)
         return result.records
 
-    def _refuse(self, result: AblationResult) -> None:
-        record = result.failed[0]
+    def _refuse(self, record: Record) -> None:
         raise AblationError(
             f"{record.id} failed: {record.reason} Its traceback is in "
             f"{self.store / 'trials' / record.id}. Mended, --retry-failed runs it again."
         )
+
+
+def diverged(record: Record) -> bool:
+    """Return whether a trial failed because its loss was no longer finite."""
+    return record.status == "failed" and record.reason.startswith("FloatingPointError")
 
 
 def announce(trial: Trial | None) -> None:
@@ -154,8 +169,7 @@ def follow(task: Any, example: tuple[Any, ...], folder: Path, threads: int | Non
         record = run(
             AblationTask(trial, task.build, task.train, _nothing, folder, 60.0, threads, example)
         )
-        diverged = record.reason.startswith("FloatingPointError")  # in all processes alike
-        if record.status == "failed" and not diverged:
+        if record.status == "failed" and not diverged(record):  # it diverges in all alike
             raise RuntimeError(f"{record.id} failed in this process:\n{record.traceback}")
 
 

@@ -20,7 +20,8 @@ from ._experiment import (
     ALPHAS,
     BETAS,
     DEFAULTS,
-    SMALL_GRID,
+    LARGE,
+    SCALES,
     Arm,
     Experiment,
     Metric,
@@ -28,6 +29,7 @@ from ._experiment import (
     Preset,
     ReproductionError,
     baseline_and_vcreg,
+    small_glyphs,
 )
 from ._image_task import ImageTask, Roles, with_new_head
 from ._pictures import draw_scatter
@@ -199,6 +201,10 @@ def presets(scale: str, data: str | None) -> Preset:
                 **OPTIONS, "probes": DOWNSTREAM, "strengths": STRENGTHS, "finetune": finetune,
             },
         )  # fmt: skip
+    embedded = {**OPTIONS, "images": 1_500, "strengths": (0.01, 1.0, 100.0)}
+    if scale == "large":
+        options = {**embedded, "probes": (*_TASKS, "digits")}
+        return Preset(data or "glyphs-200k", **{**LARGE, "seeds": 2}, options=options)
     if scale == "quick":
         return Preset(
             data or "digits", "resnet8-half", TrainSettings(epochs=3, batch_size=64),
@@ -211,13 +217,10 @@ def presets(scale: str, data: str | None) -> Preset:
         TrainSettings(epochs=6, batch_size=64),
         train_images=4_000,
         validation=4_000,
-        grid={**DEFAULTS, "alpha": SMALL_GRID["alpha"]},
-        size=32,
-        options={
-            **OPTIONS, "images": 2_000, "probes": (*_TASKS, "digits", "fashion-mnist"),
-            "strengths": (0.01, 1.0, 100.0),
-        },
-    )  # fmt: skip
+        grid=DEFAULTS,
+        size=small_glyphs(data) or 32,
+        options={**embedded, "probes": (*_TASKS, "digits", "fashion-mnist")},
+    )
 
 
 def arms(preset: Preset) -> list[Arm]:
@@ -258,6 +261,7 @@ TRANSFER = Experiment(
     title="Transfer",
     summary="one training, many downstream tasks",
     presets=presets,
+    scales=SCALES,
     recipes=RECIPES,
     arms=arms,
     task=TransferTask,

@@ -279,7 +279,7 @@ def presets(scale: str, data: str | None) -> Preset:  # noqa: ARG001 - as all pr
     """
     grids: dict[str, Mapping[str, Sequence[Any]]] = {
         "quick": DEFAULTS,
-        "default": {"alpha": ALPHAS, "beta": (0.16, 0.04, 0.01)},
+        "default": {"alpha": (ALPHAS[0], ALPHAS[-1]), "beta": (BETAS[0], BETAS[-1])},
         "paper": {"alpha": ALPHAS, "beta": BETAS},
     }
     quick = scale == "quick"

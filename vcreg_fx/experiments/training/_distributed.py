@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
@@ -81,7 +82,10 @@ def processes(device: str | None = None) -> Processes:
     if started and not distributed.is_initialized():
         if where.type == "cuda":
             torch.cuda.set_device(where)
-        distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        distributed.init_process_group(
+            "nccl" if where.type == "cuda" else "gloo",
+            timeout=timedelta(days=30),  # the others wait while the first one measures
+        )
         atexit.register(_leave)
     if distributed.is_available() and distributed.is_initialized():
         return Processes(distributed.get_rank(), distributed.get_world_size(), where)
