@@ -705,7 +705,7 @@ def test_report_of_a_store(tmp_path):
     result = command("report", str(tmp_path / "store"))
     assert result.exit_code == 0, result.output
     assert "| blocks | 0.1 | 0.2 |" in result.stdout
-    for name in ("report.md", "placements.png", "alpha_beta.png"):
+    for name in ("report.md", "report.html", "placements.png", "alpha_beta.png"):
         assert (tmp_path / "store" / name).stat().st_size > 100
 
 

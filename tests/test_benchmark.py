@@ -265,6 +265,7 @@ def test_command(tmp_path: Path) -> None:
     for name in ("table.png", "scaling.png"):
         assert (tmp_path / "out" / name).stat().st_size > 10_000
         assert f"]({name})" in (tmp_path / "out" / "results.md").read_text("utf-8")
+    assert "of a training step" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 def test_sites_alone() -> None:
@@ -326,6 +327,7 @@ def test_command_for_sites(tmp_path: Path) -> None:
     assert [row["variant"] for row in data["models"][0]["rows"]] == ["naive", "ours"]
     page = (tmp_path / "sites.md").read_text("utf-8")
     assert page.startswith("# At the sites alone") and "| ours |" in page
+    assert "of a training step" in (tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from vcreg_fx.experiments._gradient_check import check_gradients
 from vcreg_fx.experiments.images._digits import GROUPS, load_digits
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ["model.png", "report.json", "report.md", "spectra.png"]
+FILES = ["model.png", "report.html", "report.json", "report.md", "spectra.png"]
 TINY = DemoSettings(steps=3, batch_size=16, check_images=4, seed=7)
 
 

@@ -693,6 +693,7 @@ def test_own_model_and_data(tmp_path):
     assert report["rows"][5]["settings"]["convention"] == "algorithm1"
     assert set(report["rows"][0]["by_seed"]) == {"0", "1"}
     assert (tmp_path / "one" / "hierarchy.png").stat().st_size > 1000
+    assert "data:image/png;base64," in (tmp_path / "one" / "report.html").read_text("utf-8")
     assert not list((tmp_path / "one" / "checkpoints").iterdir())
     text = outcome.to_markdown()
     assert "60.7" in text  # the paper's

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._shared.report import Report
 from ._plots import draw_heatmaps, draw_placements
 from ._records import Comparison
 from ._store import Store
-from ._table import beside, markdown
+from ._table import beside, markdown, verdicts
 from ._trials import COLUMNS
 
 
@@ -127,6 +128,26 @@ class AblationResult(Comparison):
         **Raises:** `AblationError` if the metric or an axis does not exist.
         """
         draw_heatmaps(self, Path(path), metric, x, y)
+
+    def write(self) -> list[Path]:
+        """Write ``report.html``, ``report.md`` and pictures beside the trials.
+
+        **Returns:** the paths, that of the page last.
+        """
+        pictures, body = [], [self.to_markdown()]
+        if self.metrics:
+            pictures.append(self.store / "placements.png")
+            self.plot(pictures[0])
+            if {"alpha", "beta"} <= set(self.varying):
+                pictures.append(self.store / "alpha_beta.png")
+                self.plot_heatmap(pictures[1], self.metrics[0])
+                body.append(f"![{self.metrics[0]} over α and β](alpha_beta.png)")
+        figure = ("Every metric of every placement: seeds, mean, spread", "placements.png")
+        report = Report(
+            self.title or "Ablation", verdicts(self), figure if pictures else None,
+            "\n\n".join(body),
+        )  # fmt: skip
+        return [*pictures, *report.write(self.store)]
 
     def __str__(self) -> str:
         """Return the table."""

@@ -45,6 +45,22 @@ def markdown(result: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def verdicts(result: Comparison) -> list[str]:
+    """Return a sentence a metric: which placement is best, if that is known."""
+    found = []
+    for metric in result.metrics:
+        rows = [row for row in result.rows if id(row) in _best(result, result.rows, metric)]
+        unit, write = (" %" if metric in result.percent else ""), _writer(result, rows, metric)
+        found += [
+            f"{in_markdown(metric)}: best with {in_markdown(row.label)}"
+            + "".join(f", {axis} {_setting(row, axis)}" for axis in result.varying)
+            + f": {mean_and_spread(row.summary(metric), write, unit)} over {len(row.by_seed)} seeds"
+            for row in rows
+        ]
+    finished = len(result.records) - len(result.failed)
+    return [*found, f"{finished} trials finished, {len(result.failed)} failed."]
+
+
 def _means(result: Comparison, rows: Sequence[Row]) -> str:
     cells: list[list[str]] = [[] for _ in rows]
     for metric in result.metrics:

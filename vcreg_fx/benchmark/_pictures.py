@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .._shared.files import write_text
 from .._shared.pictures import panels, plain
+from .._shared.report import to_html
 from ._one_site import Scaling
 from ._result import BenchResult
 from ._variants import IDENTITY
@@ -20,6 +22,7 @@ def write_results(result: BenchResult, folder: Path) -> None:
     draw_table(result, folder / "table.png")
     if result.scaling:
         draw_scaling(result.scaling, folder / "scaling.png")
+    write_text(folder / "report.html", to_html(result.to_markdown(), folder))
 
 
 def draw_table(result: BenchResult, path: Path) -> None:

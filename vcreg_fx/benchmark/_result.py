@@ -107,6 +107,10 @@ class BenchResult:
         lines = [
             f"# {self._title()}",
             "",
+            *(f"- {sentence}" for found in self.models for sentence in _verdict(found)),
+            "",
+            "![Overhead of each variant](table.png)",
+            "",
             "Written by `vcreg-fx bench`; not edited. "
             + "; ".join(f"{key} {value}" for key, value in self.settings.items())
             + ".",
@@ -114,7 +118,6 @@ class BenchResult:
             *[f"- {key}: {value}" for key, value in self.machine.items()],
             "",
         ]
-        lines += ["![Overhead of each variant](table.png)", ""]
         for found in self.models:
             lines += [*_model_lines(found), ""]
         if self.scaling:
@@ -135,6 +138,22 @@ class BenchResult:
         types = "" if dtype == "float32" else f" in {dtype}"
         compiled = ", compiled" if self.settings.get("compiled") else ""
         return f"Results of the benchmark{types}{compiled}"
+
+
+def _verdict(found: ModelResult) -> list[str]:
+    return [
+        cost(found.model, row.ratio[1] - 1, row.floors[1])
+        for row in found.rows
+        if row.variant == "ours"
+    ]
+
+
+def cost(model: str, share: float, floors: float) -> str:
+    """Return what VCReg costs on a model, in words."""
+    return (
+        f"On {model} VCReg costs {share:.1%} of a training step: {floors:.2f} times the two matrix "
+        "products that its exact gradient needs."
+    )
 
 
 def _model_lines(found: ModelResult) -> list[str]:

@@ -20,7 +20,7 @@ from .._shared.tables import markdown_table
 from ..site import StandIn, replace_site
 from ..surgery import insert, sites
 from ._machine import describe_machine, keep_freed_memory
-from ._result import spread
+from ._result import cost, spread
 from ._step import Clock, Floor, Quartiles, Step, quartiles
 from ._variants import IDENTITY, VARIANTS, added_loss, make_variant
 
@@ -121,11 +121,19 @@ class SitesResult:
         """Return it as text."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
+    def _verdict(self) -> list[str]:
+        return [
+            f"- {cost(found.model, row.share, row.floors[1])}"
+            for found in self.models
+            for row in found.rows
+            if row.variant == "ours"
+        ]
+
     def to_markdown(self) -> str:
         """Return the tables."""
         settings = "; ".join(f"{key} {value}" for key, value in self.settings.items())
-        lines = ["# At the sites alone", "", "Written by `vcreg-fx bench --sites`; not edited. "
-                 f"{settings}.", ""]  # fmt: skip
+        lines = ["# At the sites alone", "", *self._verdict(), ""]
+        lines += [f"Written by `vcreg-fx bench --sites`; not edited. {settings}.", ""]
         lines += [*(f"- {key}: {value}" for key, value in self.machine.items()), ""]
         for found in self.models:
             lines += [

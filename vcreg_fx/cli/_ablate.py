@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from .._shared.files import write_text
 from ._errors import ModelError, clear_errors
 from ._options import parse_value
 
@@ -175,14 +174,6 @@ def _print_record(record: Record) -> None:
 
 
 def _write(result: AblationResult) -> None:
-    """Write the table and the plots beside the trials."""
-    paths = [result.store / "report.md"]
-    write_text(paths[0], result.to_markdown())
-    if result.metrics:
-        paths.append(result.store / "placements.png")
-        result.plot(paths[-1])
-        if {"alpha", "beta"} <= set(result.varying):
-            paths.append(result.store / "alpha_beta.png")
-            result.plot_heatmap(paths[-1], result.metrics[0])
-    for path in paths:
+    """Write the report and its pictures beside the trials."""
+    for path in result.write():
         typer.echo(f"Written: {path}")

@@ -121,11 +121,14 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
 
 
 def _write_sites(result: SitesResult, json: Path | None, output: Path | None) -> None:
+    from .._shared.report import to_html
+
     files = {} if json is None else {json: result.to_json()}
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         files[output / "sites.json"] = result.to_json()
         files[output / "sites.md"] = result.to_markdown()
+        files[output / "report.html"] = to_html(result.to_markdown(), output)
     for path, text in files.items():
         path.write_text(text, "utf-8")
         typer.echo(f"written to {path}")

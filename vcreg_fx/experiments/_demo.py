@@ -60,8 +60,8 @@ def run_demo(
 
     **Arguments:**
 
-    - `folder`: where ``report.md``, ``report.json``, ``spectra.png`` and ``model.png`` go; made if
-      it does not exist.
+    - `folder`: where ``report.html``, ``report.md``, ``report.json``, ``spectra.png`` and
+      ``model.png`` go; made if it does not exist.
     - `settings`: by default those of `DemoSettings`.
     - `observer`: is told of every step.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .._shared.pictures import panels, plain
+from .._shared.report import Report
 from .._shared.tables import markdown_table
 from ..evaluation import sign_test
 from ..exporting import draw
@@ -215,9 +216,8 @@ def _change(result: DemoResult, name: str, attribute: str, form: str) -> str:
 
 
 def write_report(result: DemoResult, folder: Path) -> list[Path]:
-    """Write ``report.md``, ``report.json``, ``spectra.png`` and ``model.png``; return the paths."""
-    names = ("report.md", "report.json", "spectra.png", "model.png")
-    report, numbers, spectra, model = (folder / name for name in names)
+    """Write ``report.html``, ``report.md``, ``report.json`` and pictures; return the paths."""
+    numbers, spectra, model = (folder / n for n in ("report.json", "spectra.png", "model.png"))
     draw_spectra(
         {"without VCReg": result.plain.spectrum, "with VCReg": result.vcreg.spectrum},
         spectra,
@@ -225,8 +225,10 @@ def write_report(result: DemoResult, folder: Path) -> list[Path]:
     )
     draw(result.plan, model)
     numbers.write_text(json.dumps(as_data(result), indent=2, ensure_ascii=False) + "\n", "utf-8")
-    report.write_text(_markdown(result), "utf-8")
-    return [report, numbers, spectra, model]
+    figure = ("Eigenvalues of both covariance matrices: flatter is more varied", spectra.name)
+    title, settings = "VCReg on handwritten digits", result.settings.to_dict()
+    report = Report(title, conclusions(result), figure, _body(result), settings)
+    return [numbers, spectra, model, *report.write(folder)]
 
 
 def as_data(result: DemoResult) -> dict[str, Any]:
@@ -250,13 +252,11 @@ def as_data(result: DemoResult) -> dict[str, Any]:
     }
 
 
-def _markdown(result: DemoResult) -> str:
+def _body(result: DemoResult) -> str:
     settings = result.settings
     members = {name: ", ".join(map(str, digits)) for name, digits in GROUPS.items()}
     groups = ", ".join(f"{name} ({digits})" for name, digits in members.items())
     lines = [
-        "# VCReg on handwritten digits",
-        "",
         "A ConvNeXt-Atto was trained twice on scikit-learn's digits, enlarged to 32×32 pixels: "
         f"from the same weights, on the same batches in the same order, for {settings.steps} steps "
         f"of {settings.batch_size} images (seed {settings.seed}). The labels are coarse, three "
@@ -267,16 +267,6 @@ def _markdown(result: DemoResult) -> str:
         "seen.",
         "",
         markdown_table(COLUMNS, rows(result)),
-        "",
-        "## In words",
-        "",
-        *[f"- {sentence}" for sentence in conclusions(result)],
-        "",
-        "## The covariance spectra",
-        "",
-        "A flatter curve means that features vary in more directions.",
-        "",
-        "![Eigenvalues of both covariance matrices](spectra.png)",
         "",
         "## The gradient",
         "",
