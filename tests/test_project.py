@@ -265,6 +265,7 @@ def test_what_is_imported_is_declared():
     declared = set(re.findall(r'"([a-z][\w-]*)[\[>]', lists))
     known = {*sys.stdlib_module_names, "placement_rules", "vcreg_fx"}
     names = {"sklearn": "scikit-learn", "distributed": "dask", "PIL": "pillow"}
+    names["markdown_it"] = "markdown-it-py"
     files = [
         file for name in ("placement_rules", "vcreg_fx") for file in (ROOT / name).rglob("*.py")
     ]
