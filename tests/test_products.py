@@ -15,8 +15,10 @@ from tests.test_gradient import added_gradient, error, reference_gradient
 from vcreg_fx import LiveSite, VCRegConfig, vcreg_loss
 from vcreg_fx.gradient import _blocks
 from vcreg_fx.gradient._blocks import Blocks
+from vcreg_fx.gradient._few import few_samples
 from vcreg_fx.gradient._products import add_product, add_small_product, moments
 from vcreg_fx.gradient._symmetric_sum import gram
+from vcreg_fx.site._loss_scale import LossScale
 
 SHAPES = {"NC": (400, 0), "NLC": (6, 70, 0), "NCHW": (7, 0, 9, 8), "NHWC": (7, 9, 8, 0)}
 
@@ -81,6 +83,37 @@ def test_compiled_code_leaves_symmetric_operations_out(dtype: torch.dtype) -> No
         found = torch.compile(gram, backend=backend, fullgraph=True)(x)
         torch.testing.assert_close(found, x.T @ x)
         assert ("vcreg_fx.gram" in graphs[0]) == called
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [("NC", (9, 40)), ("NLC", (2, 5, 33)), ("NCHW", (3, 48, 2, 2)), ("NHWC", (3, 2, 2, 48))],
+)
+@pytest.mark.parametrize("memory", MEMORY)
+def test_fewer_samples_than_channels(
+    memory: str, layout: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Without δ the products are of (n, n); gradient, numbers and scale are those of the loss."""
+    axes = Layout.parse(layout)
+    h = in_memory((torch.randn(shape, dtype=torch.float64) * 0.7 + 50).to(dtype), axes, memory)
+    grad = torch.randn(shape, dtype=torch.float64).to(dtype)
+    config = VCRegConfig(alpha=2.0, beta=30.0, delta=None, gamma=0.9)
+    site = LiveSite("m", "m", "output", axes, shape[axes.axis], config, False)
+    site.loss_scale = LossScale(8.0, 1)
+    x = few_samples(h, axes.axis, site.reference_mean(h), config, dtype)
+    assert x is not None
+    leaf = h.clone().requires_grad_()
+    (found,) = torch.autograd.grad(site.regularize(leaf, site.reference_mean(leaf)), leaf, grad)
+    wide = h.double().requires_grad_()
+    loss = vcreg_loss(wide, 2.0, 30.0, None, axes, gamma=0.9)
+    (expected,) = torch.autograd.grad(loss, wide)
+    close = 1e-10 if dtype == torch.float64 else 1e-3
+    assert error(found.double() - grad.double(), 8 * expected) <= close
+    assert site.penalty == pytest.approx(float(loss.detach()), rel=close)
+    assert few_samples(h, axes.axis, None, VCRegConfig(), dtype) is None
+    many = torch.randn(60, 8, dtype=dtype)
+    assert few_samples(many, 1, many[0], config, dtype) is None
 
 
 def test_a_site_adds_few_operations() -> None:

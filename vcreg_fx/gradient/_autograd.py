@@ -17,6 +17,7 @@ from ..functional import covariance_loss, flatten_samples, variance_loss
 from ._closed_form import Statistics, add_gradient, direction
 from ._config import VCRegConfig
 from ._estimate import Draw, estimate
+from ._few import add_gradient_of_few, few_samples
 from ._moments import Moments, moments_of, start_moments
 from ._numbers import Numbers
 from ._precision import autocast_off
@@ -99,6 +100,11 @@ class InjectGradient(torch.autograd.Function):
                 draw = Draw(settings.key, ctx.step)
                 how = (axis, alpha, beta, scale, config, draw, ctx.dtype)
                 result, seen = estimate(base, h, *how, grad, absent)
+            elif (
+                absent is None
+                and (x := few_samples(h, axis, reference, config, ctx.dtype)) is not None
+            ):
+                result, seen = add_gradient_of_few(base, x, axis, alpha, beta, scale, config)
             else:
                 found = ctx.started or start_moments(
                     h, axis, reference, config, ctx.dtype, absent, keep=True

@@ -45,7 +45,7 @@ def moments(
         first, x = x.sum(dim=0), x.to(dtype)
         return gram(x), first, None
     d = h.shape[axis]
-    small = _small(h, axis, centre, dtype) if absent is None else None
+    small = small_matrix(h, axis, centre, dtype) if absent is None else None
     if small is not None:
         few = len(small) * d * d <= _PLAIN
         return small.T @ small if few else SymmetricSum.of(small), small.sum(dim=0), small
@@ -60,7 +60,7 @@ def moments(
     return second.result(), first, None
 
 
-def _small(h: Tensor, axis: int, centre: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def small_matrix(h: Tensor, axis: int, centre: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Return samples that fit in a cache, less the centre, as a matrix (n, d); None for more.
 
     It lies in memory as the activation does: by rows where channels are neighbours, else by
