@@ -15,13 +15,18 @@ COLORS = (
 )  # fmt: skip
 
 
+_COLUMNS = 4  # of panels, at the most
+
+
 def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> None:
     """Draw, for each metric, the difference to the first arm of every seed, with its interval."""
     known = {metric["name"]: metric for metric in report["metrics"]}
     others = report["rows"][1:]
     first = report["rows"][0]
-    size = 1.9 + 2.9 * len(metrics), 1.3 + 0.42 * len(others)
-    figure, grid = panels(len(metrics), size, sharey=True)
+    columns = min(len(metrics), _COLUMNS)
+    rows = -(-len(metrics) // columns)
+    size = 1.9 + 2.9 * columns, rows * (1.3 + (0.42 if rows == 1 else 0.25) * len(others))
+    figure, grid = panels(len(metrics), size, columns, sharey=True)
     for axes, name in zip(grid, metrics, strict=True):
         scale = 100 if known[name]["percent"] else 1
         for height, row in enumerate(others):
@@ -40,7 +45,7 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
         axes.set_ylim(max(len(others), 1) - 0.5, -0.5)
         unit = ", points" if scale == 100 else ""
         head(axes, known[name]["title"], f"difference to {first['name']}{unit}", "x")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110 if rows == 1 else 75)
 
 
 def draw_curves(
