@@ -25,7 +25,8 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
     first = report["rows"][0]
     columns = min(len(metrics), _COLUMNS)
     rows = -(-len(metrics) // columns)
-    size = 1.9 + 2.9 * columns, rows * (1.3 + (0.42 if rows == 1 else 0.25) * len(others))
+    crowded = rows * len(others) > 12
+    size = 1.9 + 2.9 * columns, rows * (1.3 + (0.25 if crowded else 0.42) * len(others))
     figure, grid = panels(len(metrics), size, columns, sharey=True)
     for axes, name in zip(grid, metrics, strict=True):
         scale = 100 if known[name]["percent"] else 1
@@ -45,7 +46,7 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
         axes.set_ylim(max(len(others), 1) - 0.5, -0.5)
         unit = ", points" if scale == 100 else ""
         head(axes, known[name]["title"], f"difference to {first['name']}{unit}", "x")
-    figure.savefig(path, dpi=110 if rows == 1 else 75)
+    figure.savefig(path, dpi=75 if crowded else 110)
 
 
 def draw_curves(
