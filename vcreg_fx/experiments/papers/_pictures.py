@@ -62,7 +62,7 @@ def draw_curves(
     - `label`: what was varied.
     """
     known = {metric["name"]: metric for metric in report["metrics"]}
-    figure, grid = panels(len(names), (max(3.1 * len(names), 4.2), 2.7))
+    figure, grid = panels(len(names), (max(3.1 * len(names), 6.4), 3.1))
     for axes, name in zip(grid, names, strict=True):
         places = _places(report["rows"][0], name)
         metric = known.get(name) or known[f"{name}_{places[0]:g}"]
@@ -82,8 +82,9 @@ def draw_curves(
             )  # fmt: skip
         title = metric["title"] if name in known else "accuracy, %"
         head(axes, title, label)
-    grid[0].legend(frameon=False, fontsize=7)
-    figure.savefig(path, dpi=110)
+    lines, labels = grid[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=110 if len(report["rows"]) < 5 else 85)
 
 
 def _places(row: dict[str, Any], name: str) -> list[float]:
