@@ -62,7 +62,7 @@ def draw_curves(
     - `label`: what was varied.
     """
     known = {metric["name"]: metric for metric in report["metrics"]}
-    figure, grid = panels(len(names), (max(3.1 * len(names), 6.4), 3.1))
+    figure, grid = panels(len(names), (max(3.1 * len(names), 6.4), 3.1 if len(names) > 1 else 3.9))
     for axes, name in zip(grid, names, strict=True):
         places = _places(report["rows"][0], name)
         metric = known.get(name) or known[f"{name}_{places[0]:g}"]
@@ -83,7 +83,10 @@ def draw_curves(
         title = metric["title"] if name in known else "accuracy, %"
         head(axes, title, label)
     lines, labels = grid[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    beside = 4 if len(names) > 1 else 2
+    figure.legend(
+        lines, labels, loc="outside lower center", ncols=beside, frameon=False, fontsize=8
+    )
     figure.savefig(path, dpi=110 if len(report["rows"]) < 5 else 85)
 
 
