@@ -659,11 +659,13 @@ def test_pictures(tmp_path):
     assert (tmp_path / "placements.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "placements.svg").read_bytes()
+    many = made({f'blocks {{"alpha": {a}}}': {"m": [1.0]} for a in range(301)}, tmp_path)
     for call, message in [
         (lambda: result.plot(tmp_path / "a.png", ["x"]), "There is no metric x"),
         (lambda: result.plot_heatmap(tmp_path / "a.png", "x"), "There is no metric x"),
         (lambda: result.plot_heatmap(tmp_path / "a.png", "m", "lr"), "both lr and beta"),
         (lambda: made({}, tmp_path).plot(tmp_path / "a.png"), "nothing to draw"),
+        (lambda: many.plot(tmp_path / "a.png"), "room for 300 rows, and there are 301"),
     ]:
         with pytest.raises(AblationError, match=message):
             call()
@@ -684,6 +686,7 @@ def command(*arguments):
         (["--shard", "2"], "is no shard"),
         (["--shard", "3/2"], "shards go from 1/2 to 2/2"),
         (["--set", "alpha=-1"], "must be a finite number"),
+        (["--timeout", "0"], "timeout must be positive"),
         (["--task", "tests.strategies"], "has no function build and no train and no evaluate"),
         (["--task", "tests.ablation_task", "--steps", "5"], "--steps is of the digits"),
         (["--workers", "2", "--dask", "tcp://127.0.0.1:1"], "--workers is of this machine"),

@@ -527,9 +527,10 @@ def test_coefficients_below_zero(command):
 
 def test_export_command_of_training(own, tmp_path):
     path = tmp_path / "t.pt2"
-    result = run(
-        *["export", f"{own}:make", "-o", str(path), "--input-size", "3,12,12", "--training"]
-    )
+    path.write_text("notes")
+    command = ["export", f"{own}:make", "-o", str(path), "--input-size", "3,12,12", "--training"]
+    assert "overwrite" in fails(*command) and path.read_text() == "notes"
+    result = run(*command, "--overwrite")
     assert result.exit_code == 0 and "random" in result.stderr
     targets = [node.target for node in torch.export.load(path).graph.nodes]
     assert targets.count(torch.ops.vcreg_fx.vcreg.default) == 2

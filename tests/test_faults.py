@@ -172,9 +172,17 @@ def test_a_claim_is_whole_or_absent(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_claim.json, "dump", full)
-    with pytest.raises(OSError, match="No space left"):
-        Claims(tmp_path, 60).make("trial", alone=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*trial\.0'"):
+            Claims(tmp_path, 60).make("trial", alone=True)
+    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patched:  # no links on this file system
+        patched.setattr(os, "link", full)
+        claims = [Claims(tmp_path, 60).make("trial", alone=True) for _ in range(2)]
+    assert [claim and claim.path.name for claim in claims] == ["trial.0", None]
+    assert json.loads((tmp_path / "trial.0").read_text())["pid"] == os.getpid()
+    Claims(tmp_path, 60).clear("trial")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,14 +17,26 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with naming(path):
+        try:
+            yield new
+            sync(new)
+            os.replace(new, path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name a file, also where only its number was known."""
     try:
-        yield new
-        sync(new)
-        os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if not isinstance(error.filename, str):
+            error.filename = str(path)
         raise
-    sync(path.parent)
 
 
 def remove_unfinished(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Claims: which process works on which trial, agreed on through files alone.
 
-A claim is a file made with O_EXCL, which one process wins. It is renewed while the trial runs.
+A claim is a file that is made whole, which one process wins. It is renewed while the trial runs.
 Where its process has ended, or does not renew it, the next process makes a claim with the next
 number; the highest number holds. No claim is ever taken away from under its owner, so there is no
 moment in which two processes can disagree.
@@ -17,11 +17,14 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .._shared.files import naming
 
 Owner = dict[str, Any]  # of a claim; empty where the file says nothing
 
@@ -72,14 +75,15 @@ class Claim:
         return self
 
     def __exit__(self, kind: object, *_error: object) -> None:
-        """Give the claim back; if the trial is finished, with those of lost processes before."""
+        """Give the claim back; without an exception, the trial is finished."""
         self._over.set()
         self._thread.join()
-        mine = [self.path] if kind else claims_of(self.path.parent, self.path.stem)
-        for path in mine:
-            if _number(path) <= _number(self.path):
-                path.unlink(missing_ok=True)
-                _mark(path).unlink(missing_ok=True)
+        self.give_back(finished=kind is None)
+
+    def give_back(self, *, finished: bool) -> None:
+        """Remove the claim; if the trial is finished, with those of lost processes before."""
+        mine = claims_of(self.path.parent, self.path.stem) if finished else [self.path]
+        _remove(path for path in mine if _number(path) <= _number(self.path))
 
     def _renew(self) -> None:
         while not self._over.wait(self._pause):
@@ -117,17 +121,28 @@ class Claims:
         if standing.holder is not None:
             return None
         path = self._folder / f"{trial}.{standing.number}"
+        text = json.dumps({**this_process(), "alone": alone})
         try:
-            file = path.open("x")
+            with naming(path):
+                self._write(path, text)
         except FileExistsError:
             return None  # another process was faster
-        try:
-            with file:
-                json.dump({**this_process(), "alone": alone}, file)
-        except BaseException:
-            path.unlink()
-            raise
         return Claim(path, self._lost_after, standing.deaths)
+
+    def _write(self, path: Path, text: str) -> None:
+        """Write a file that does not exist, whole; one of many processes succeeds."""
+        new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            new.write_text(text)
+            try:
+                os.link(new, path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links, as FAT: half a claim is nobody's
+                with path.open("x") as file:
+                    file.write(text)
+        finally:
+            new.unlink(missing_ok=True)
 
     def standings(self) -> dict[str, Standing]:
         """Return how the claims stand on all trials that have any."""
@@ -136,6 +151,10 @@ class Claims:
             if _is_claim(path):
                 found[path.stem].append(path)
         return {trial: self._standing(paths) for trial, paths in found.items()}
+
+    def clear(self, trial: str) -> None:
+        """Remove the claims on a finished trial, such as of a process that was killed just then."""
+        _remove([*claims_of(self._folder, trial), *self._folder.glob(f".{trial}.*")])
 
     def _standing(self, paths: Iterable[Path]) -> Standing:
         owners = [(path, self._owner(path)) for path in sorted(paths, key=_number)]
@@ -179,6 +198,12 @@ class Claims:
 def claims_of(folder: Path, trial: str) -> list[Path]:
     """Return the claims on a trial, by number."""
     return sorted(filter(_is_claim, folder.glob(f"{trial}.*")), key=_number)
+
+
+def _remove(claims: Iterable[Path]) -> None:
+    for path in claims:
+        path.unlink(missing_ok=True)
+        _mark(path).unlink(missing_ok=True)
 
 
 def _is_claim(path: Path) -> bool:

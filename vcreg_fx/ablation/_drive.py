@@ -240,4 +240,5 @@ def _drop_finished(
     for name in list(open_tasks) if names is None else names:
         if name in open_tasks and store.is_done(name):
             del open_tasks[name]
+            store.claims.clear(name)
             on_finished(name)

@@ -12,6 +12,7 @@ from .._shared.statistics import summarize
 from ._records import Comparison, Row
 from ._trials import AblationError, in_one_line
 
+MOST_ROWS = 300  # of a picture
 _POINT, _SEED, _BASELINE = "#2e7d8c", "#9db9bf", "#d1495b"
 
 
@@ -25,6 +26,11 @@ def draw_placements(result: Comparison, path: Path, metrics: Sequence[str] | Non
         )
     if not names or not rows:
         raise AblationError(f"No trial in {result.store} finished well; there is nothing to draw.")
+    if len(rows) > MOST_ROWS:
+        raise AblationError(
+            f"A picture has room for {MOST_ROWS} rows, and there are {len(rows)}. Ablate fewer "
+            "settings at once, or draw what to_pandas gives."
+        )
     columns = min(len(names), 3)
     lines = -(-len(names) // columns)
     labels = [_label(result, row) for row in rows]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._shared.report import Report
-from ._plots import draw_heatmaps, draw_placements
+from ._plots import MOST_ROWS, draw_heatmaps, draw_placements
 from ._records import Comparison
 from ._store import Store
 from ._table import beside, markdown, verdicts
@@ -135,7 +135,7 @@ class AblationResult(Comparison):
         **Returns:** the paths, that of the page last.
         """
         pictures, body = [], [self.to_markdown()]
-        if self.metrics:
+        if self.metrics and len(self.rows) <= MOST_ROWS:
             pictures.append(self.store / "placements.png")
             self.plot(pictures[0])
             if {"alpha", "beta"} <= set(self.varying):

@@ -113,10 +113,21 @@ class Store:
     def claim(self, trial: str, *, alone: bool) -> Claim | None:
         """Return a claim on a trial for this process; None if it is taken or done."""
         claim = self.claims.make(trial, alone=alone)
-        if claim is not None and self.is_done(trial):
-            with claim:  # finished between the question and the claim
-                return None
-        return claim
+        if claim is None:
+            return None
+        # It may have been finished since it was asked for. What a network file system's client has
+        # seen of a folder may be old, until it changes something there itself.
+        probe = self._trials / f".probe.{uuid.uuid4().hex}"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError:
+            claim.give_back(finished=False)
+            raise
+        if not self.is_done(trial):
+            return claim
+        claim.give_back(finished=True)
+        return None
 
     def publish(self, record: Record) -> None:
         """Put a finished trial into the store, in one step; the first record of a trial stays.
@@ -145,11 +156,15 @@ class Store:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}
             else ""
         )
+        kept = (
+            " It is kept in memory: if ablate is called again in this process, it is written "
+            f"without training again; it is also the error's `record`, with {record.metrics}."
+            if record.status == "done"
+            else f" It failed ({record.reason}), perhaps because of that, and will be run again."
+        )
         found = UnpublishedError(
             f"{record.name} is finished, and its record cannot be written to {self.path}: "
-            f"{error.strerror}.{room} It is kept in memory: if ablate is called again in this "
-            "process, it is written without training again; it is also the error's `record`, with "
-            f"{record.metrics or record.reason}."
+            f"{error.strerror}.{room}{kept}"
         )
         found.record = record
         return found
@@ -235,7 +250,13 @@ def _read(path: Path, make: Callable[[dict[str, Any]], _T]) -> _T:
 def _plan_of(found: dict[str, Any]) -> dict[str, Any]:
     check_format(found.get(STORE))
     functions, trials = found.get("functions"), found.get("trials")
-    if not isinstance(functions, dict) or not isinstance(trials, list):
+    if (
+        not isinstance(functions, dict)
+        or functions.keys() != {"build", "train", "evaluate"}
+        or not isinstance(trials, list)
+        or not all(isinstance(trial, str) for trial in trials)
+        or not isinstance(found.get("number", 0), int)
+    ):
         raise ValueError("it holds no plan")
     return found
 

@@ -26,7 +26,7 @@ def markdown(result: Comparison) -> str:
         lines = [
             f"{len(failed)} of {len(result.records)} trials failed:",
             "",
-            *(f"- `{record.id}`: {in_markdown(record.reason)}" for record in failed),
+            *(f"- {in_markdown(f'`{record.id}`: {record.reason}')}" for record in failed),
             "",
             "`trials/<name>/traceback.txt` in the store says where. They are run again on request "
             "only: `retry_failed`, `--retry-failed`.",
@@ -49,11 +49,12 @@ def verdicts(result: Comparison) -> list[str]:
     """Return a sentence a metric: which placement is best, if that is known."""
     found = []
     for metric in result.metrics:
-        rows = [row for row in result.rows if id(row) in _best(result, result.rows, metric)]
+        best = _best(result, result.rows, metric)
+        rows = [row for row in result.rows if id(row) in best]
         unit, write = (" %" if metric in result.percent else ""), _writer(result, rows, metric)
         found += [
             f"{in_markdown(metric)}: best with {in_markdown(row.label)}"
-            + "".join(f", {axis} {_setting(row, axis)}" for axis in result.varying)
+            + "".join(in_markdown(f", {axis} {_setting(row, axis)}") for axis in result.varying)
             + f": {mean_and_spread(row.summary(metric), write, unit)} over {len(row.by_seed)} seeds"
             for row in rows
         ]

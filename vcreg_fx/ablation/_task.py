@@ -85,7 +85,8 @@ def work(task: Task) -> None:
                 try:
                     store.publish(record)
                 except UnpublishedError:
-                    _kept[kept] = record
+                    if record.status == "done":
+                        _kept[kept] = record
                     raise
             _kept.pop(kept, None)
 
