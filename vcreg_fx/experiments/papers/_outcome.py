@@ -191,10 +191,7 @@ def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:
 
 
 def summary(folder: Path) -> str:
-    """Return a table of what all reports in a folder say.
-
-    A report whose ``caution`` says why it is to be made again is marked.
-    """
+    """Return a table of what all reports in a folder say."""
     reports = [read_report(path) for path in sorted(folder.glob("*.json"))]
     body = []
     for report in reports:
@@ -202,13 +199,10 @@ def summary(folder: Path) -> str:
         first, *others = report["rows"]
         for row in others:
             if row["rule"] is not None:
-                so = verdict(row, first, metric) + r" \*" * ("caution" in report)
-                said = span(row, first, metric), so
+                said = span(row, first, metric), verdict(row, first, metric)
                 body.append([report["experiment"], row["name"], metric["title"], *said])
     header = ["experiment", "arm", "measured", "difference to none, 95 % interval", "so"]
-    note = r"\* To be run again, for the reason that its section begins with." + "\n\n"
-    marked = note if any("caution" in report for report in reports) else ""
-    return f"\n{markdown_table(header, body)}\n\n{marked}"
+    return f"\n{markdown_table(header, body)}\n\n"
 
 
 def _replace(text: str, name: str, new: str) -> str:

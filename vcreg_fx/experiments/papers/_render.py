@@ -19,7 +19,6 @@ _NOTE = (
 def render(report: dict[str, Any]) -> str:
     """Return what was done, our numbers, the paper's, the differences, and what they say."""
     parts = [
-        f"**{report['caution']}**" if "caution" in report else "",
         how(report),
         _ours(report),
         _differences(report, report["rows"][0]["name"], _to(report["rows"][0], report["rows"][1:])),
