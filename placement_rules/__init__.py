@@ -23,6 +23,8 @@ if not _typing.TYPE_CHECKING:  # which knows the names from above
 
     def __getattr__(name: str) -> _typing.Any:
         """Import what needs torch when it is first asked for: a public name, or a room."""
+        if name == "__all__":  # asked for by `from … import *`
+            return [public for public in __dir__() if public[0] != "_"]
         if not name.startswith("_"):
             from . import _public
 

@@ -25,3 +25,13 @@ def _compiler() -> None:
     """Clear the compiler, which gives a function up at its ninth form, counted over all tests."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests that share something of their file in one process, so that it is made once."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.items()
+        shared = [name for name, found in fixtures if found[-1].scope == "module"]
+        if shared:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{shared[0]}"))

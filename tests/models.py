@@ -16,8 +16,10 @@ from vcreg_fx import rules
 
 def resnet18() -> nn.Module:
     """ResNet-18's blocks and stages, of few channels."""
-    block = timm.models.resnet.BasicBlock
-    return timm.models.ResNet(block, (2, 2, 2, 2), channels=(16, 24, 32, 48), num_classes=5)
+    resnet, channels = timm.models.resnet, (16, 24, 32, 48)
+    return resnet.ResNet(
+        resnet.BasicBlock, (2, 2, 2, 2), channels=channels, num_classes=5, zero_init_last=False
+    )
 
 
 def resnet10() -> nn.Module:

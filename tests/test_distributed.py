@@ -17,7 +17,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str | No
     return run_ranks(tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("name", CHECKS)
 def test_two_ranks(name: str, results: dict[str, list[str | None]]) -> None:
     errors = [f"rank {rank}: {error}" for rank, error in enumerate(results[name]) if error]

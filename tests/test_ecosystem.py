@@ -12,8 +12,6 @@ from torch import nn
 import vcreg_fx
 from tests.models import SMALL, step, task_loss
 
-NAMES = ["resnet18", "convnext", "vit_tiny", "swin"]
-
 
 def both(
     name: str, rule: str = "blocks | head", **options
@@ -30,7 +28,14 @@ def assert_no_trace(names) -> None:
 
 
 @pytest.mark.parametrize("rule", ["blocks | head", "residual"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "vit_tiny",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("convnext", "swin")),
+    ],
+)
 def test_in_eval_mode(name, rule):
     model, plain, x = both(name, rule)
     expected = plain(x)

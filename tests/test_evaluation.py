@@ -538,7 +538,7 @@ def test_features_at_the_head_by_default():
 
 @pytest.mark.parametrize("inserted", [None, "statistics", "activations"])
 def test_features_in_the_middle_of_forwards(inserted):
-    """On models with VCReg there and without; relu_ follows each add of torchvision's ResNet."""
+    """On models with VCReg there and without; relu_ follows each add of a ResNet."""
     model, images = resnet18(), torch.randn(4, 3, 32, 32)
     sites = vcreg_fx.plan(model, "residual").sites
     assert {site.form for site in sites} == {"inside"}
@@ -595,10 +595,10 @@ def test_features_of_every_location():
     model, images = resnet18(), torch.randn(3, 3, 32, 32)
     pooled = evaluation.extract_features(model, images, "stages")
     rows = evaluation.extract_features(model, images, "stages", pool="none")
-    assert [t.shape for t in pooled.tensors.values()] == [(3, 64), (3, 128), (3, 256), (3, 512)]
-    assert rows.tensors["layer1.1:output"].shape == (3 * 8 * 8, 64)
+    assert [t.shape for t in pooled.tensors.values()] == [(3, 16), (3, 24), (3, 32), (3, 48)]
+    assert rows.tensors["layer1.1:output"].shape == (3 * 8 * 8, 16)
     torch.testing.assert_close(
-        rows.tensors["layer1.1:output"].view(3, 64, 64).mean(dim=1),
+        rows.tensors["layer1.1:output"].view(3, 64, 16).mean(dim=1),
         pooled.tensors["layer1.1:output"],
     )
 

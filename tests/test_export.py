@@ -88,6 +88,11 @@ def has_penalty(model: nn.Module, shape: tuple) -> bool:
     return any(not torch.allclose(plain[key], expected[key], rtol=1e-3) for key in plain)
 
 
+def mostly_slow(names, *quick):
+    """The names, all but the quick ones among the slow tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 # Round trips ---------------------------------------------------------------------------------
 
 
@@ -114,7 +119,7 @@ def test_fx_folder(name, tmp_path):
     assert has_penalty(model, shape)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", mostly_slow(ALL, "vit_tiny", "resnet18"))
 def test_pt2_for_inference(name, tmp_path):
     model, shape = inserted(name)
     x = torch.randn(2, *shape)
@@ -131,7 +136,7 @@ def test_pt2_for_inference(name, tmp_path):
     assert [name for name, data in entries.items() if b"vcreg" in data.lower()] == []
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", mostly_slow(ALL, "vit_tiny", "resnet18"))
 def test_pt2_for_training(name, tmp_path):
     model, shape = inserted(name)
     x = torch.randn(2, *shape)
@@ -144,7 +149,7 @@ def test_pt2_for_training(name, tmp_path):
     assert has_penalty(model, shape)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", mostly_slow(ALL, "vit_tiny"))
 def test_onnx(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     model, shape = inserted(name)

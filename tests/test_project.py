@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import runpy
 import shutil
@@ -63,6 +64,16 @@ def test_import_is_light(package):
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("package", ["vcreg_fx", "placement_rules"])
+def test_a_star_imports_every_public_name(package):
+    names: dict[str, object] = {}
+    exec(f"from {package} import *", names)
+    module = importlib.import_module(package)
+    public = {name for name in dir(module) if not name.startswith("_")}
+    assert {"vcreg_fx": "insert", "placement_rules": "blocks"}[package] in public
+    assert public <= set(names)
 
 
 def test_operators_are_known_where_torch_was_imported_before():

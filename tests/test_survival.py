@@ -124,7 +124,7 @@ def spawned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tensor,
     return torch.load(path)
 
 
-@row("Copies and checkpoints")
+@row("Copies and checkpoints", slow=tuple(case.name for case in CASES))
 def test_spawn(case: Case, spawned: dict[str, tuple[Tensor, Grads]]) -> None:
     """passed to a process by `torch.multiprocessing`, start method spawn"""
     same(spawned[case.name], case.expected, 1e-10)

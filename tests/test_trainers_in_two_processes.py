@@ -93,7 +93,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("name", CHECKS)
 def test_two_processes(name: str, folder: Path) -> None:
     for rank in range(2):
