@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import typer
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import placement_rules
@@ -49,7 +55,7 @@ def wrong():
 
 
 def run(*arguments):
-    result = CliRunner().invoke(app, list(arguments))
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, list(arguments))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -80,7 +86,7 @@ def own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "rule", "sites", "layout"),
     [
-        ("timm/convnext_atto", "blocks | downsample", 15, "NCHW"),
+        ("convnext_atto", "blocks | downsample", 15, "NCHW"),
         ("torchvision/vit_b_32", "blocks", 12, "NLC"),
         ("torchvision/r3d_18", "VCReg3", 3, "NCTHW"),
         ("torchvision/fcn_resnet50", "blocks", 16, "NCHW"),
@@ -134,6 +140,39 @@ def test_own_factory(own, factory):
     ]
 
 
+def test_factories_and_tasks_in_files(own, tmp_path, monkeypatch):
+    """Modules by their paths, from anywhere; a name that is taken is refused."""
+    from vcreg_fx.cli._ablate import _functions
+
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    text = "".join(f"def {name}(*_):\n    pass\n" for name in ("build", "train", "evaluate"))
+    (folder / "a_task.py").write_text(f"{text}TITLE = 'Mine'\n", "utf-8")
+    (folder / "json.py").write_text(text, "utf-8")
+    functions, options = _functions("elsewhere/a_task.py")
+    assert {f.__module__ for f in functions.values()} == {"a_task"} and options == {"title": "Mine"}
+    sys.modules.pop("a_task")
+    assert "'json' is also the name of" in fails("ablate", "--task", "elsewhere/json.py")
+    assert "--task: There is no file elsewhere/b.py" in fails("ablate", "--task", "elsewhere/b.py")
+    monkeypatch.chdir(folder)
+    size = ("--json", "--input-size", "3,12,12")
+    assert len(json.loads(run("sites", "../own_models.py:make", *size).stdout)["sites"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "rule", "same"),
+    [
+        ("torchvision/resnet18", "blocks | downsample", "blocks"),
+        ("torchvision/resnet18", "VCReg2", "blocks | downsample"),
+        ("timm/test_convnext", "blocks | downsample", None),
+    ],
+)
+def test_rules_that_select_the_same_are_named(model, rule, same):
+    text = " ".join(run("sites", model, "--rule", rule).stdout.split())
+    said = f"The same sites are selected here by {same}."
+    assert (said in text) if same else ("The same sites" not in text)
+
+
 def test_layout_and_size_are_passed_on(own):
     result = run("sites", f"{own}:make", "--layout", "NHWC", "--input-size", "3x9x9", "--json")
     assert {site["channels"] for site in json.loads(result.stdout)["sites"]} == {7}
@@ -155,7 +194,14 @@ def test_models_of_libraries_need_no_memory():
         ("timm/hf_hub:someone/something", "timm has no model 'hf_hub:someone/something'"),
         ("torchvision/resnet5", "Did you mean resnet50"),
         ("torchvision", "'torchvision' names a library and no model"),
-        ("resnet50", "'resnet50' is not a model. Write timm/NAME, torchvision/NAME"),
+        ("resnet50", "'resnet50' is in several libraries. Write timm/resnet50 or torchvision/"),
+        ("vit_b_32", "'vit_b_32' is no model of timm's. Write torchvision/vit_b_32."),
+        ("convnext_ato", "is not a model. Write timm/NAME, torchvision/NAME"),
+        ("convnext_ato", "Did you mean convnext_atto"),
+        ("google/vit-base-patch16-224", "such as transformers/ViTForImageClassification"),
+        ("microsoft/resnet-50", "such as transformers/ResNetForImageClassification"),
+        ("facebook/dinov2-base", "such as transformers/Dinov2ForImageClassification"),
+        ("no_such_file.py:make", "There is no file no_such_file.py"),
         ("no_such_package.models:make", "There is no module 'no_such_package'"),
         ("own_models:mak", "own_models has no 'mak'. Did you mean make"),
         ("own_models:", "a part is missing"),
@@ -200,11 +246,31 @@ def test_an_input_that_cannot_be_worked_out_names_the_option(own):
     assert "--input-size" in fails("sites", "odd:make")
 
 
-def test_a_missing_package_is_named(capsys):
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [
+        ("onnxscript", 'pip install "vcreg-fx[export]"'),
+        ("safetensors.torch", 'pip install "vcreg-fx[export]"'),
+        ("distributed", 'pip install "vcreg-fx[dask]"'),
+        ("transformers", 'pip install "vcreg-fx[transformers]"'),
+        ("some_package", "pip install some-package"),
+    ],
+)
+def test_a_missing_package_is_named_by_its_extra(monkeypatch, capsys, package, command):
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    extras = text[text.index("[project.optional-dependencies]") : text.index("[project.scripts]")]
+    requirements = [  # as the metadata of an installed package lists them
+        f"{requirement}; extra == '{name}'"
+        for name, listed in re.findall(r"^(\w+) = \[(.*?)\n?\]$", extras, re.DOTALL | re.MULTILINE)
+        for requirement in re.findall(r'"([^"]+)"', listed)
+    ]
+    assert len(requirements) > 15
+    monkeypatch.setattr("importlib.metadata.requires", lambda name: requirements)
     with pytest.raises(typer.Exit) as caught, clear_errors():
-        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     assert caught.value.exit_code == 1
-    assert "pip install timm" in capsys.readouterr().err
+    found = " ".join(capsys.readouterr().err.split())
+    assert found.startswith("Error: ") and found.endswith(f"is needed for this: {command}")
 
 
 def test_mistakes_of_the_library_are_not_hidden():
@@ -215,17 +281,190 @@ def test_mistakes_of_the_library_are_not_hidden():
 # The command --------------------------------------------------------------------------------
 
 
-def test_python_dash_m():
+def vcreg_fx_command(*arguments, check=True, **environment):
+    """Run the command in a process of its own."""
     result = subprocess.run(
-        [sys.executable, "-m", "vcreg_fx", "--help"],
-        cwd=ROOT,
+        [sys.executable, "-m", "vcreg_fx", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        check=False,
+    )
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+def test_python_dash_m():
+    text = vcreg_fx_command("--help").stdout.decode()
+    for word in ("sites", "demo", "--version", "--install-completion"):
+        assert word in text
+
+
+def test_the_version():
+    assert run("--version").stdout == f"vcreg-fx {vcreg_fx.__version__}\n"
+
+
+COMPLETION = """
+import sys
+from vcreg_fx.cli import main
+try:
+    main()
+finally:
+    print(sorted(set(sys.modules) & {"torch", "numpy"}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "written", "place", "expected"),
+    [
+        ("bash", "vcreg-fx e", 1, ["evaluate", "export"]),
+        ("bash", "vcreg-fx draw --for", 2, ["--format"]),
+        ("zsh", "vcreg-fx cov", 1, ["coverage"]),
+        ("fish", "vcreg-fx rep", 1, ["reproduce"]),
+    ],
+)
+def test_completion_needs_no_torch(shell, written, place, expected):
+    asked = {
+        "_VCREG_FX_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": written,
+        "COMP_CWORD": str(place),
+        "_TYPER_COMPLETE_ARGS": written,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_WORD_TO_COMPLETE": written.split()[-1],
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", COMPLETION],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **asked},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stderr
-    assert "sites" in result.stdout
-    assert "demo" in result.stdout
+    assert all(name in result.stdout for name in expected), result
+    assert result.stderr.splitlines()[-1] == "[]"
+
+
+PLAIN = {"LC_ALL": "C", "LANG": "", "PYTHONUTF8": "0", "PYTHONIOENCODING": "", "COLUMNS": "80"}
+
+
+def test_help_in_plain_letters():
+    """A terminal that has no Greek letters and no frames."""
+    text = vcreg_fx_command("measure", "--help", **PLAIN).stdout.decode("ascii")
+    assert "alpha, of the variance loss" in text
+    result = vcreg_fx_command("measure", "x", "--alpha", "α", check=False, **PLAIN)
+    assert result.returncode == 2
+    assert "--alpha" in result.stderr.decode("ascii") and b"Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_commands_in_plain_letters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = "timm/test_convnext"
+    text = vcreg_fx_command("sites", model, **PLAIN).stdout.decode("ascii")
+    assert "2 x 24 x 40 x 40" in text
+    text = vcreg_fx_command("measure", model, "--batch", "2", **PLAIN).stdout.decode("ascii")
+    assert "of alpha" in text
+    vcreg_fx_command("draw", model, "-o", "é.svg", **PLAIN)
+    assert Path("é.svg").stat().st_size > 1000
+
+
+NARROW = 44
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sites", "timm/test_convnext", "--rule", "blocks | head"],
+        ["sites", "timm/test_vit", "--rule", "blcks"],
+        ["measure", "timm/test_convnext", "--batch", "2", "--calibrate", "0.1"],
+        ["draw", "timm/test_vit", "-o", "m.dot"],
+        ["coverage", "--json", "rows.json"],
+        ["ablate", "report", "store"],
+    ],
+)
+def test_no_line_is_wider_than_the_terminal(tmp_path, monkeypatch, arguments):
+    """But for single words, such as paths, and Python to copy."""
+    from vcreg_fx import ablation
+    from vcreg_fx.cli import _zoo
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_zoo, "zoo", lambda source, everything: ["timm/test_vit", "timm/vgg11"])
+    if arguments[0] == "ablate":
+        ablation.ablate(
+            lambda: torch.nn.Linear(2, 2),
+            lambda model, trial: None,
+            lambda model, trial: {f"a metric with a long name {k}": k / 3 for k in range(4)},
+            rules=["head"],
+            store="store",
+            options=ablation.AblationOptions(example_inputs=(torch.zeros(4, 2),)),
+        )
+    result = CliRunner(env={"COLUMNS": str(NARROW)}).invoke(app, arguments)
+    text, _, _ = result.output.partition("What to pass to insert:")
+    assert len(text.splitlines()) > 1
+    for line in text.splitlines():
+        assert len(line.rstrip()) <= NARROW or len(line.split()) == 1, line
+
+
+# Ctrl-C -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["sites", "x"], "Nothing was kept; the same command begins anew."),
+        (["coverage"], "Nothing was kept; with --json FILE the same command goes on where it was."),
+        (["coverage", "--json", "r.json"], "The same command goes on where it was: r.json."),
+        (["ablate", "--store", "mine"], "The same command goes on where it was: mine."),
+        (["ablate", "report", "mine"], "Nothing was kept; the same command begins anew."),
+        (["reproduce", "hierarchy"], "The same command goes on where it was."),
+    ],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_stop_ends_in_a_sentence(tmp_path, monkeypatch, capsys, arguments, sentence, hidden):
+    """Also where an import has made another error of it."""
+    monkeypatch.chdir(tmp_path)
+
+    def stopped(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if hidden:
+                raise ImportError("numpy is half there")  # noqa: B904
+            raise
+
+    root = command = get_command(app)
+    for name in arguments:
+        command = getattr(command, "commands", {}).get(name, command)
+    monkeypatch.setattr(command, "callback", stopped)
+    with pytest.raises(SystemExit) as caught:
+        root.main(arguments, prog_name="vcreg-fx")
+    assert caught.value.code == 130
+    assert " ".join(capsys.readouterr().err.split()) == f"Stopped. {sentence}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_stops_a_study_in_a_sentence(tmp_path, workers):
+    """As Ctrl-C does: it goes to the workers, too."""
+    store = tmp_path / "store"
+    asked = ["ablate", "--steps", "2000", "--workers", workers, "--store", str(store)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vcreg_fx", *asked],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "400"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for _ in range(600):
+        if list(store.glob("claims/*")) or process.poll() is not None:
+            break
+        time.sleep(0.5)
+    time.sleep(8)  # into the first trial
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert out == "" and "Traceback" not in err
+    assert err.splitlines()[-1] == f"Stopped. The same command goes on where it was: {store}."
+    assert err.count("Stopped") == 1
 
 
 # The picture --------------------------------------------------------------------------------
@@ -286,6 +525,55 @@ def test_pages_hold_every_part():
             page = make_page(parts)
             assert [box.part for box in page.boxes] == parts
             assert all(0 < box.y < page.height and 0 < box.x < page.width for box in page.boxes)
+
+
+def test_arrows_cross_no_text():
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
+
+    from vcreg_fx.exporting._draw import _paint, make_page
+    from vcreg_fx.exporting._outline import Part
+
+    frames = [
+        "",
+        "stages.0",
+        "vision_model.encoder.layers",
+        "a.name.of.forty.letters.and.more.of.them",
+    ]
+    parts = [Part(f"{f}.{k}", "Block", "block", "N × 3", "NC", f) for f in frames for k in range(9)]
+    page = make_page(parts)
+    figure = _paint(page, "A name", "a rule", True)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    texts = [t for t in axes.texts if t.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    arrows = [t.arrow_patch.get_window_extent() for t in axes.texts if isinstance(t, Annotation)]
+    for line in axes.lines:
+        corners = axes.transData.transform(line.get_xydata())
+        arrows += [Bbox([a, b]).padded(0.5) for a, b in itertools.pairwise(corners)]
+    assert len(arrows) > len(parts)
+    for text, box in zip(texts, boxes, strict=True):
+        assert not any(box.overlaps(arrow) for arrow in arrows), text.get_text()
+        assert box.x1 < figure.bbox.x1, text.get_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("timm/convnext_atto", "convnext_atto"),
+        ("convnext_atto", "convnext_atto"),
+        ("torchvision/resnet18", "resnet18"),
+        ("own_models:make", "Sequential"),
+    ],
+)
+def test_pictures_are_named_after_the_model(own, name, title):
+    assert run("draw", name, "-o", "m.dot", "--input-size", "3,64,64").exit_code == 0
+    assert Path("m.dot").read_text("utf-8").startswith(f'digraph "{title}" {{')
+
+
+def test_models_know_their_names(tmp_path):
+    vcreg_fx.draw(load_model("timm/test_vit", meta=True), tmp_path / "m.dot")
+    assert (tmp_path / "m.dot").read_text("utf-8").startswith('digraph "test_vit" {')
 
 
 def test_draw_without_a_site_leaves_the_model_alone(tmp_path):
@@ -409,7 +697,7 @@ def test_measure(tmp_path):
     state = load_model("timm/resnet10t").state_dict()
     torch.save(state, tmp_path / "weights.pt")
     result = run("measure", "timm/resnet10t", "--checkpoint", str(tmp_path / "weights.pt"))
-    assert "VCReg/task" in result.output and "layer4.0:output" in result.output
+    assert "VCReg / task" in result.output and "layer4.0:output" in result.output
 
 
 def test_measure_says_when_noise_is_no_input():
@@ -468,14 +756,15 @@ def test_draw_command(tmp_path, ending):
     path = tmp_path / f"model.{ending}"
     result = run("draw", "timm/test_convnext", "--rule", "blocks | downsample", "-o", str(path))
     assert result.exit_code == 0
-    assert f"{path}: " in result.stdout and "for the rule blocks | downsample" in result.stdout
+    assert "12 sites for the rule blocks | downsample\n" in result.stdout
+    assert result.stdout.endswith(f"Written: {path}\n")
     assert path.stat().st_size > 500
 
 
 def test_draw_command_reports_errors(tmp_path):
     assert "no format" in fails("draw", "timm/test_vit", "-o", str(tmp_path / "model.bmp"))
     text = fails("draw", "timm/test_vit", "-o", str(tmp_path / "nowhere" / "model.svg"))
-    assert "No such file or directory" in text
+    assert "There is no folder" in text
 
 
 @pytest.mark.parametrize(("form", "name"), [("fx", "folder"), ("pt2", "model"), ("onnx", "m")])
@@ -490,7 +779,8 @@ def test_export_command(own, tmp_path, form, name):
         *["--checkpoint", "c.pt", "--alpha", "0.32"],
     )
     assert result.exit_code == 0, result.stderr
-    assert "2 sites, checked" in result.stdout and result.stderr == ""
+    assert result.stdout == f"Sequential: 2 sites, checked\nWritten: {path}\n"
+    assert "random" not in result.stderr
     assert {site["alpha"] for site in read_metadata(path)["sites"]} == {0.32}
     if form == "pt2":
         x = torch.randn(3, 3, 12, 12)

@@ -18,7 +18,7 @@ NAME = "timm/test_convnext"
 
 
 def command(*arguments):
-    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["evaluate", *map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
@@ -56,6 +56,13 @@ def test_everything_about_a_checkpoint(tmp_path, information):
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (tmp_path / "out" / "spectra.png").read_bytes().startswith(b"\x89PNG")
     assert written["images"] == {"train": 1198, "test": 599}
+    assert "1,198 images to train probes on, 599 to test on. Chance is 10.18%" in result.stdout
+    assert "The digits are gray: the model is given one channel." in result.stderr
+    assert result.stdout.splitlines()[-1].endswith("report.html")
+    low, high = written["intervals"]["head.fc:input"]["knn_accuracy"]
+    assert low < written["sites"]["head.fc:input"]["knn_accuracy"] < high
+    assert f"({100 * low:.1f}–{100 * high:.1f})" in result.stdout
+    assert "knn_class_accuracy" not in written["intervals"]["head.fc:input"]
     assert len(written["sites"]) == 2
     train, test = load_digits(0)
     known = evaluation.head_features(model, train.images), train.digits
@@ -68,6 +75,15 @@ def test_everything_about_a_checkpoint(tmp_path, information):
     for name in ("knn accuracy", "cdnv", "effective rank"):
         assert name in result.stdout
     assert ("mutual information (nats)" in result.stdout) is information
+
+
+def test_gray_digits_for_models_of_three_channels(tmp_path):
+    result = command(
+        *("torchvision/resnet18", "--rule", "head", "--probe", "knn"),
+        *("--no-information", "-o", tmp_path),
+    )
+    assert result.exit_code == 0, result.output
+    assert "gray: the model is given the same in all 3 channels" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -137,7 +153,7 @@ def test_what_cannot_be_evaluated(tmp_path):
         (["--data", tmp_path / "empty"], "holds no images"),
         (["--set", "num_classes"], "is no setting"),
         (["--set", "colour=3"], "cannot be built"),
-        (["--device", "nowhere"], "--device nowhere: "),
+        (["--device", "nowhere"], "--device: 'nowhere' cannot be used: "),
         (["--probe", "trees"], "There is no probe trees"),
         (["--rule", "nothing"], "There is no rule 'nothing'"),
     ]:

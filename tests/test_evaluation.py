@@ -610,7 +610,7 @@ def test_features_of_a_data_loader(capsys):
     loader = torch.utils.data.DataLoader(data, batch_size=2)
     found = evaluation.extract_features(model, loader, progress=True)
     assert found.labels.tolist() == [0, 1, 2, 3, 4]
-    assert "extracting features" in capsys.readouterr().out
+    assert "extracting features" in capsys.readouterr().err
     of_set = evaluation.extract_features(model, data, batch_size=2)
     assert torch.equal(of_set.only, found.only) and torch.equal(of_set.labels, found.labels)
     torch.testing.assert_close(

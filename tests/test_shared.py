@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from vcreg_fx._shared import progress
 from vcreg_fx._shared.keeping import (
     frozen,
     keeping_modes,
@@ -25,6 +27,7 @@ from vcreg_fx._shared.statistics import (
     finite_values,
     paired_difference,
     summarize,
+    wilson_interval,
 )
 from vcreg_fx._shared.tables import (
     align,
@@ -125,6 +128,33 @@ def test_progress_is_shown_on_terminals_or_on_request(shown):
         assert not text.getvalue().strip()
     else:
         assert all(part in text.getvalue() for part in ("rest", "3/3", "loss [1]"))
+
+
+def test_progress_is_lines_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setattr(progress, "_FIRST", 0.02)
+    monkeypatch.setattr(progress, "_NEXT", 0.05)
+    text = io.StringIO()
+    console = Console(file=text, width=80)
+    with Progress("[work]", 3, console=console) as bar, Progress("inner", console=console):
+        bar.advance(note="loss [1]")
+        time.sleep(0.3)
+    lines = text.getvalue().splitlines()
+    assert lines[0] == "[work]: 1 of 3 after 0 s, loss [1]"
+    assert 2 <= len(lines) <= 7, "fewer and fewer"
+    assert all(line.startswith("[work]") for line in lines), "one inside another is silent"
+    bars = Console(file=io.StringIO(), force_terminal=True)
+    with Progress("outer", console=bars), Progress("inner", console=bars):
+        pass  # older versions of rich refuse two displays at once
+
+
+def test_wilsons_interval():
+    """E. B. Wilson (1927), in closed form."""
+    n, p, z = 599, 0.9, 1.959963985
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    ends = middle - half, middle + half
+    assert wilson_interval(round(p * n) / n, n) == pytest.approx(ends, abs=1e-3)
+    assert wilson_interval(1.0, 10)[1] == 1 and wilson_interval(0.0, 10)[0] == 0
 
 
 def test_differences_are_of_the_seeds_that_both_have():

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_FIRST, _NEXT = 3.0, 10.0  # seconds to the first line, and at least that many to each other
+
 
 class Progress:
-    """A progress bar. Used as a context.
+    """A progress bar; where the output is no terminal, a line every so often. Used as a context.
+
+    The first line comes after three seconds, the others after ten or more, fewer and fewer.
+    Within another one it shows nothing.
 
     **Arguments:**
 
     - `what`: what is being done, in a word or two.
     - `total`: of how many steps; None if nobody knows.
     - `done`: how many were done before.
-    - `shown`: whether to show it; None where the output is a terminal.
+    - `shown`: whether to show it; a bar in any case if True.
     - `console`: where; by default the standard error.
-    - `passing`: whether it is taken away at the end.
+    - `passing`: whether the bar is taken away at the end.
     """
+
+    _outermost: Progress | None = None
 
     def __init__(
         self,
@@ -35,6 +44,7 @@ class Progress:
         from rich.console import Console
 
         console = console or Console(stderr=True)
+        bar = console.is_terminal if shown is None else shown
         self._bars = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
@@ -44,20 +54,47 @@ class Progress:
             progress.TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=passing,
-            disable=not (console.is_terminal if shown is None else shown),
+            disable=not bar,
         )
         self._bar = self._bars.add_task(what, total=total, completed=done, note="")
+        self._console = console
+        self._ended = threading.Event()
+        self._writer = None
+        if shown is None and not bar:
+            self._writer = threading.Thread(target=self._write_lines, daemon=True)
 
     def __enter__(self) -> Progress:
         """Begin to show it."""
-        self._bars.start()
+        if Progress._outermost is None:
+            Progress._outermost = self
+            self._bars.start()
+            if self._writer is not None:
+                self._writer.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
         """Stop the display."""
-        self._bars.stop()
+        if Progress._outermost is self:
+            Progress._outermost = None
+            self._bars.stop()
+            self._ended.set()
+            if self._writer is not None:
+                self._writer.join()
 
     def advance(self, what: str | None = None, note: str | None = None, steps: int = 1) -> None:
         """Move on, and say what is being done or what was found."""
         found: dict[str, Any] = {} if note is None else {"note": note}
         self._bars.update(self._bar, description=what, advance=steps, **found)
+
+    def _write_lines(self) -> None:
+        began = time.monotonic()
+        pause = _FIRST
+        while not self._ended.wait(pause):
+            seconds = time.monotonic() - began
+            task = self._bars.tasks[0]
+            count = f" {task.completed:g}" + (f" of {task.total:g}" if task.total else "")
+            counted = count if task.total or task.completed else ""
+            note = f", {task.fields['note']}" if task.fields["note"] else ""
+            line = f"{task.description}:{counted} after {seconds:.0f} s{note}"
+            self._console.print(line, markup=False, highlight=False, emoji=False)
+            pause = max(_NEXT, seconds / 4)

@@ -102,6 +102,20 @@ def difference_of(by_seed: BySeed, others: BySeed, metric: str) -> Difference:
     return paired_difference([values[s] for s in seeds], [bases[s] for s in seeds])
 
 
+def wilson_interval(share: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of a probability of which a share of trials was found.
+
+    **Arguments:**
+
+    - `share`: of `count` trials.
+    - `confidence`: how often such an interval covers the probability.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(round(share * count), count).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Return the two-sided p-value of the exact sign test (McNemar's test for two classifiers).
 

@@ -115,9 +115,17 @@ class Workers:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        """Shut down what was made here; after an error, without waiting for queued trials."""
+        """Shut down what was made here; after an error, without waiting for queued trials.
+
+        After an interruption running trials are ended, too: a worker would go on with the next.
+        """
         for executor in self._ours:
+            pool: Any = executor
+            running = list((pool._processes or {}).values())
             executor.shutdown(wait=error is None, cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                for process in running:
+                    process.kill()
 
 
 def lost_worker_errors() -> tuple[type[BaseException], ...]:

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ._errors import ModelError, clear_errors
-from ._options import parse_value
+from placement_rules import UserError
+
+from ._console import print_markdown, say, say_written
+from ._errors import Command, OptionError
+from ._options import MOST_THREADS, finite, parse_value, to_folder
 
 if TYPE_CHECKING:
     from ..ablation import AblationResult, Record
@@ -42,7 +45,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
     context: typer.Context,
     task: Annotated[
         str | None,
-        typer.Option(metavar="MODULE", help="Has build, train and evaluate; else digits."),
+        typer.Option(metavar="MODULE|FILE", help="Has build, train and evaluate; else digits."),
     ] = None,
     rule: Annotated[
         list[str] | None, typer.Option(metavar="EXPR", help="May be repeated; else VCReg1 to 4.")
@@ -55,9 +58,9 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
         ),
     ] = None,
     baseline: Annotated[bool, typer.Option(help="Run without VCReg, too.")] = True,
-    store: Annotated[Path, typer.Option(metavar="DIR", help="Goes on with what is there.")] = Path(
-        "runs/ablation"
-    ),
+    store: Annotated[
+        Path, typer.Option(metavar="DIR", callback=to_folder, help="Goes on where it was.")
+    ] = Path("runs/ablation"),
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; by default one a core.")
     ] = None,
@@ -71,9 +74,14 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
     steps: Annotated[
         int | None, typer.Option(min=3, help="Training steps of the digits; else 300.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each trial.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads of each trial.")
+    ] = 1,
     timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="End trials that take longer.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0.001, callback=finite, help="End trials that take longer."
+        ),
     ] = None,
 ) -> None:
     """Train once for every rule, setting and seed; print and draw the comparison.
@@ -83,53 +91,51 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
     """
     if context.invoked_subcommand is not None:
         return
-    with clear_errors():
-        from .. import ablation
+    from .. import ablation
 
-        given, options = _functions(task)
-        if rule:
-            given["rules"] = rule
-        axes: dict[str, Any] = dict(axis or ())
-        if task is None and "steps" not in axes:
-            from ..experiments import digits_ablation
+    given, options = _functions(task)
+    if rule:
+        given["rules"] = rule
+    axes: dict[str, Any] = dict(axis or ())
+    if task is None and "steps" not in axes:
+        from ..experiments import digits_ablation
 
-            axes["steps"] = [steps or digits_ablation.STEPS]
-        elif steps is not None:
-            raise ModelError("--steps is of the digits; for your own task, use --set steps=….")
-        with _executor(dask, workers) as executor:
-            result = ablation.ablate(
-                **given,
-                seeds=range(seeds),
-                axes=axes,
-                baseline=baseline,
-                store=store,
-                executor=executor,
-                options=ablation.AblationOptions(
-                    shard=shard,
-                    retry_failed=retry_failed,
-                    threads=threads,
-                    timeout=timeout,
-                    on_record=_print_record,
-                    **options,
-                ),
-            )
-        typer.echo(result.to_markdown())
-        _write(ablation.report(store))
-        if result.failed:
-            raise typer.Exit(1)
+        axes["steps"] = [steps or digits_ablation.STEPS]
+    elif steps is not None:
+        raise UserError("--steps is of the digits; for your own task, use --set steps=….")
+    with _executor(dask, workers) as executor:
+        result = ablation.ablate(
+            **given,
+            seeds=range(seeds),
+            axes=axes,
+            baseline=baseline,
+            store=store,
+            executor=executor,
+            options=ablation.AblationOptions(
+                shard=shard,
+                retry_failed=retry_failed,
+                threads=threads,
+                timeout=timeout,
+                on_record=_print_record,
+                **options,
+            ),
+        )
+    print_markdown(result.to_markdown())
+    _write(ablation.report(store))
+    if result.failed:
+        raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="The folder of an ablation.")],
 ) -> None:
     """Print the table of an ablation, also of one that still runs, and draw its plots."""
-    with clear_errors():
-        from .. import ablation
+    from .. import ablation
 
-        result = ablation.report(store)
-        typer.echo(result.to_markdown())
-        _write(result)
+    result = ablation.report(store)
+    print_markdown(result.to_markdown())
+    _write(result)
 
 
 def _functions(task: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -141,9 +147,10 @@ def _functions(task: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
 
         found = import_module(task)
     if missing := [name for name in _FUNCTIONS if not callable(getattr(found, name, None))]:
-        raise ModelError(
+        raise OptionError(
+            "--task",
             f"{task} has no function {' and no '.join(missing)}. A task is a module with build(), "
-            "train(model, trial) and evaluate(model, trial)."
+            "train(model, trial) and evaluate(model, trial).",
         )
     hinted = [name for name in _HINTS if hasattr(found, name.upper())]
     options = {name: getattr(found, name.upper()) for name in hinted}
@@ -159,10 +166,14 @@ def _executor(dask: str | None, workers: int | None) -> Iterator[Any]:
         yield count if count > 1 else None  # one worker is this process
         return
     if workers is not None:
-        raise ModelError("--workers is of this machine; the Dask cluster has its own.")
+        raise UserError("--workers is of this machine; the Dask cluster has its own.")
     from distributed import Client
 
-    with Client(dask, timeout=30) as client:
+    try:
+        client = Client(dask, timeout=10)
+    except (OSError, ValueError) as error:
+        raise OptionError("--dask", f"There is no scheduler at {dask}: {error}") from error
+    with client:
         yield client.get_executor()
 
 
@@ -170,10 +181,9 @@ def _print_record(record: Record) -> None:
     if Console(stderr=True).is_terminal:
         return  # the progress bar shows it
     found = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
-    typer.echo(f"{record.name}: {found or record.reason} ({record.seconds:.0f} s)", err=True)
+    say(f"{record.name}: {found or record.reason} ({record.seconds:.0f} s)", err=True)
 
 
 def _write(result: AblationResult) -> None:
     """Write the report and its pictures beside the trials."""
-    for path in result.write():
-        typer.echo(f"Written: {path}")
+    say_written(*result.write())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from ._console import print_table
-from ._errors import clear_errors
+from .._shared.progress import Progress
+from ._console import print_table, say, say_written
+from ._options import MOST_SEED, MOST_THREADS, to_file, to_folder
 
 if TYPE_CHECKING:
     from ..benchmark import BenchResult, SitesResult
@@ -41,7 +42,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         str, typer.Option(help="float32, tf32, bf16, or amp (autocast in bfloat16).")
     ] = "float32",
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each variant.")] = 9,
-    threads: Annotated[int, typer.Option(min=1, help="Of torch, on a CPU.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Of torch, on a CPU.")] = 1,
     compile: Annotated[  # noqa: A002 (the name of the option)
         bool, typer.Option("--compile", help="Time torch.compile(model).")
     ] = False,
@@ -58,69 +59,76 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         bool,
         typer.Option(help="Keep memory that a step frees, on a CPU: times vary far less."),
     ] = True,
-    seed: Annotated[int, typer.Option(help="Of weights and images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of weights and images.")] = 0,
     json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write everything there.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", callback=to_file, help="Write everything there."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Write tables, numbers and pictures."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            callback=to_folder,
+            help="Write tables, numbers and pictures.",
+        ),
     ] = None,
 ) -> None:
     """Time training steps with VCReg and without, side by side (table 8 of the paper)."""
-    with clear_errors():
-        # Torch's profiler, which measures the peak, warns of memory that it saw nobody allocate.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        import torch
+    # Torch's profiler, which measures the peak, warns of memory that it saw nobody allocate.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import torch
+    from torchvision import models as torchvision
 
-        from ..benchmark import VARIANTS, BenchError, bench_sites, write_results
-        from ..benchmark import bench as run
-        from ._model import load_model, noise_for
+    from ..benchmark import VARIANTS, BenchError, bench_sites, write_results
+    from ..benchmark import bench as run
+    from ._model import device_of, load_model, noise_for
 
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise BenchError("torch finds no CUDA GPU here. Use --device cpu.")
-        torch.set_num_threads(threads)
-        torch.manual_seed(seed)
-        names = [name if "/" in name or ":" in name else f"torchvision/{name}"
-                 for name in models.split(",")]  # fmt: skip
+    device_of(device)
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    ours = set(torchvision.list_models())
+    names = [f"torchvision/{name}" if name in ours else name for name in models.split(",")]
+    with Progress("building the models", passing=True):
         built = {name: load_model(name) for name in names}
-        size = batch or (_GPU_BATCH if device.startswith("cuda") else None)
-        inputs = {
-            name: noise_for(
-                model, size or _CPU_BATCH.get(name, _OTHER_BATCH), "vcreg_fx.benchmark.bench"
-            )
-            for name, model in built.items()
-        }
-        chosen = [name.strip() for name in variants.split(";")] if variants else list(VARIANTS)
-        if at_sites:
-            if ranks > 1 or dtype not in {"float32", "amp"}:
-                raise BenchError("--sites is for one process, in float32 or amp.")
-            with Console(stderr=True).status("") as status:
-                alone = bench_sites(
-                    built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
-                    rounds=rounds, compile=compile, keep_memory=keep_memory,
-                    progress=status.update,
-                )  # fmt: skip
-            _write_sites(alone, json, output)
-            _print_sites(alone)
-            return
-        with Console(stderr=True).status("") as status:
-            result = run(
+    size = batch or (_GPU_BATCH if device.startswith("cuda") else None)
+    inputs = {
+        name: noise_for(
+            model, size or _CPU_BATCH.get(name, _OTHER_BATCH), "vcreg_fx.benchmark.bench"
+        )
+        for name, model in built.items()
+    }
+    chosen = [name.strip() for name in variants.split(";")] if variants else list(VARIANTS)
+    if at_sites:
+        if ranks > 1 or dtype not in {"float32", "amp"}:
+            raise BenchError("--sites is for one process, in float32 or amp.")
+        with Progress("benchmark", passing=True) as bar:
+            alone = bench_sites(
                 built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
-                rounds=rounds, compile=compile, ranks=ranks, keep_memory=keep_memory,
-                progress=status.update,
+                rounds=rounds, compile=compile, keep_memory=keep_memory,
+                progress=partial(bar.advance, steps=0),
             )  # fmt: skip
-        if json is not None:
-            json.write_text(result.to_json(), "utf-8")
-        if output is not None:
-            write_results(result, output)
-        _print(result)
-        for path in (json, output):
-            if path is not None:
-                typer.echo(f"written to {path}")
+        written = _write_sites(alone, json, output)
+        _print_sites(alone)
+        say_written(*written)
+        return
+    with Progress("benchmark", passing=True) as bar:
+        result = run(
+            built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
+            rounds=rounds, compile=compile, ranks=ranks, keep_memory=keep_memory,
+            progress=partial(bar.advance, steps=0),
+        )  # fmt: skip
+    if json is not None:
+        json.write_text(result.to_json(), "utf-8")
+    if output is not None:
+        write_results(result, output)
+    _print(result)
+    report = None if output is None else output / "report.html"
+    say_written(*(path for path in (json, output, report) if path is not None))
 
 
-def _write_sites(result: SitesResult, json: Path | None, output: Path | None) -> None:
+def _write_sites(result: SitesResult, json: Path | None, output: Path | None) -> list[Path]:
     from .._shared.report import to_html
 
     files = {} if json is None else {json: result.to_json()}
@@ -131,22 +139,22 @@ def _write_sites(result: SitesResult, json: Path | None, output: Path | None) ->
         files[output / "report.html"] = to_html(result.to_markdown(), output)
     for path, text in files.items():
         path.write_text(text, "utf-8")
-        typer.echo(f"written to {path}")
+    return list(files)
 
 
 def _print_sites(result: SitesResult) -> None:
     for found in result.models:
-        typer.echo(
+        say(
             f"{found.model}, batch {found.batch}: a step of the model itself takes "
             f"{found.step * 1e3:.0f} ms, the two products of all sites {found.floor * 1e3:.1f} ms"
         )
         header, body = found.table()
-        print_table(Console(), header[:4], [row[:4] for row in body], right=set(header[1:4]))
+        print_table(header[:4], [row[:4] for row in body], right=set(header[1:4]))
 
 
 def _print(result: BenchResult) -> None:
     for found in result.models:
-        typer.echo(
+        say(
             f"{found.model}, batch {found.batch}, {len(found.sites)} sites: the floor is "
             f"{found.floor * 1e3:.1f} ms, {found.floor_share:.1%} of identity's step"
         )
@@ -163,14 +171,14 @@ def _print(result: BenchResult) -> None:
             )
             for row in found.rows
         ]
-        print_table(Console(), ["variant", *_NUMBERS], rows, right=_NUMBERS)
+        print_table(["variant", *_NUMBERS], rows, right=_NUMBERS)
         for of_ranks in found.ranks:
-            typer.echo(
+            say(
                 f"ranks, {of_ranks.variant}: {of_ranks.ratio[1]:.3f} × identity, "
                 f"{of_ranks.exchanges} all-reduces of {of_ranks.exchanged / 2**20:.1f} MiB"
             )
     for growth in result.scaling:
-        typer.echo(
+        say(
             f"one site: time ∝ {growth.varied}^{growth.exponent:.2f} for {growth.varied} from "
             f"{growth.sizes[0]:,} to {growth.sizes[-1]:,}"
         )

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median, quantiles
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from .._shared.files import write_text
 from .._shared.progress import Progress
-from ._console import print_table
-from ._errors import clear_errors
+from ._console import print_table, say, say_written
+from ._errors import Lasting, OptionError, go_on
+from ._options import to_file
 
 if TYPE_CHECKING:
     from ._row import Row
+
+
+class Coverage(Lasting):
+    """A command that keeps what is finished, if it is asked to."""
+
+    @staticmethod
+    def again(params: Mapping[str, Any]) -> str:
+        """Return how to go on after a stop, given the options."""
+        if params.get("output") is None:
+            return "Nothing was kept; with --json FILE the same command goes on where it was."
+        return go_on(params)
 
 
 def coverage(
@@ -38,46 +50,60 @@ def coverage(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write rows there; a second run goes on."),
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            callback=to_file,
+            help="Write rows there; a second run goes on.",
+        ),
     ] = None,
 ) -> None:
     """Try a rule on a library's models, a row a model. Nothing is downloaded or trained."""
-    with clear_errors():
-        import torch
+    import torch
 
-        from placement_rules import parse
+    from placement_rules import parse
 
-        from ._row import Row, coverage_of
-        from ._zoo import zoo
+    from ._row import coverage_of
+    from ._zoo import zoo
 
-        parse(rule)
-        names = zoo(source, every)
-        torch.set_num_threads(1)  # small work on fake tensors; and so that times compare
-        earlier = []
-        if output is not None and output.exists():
-            earlier = [Row(**row) for row in json.loads(output.read_text())["rows"]]
-        done = {  # planned ones may lack the check
-            row.model: row
-            for row in earlier
-            if row.rule == rule and (not checks or row.check or row.outcome != "planned")
-        }
-        console = Console()
-        with Progress("models", len(names), console=console) as bar:
-            for name in names:
-                if name not in done:
-                    done[name] = coverage_of(name, rule, checks=checks)
-                    if output is not None:
-                        others = [r for r in earlier if r.rule != rule or r.model not in done]
-                        write_rows(output, [*others, *done.values()])
-                bar.advance()
-        rows = [done[name] for name in names]
-        _print(console, rows)
-        typer.echo(summary(rows))
-        if any(row.outcome in {"failed", "wrong"} for row in rows):
-            raise typer.Exit(1)
+    parse(rule)
+    names = zoo(source, every)
+    torch.set_num_threads(1)  # small work on fake tensors; and so that times compare
+    earlier = []
+    if output is not None and output.exists():
+        earlier = _read(output)
+    done = {  # planned ones may lack the check
+        row.model: row
+        for row in earlier
+        if row.rule == rule and (not checks or row.check or row.outcome != "planned")
+    }
+    with Progress("models", len(names)) as bar:
+        for name in names:
+            if name not in done:
+                done[name] = coverage_of(name, rule, checks=checks)
+                if output is not None:
+                    others = [r for r in earlier if r.rule != rule or r.model not in done]
+                    write_rows(output, [*others, *done.values()])
+            bar.advance()
+    rows = [done[name] for name in names]
+    _print(rows)
+    say(summary(rows))
+    if output is not None:
+        say_written(output)
+    if any(row.outcome in {"failed", "wrong"} for row in rows):
+        raise typer.Exit(1)
 
 
-def _print(console: Console, rows: list[Row]) -> None:
+def _read(path: Path) -> list[Row]:
+    from ._row import Row
+
+    try:
+        return [Row(**row) for row in json.loads(path.read_text("utf-8"))["rows"]]
+    except (ValueError, TypeError, LookupError) as error:
+        raise OptionError("--json", f"{path} holds no rows of an earlier run: {error}") from error
+
+
+def _print(rows: list[Row]) -> None:
     checked = any(row.check for row in rows)
     cells = []
     for row in rows:
@@ -87,7 +113,7 @@ def _print(console: Console, rows: list[Row]) -> None:
         last = [shorten(row.check, 40, placeholder=" …")] if checked else []
         cells.append((row.model, *found, f"{row.seconds:.2f}", *last))
     columns = ["model", "sites", "form", "layout", "seconds", *(["check"] if checked else [])]
-    print_table(console, columns, cells, right={"sites", "seconds"})
+    print_table(columns, cells, right={"sites", "seconds"})
 
 
 def summary(rows: list[Row]) -> str:
@@ -115,13 +141,11 @@ def summary(rows: list[Row]) -> str:
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write the rows, in one step, so that a run that is stopped leaves a whole file."""
+    """Write the rows, and with which versions they were found."""
     import timm
     import torch
     import torchvision
 
     versions = {package.__name__: package.__version__ for package in (torch, torchvision, timm)}
     data = {"versions": versions, "rows": [asdict(row) for row in rows]}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")

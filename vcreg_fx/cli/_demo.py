@@ -8,50 +8,59 @@ from typing import Annotated
 
 import typer
 
-from ._errors import clear_errors
+from ._options import MOST_SEED, MOST_THREADS, finite, to_folder
 
 _QUICK_STEPS = 40
 
 
 def demo(
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the report goes.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="DIR", callback=to_folder, help="Where the report goes."
+        ),
     ] = Path("demo"),
     quick: Annotated[
         bool, typer.Option("--quick", help="Train less, to see that everything works.")
     ] = False,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of the split, the weights, the order of the images.")
+        int,
+        typer.Option(
+            min=0, max=MOST_SEED, help="Of the split, the weights, the order of the images."
+        ),
     ] = 0,
     steps: Annotated[int | None, typer.Option(min=3, help="Training steps of each model.")] = None,
     rule: Annotated[
         str | None, typer.Option(metavar="EXPR", help="Where VCReg is inserted.")
     ] = None,
     alpha: Annotated[
-        float | None, typer.Option(min=0, help="The weight of the variance loss.")
+        float | None, typer.Option(min=0, callback=finite, help="The weight of the variance loss.")
     ] = None,
     beta: Annotated[
-        float | None, typer.Option(min=0, help="The weight of the covariance loss.")
+        float | None,
+        typer.Option(min=0, callback=finite, help="The weight of the covariance loss."),
     ] = None,
     threads: Annotated[
-        int, typer.Option(min=1, help="CPU threads; with 1, all machines train alike.")
+        int,
+        typer.Option(
+            min=1, max=MOST_THREADS, help="CPU threads; with 1, all machines train alike."
+        ),
     ] = 1,
 ) -> None:
     """Train a ConvNeXt-Atto on handwritten digits, with and without VCReg, and report.
 
     Nothing is downloaded. Takes a few minutes on a CPU, and under one with --quick.
     """
-    with clear_errors():
-        from ..experiments import DemoSettings, run_demo
-        from ._demo_console import ConsoleObserver
+    from ..experiments import DemoSettings, run_demo
+    from ._demo_console import ConsoleObserver
 
-        given = {
-            "steps": steps or (_QUICK_STEPS if quick else None),
-            "rule": rule,
-            "alpha": alpha,
-            "beta": beta,
-        }
-        chosen = {name: value for name, value in given.items() if value is not None}
-        settings = DemoSettings(seed=seed, threads=threads, **chosen)  # type: ignore[arg-type]
-        with ExitStack() as bars:
-            run_demo(output, settings, ConsoleObserver(bars))
+    given = {
+        "steps": steps or (_QUICK_STEPS if quick else None),
+        "rule": rule,
+        "alpha": alpha,
+        "beta": beta,
+    }
+    chosen = {name: value for name, value in given.items() if value is not None}
+    settings = DemoSettings(seed=seed, threads=threads, **chosen)  # type: ignore[arg-type]
+    with ExitStack() as bars:
+        run_demo(output, settings, ConsoleObserver(bars))

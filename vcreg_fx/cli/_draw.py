@@ -7,14 +7,18 @@ from typing import Annotated
 
 import typer
 
-from ._errors import clear_errors
-from ._options import InputSize, LayoutText, ModelName, RuleText, Settings
+from .._shared.progress import Progress
+from ._console import say, say_written
+from ._options import InputSize, LayoutText, ModelName, RuleText, Settings, to_file
 
 
 def draw(
     model: ModelName,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Where the picture goes.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE", callback=to_file, help="Where the picture goes."
+        ),
     ],
     rule: RuleText = "blocks",
     layout: LayoutText = None,
@@ -26,11 +30,13 @@ def draw(
     ] = None,
 ) -> None:
     """Draw a model: stages, blocks and sites, with shapes and layouts. Nothing is downloaded."""
-    with clear_errors():
-        from ..exporting import draw as draw_plan
-        from ._model import plan_named
+    from ..exporting import draw as draw_plan
+    from ._model import plan_named
 
-        planned = plan_named(model, rule, layout, input_size, option)
-        draw_plan(planned, output, format=format)
-        count = len(planned.sites)
-        typer.echo(f"{output}: {count} site{'s' * (count != 1)} for the rule {planned.rule}")
+    planned = plan_named(model, rule, layout, input_size, option)
+    name = None if ":" in model else model.rpartition("/")[2]
+    with Progress("drawing", passing=True):
+        draw_plan(planned, output, format=format, title=name)
+    count = len(planned.sites)
+    say(f"{count} site{'s' * (count != 1)} for the rule {planned.rule}")
+    say_written(output)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ._console import print_table
-from ._errors import ModelError, clear_errors
-from ._options import Checkpoint, ModelName, Settings
+from .._shared.progress import Progress
+from .._shared.report import Report
+from .._shared.statistics import wilson_interval
+from .._shared.tables import markdown_table
+from ._console import print_table, say, say_written
+from ._errors import ModelError, OptionError
+from ._options import MOST_SEED, Checkpoint, ModelName, Settings, to_folder
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+
+_INTERVALS = "In parentheses: Wilson's 95 % interval, for the number of test images alone."
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
@@ -37,45 +41,52 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
     information: Annotated[
         bool, typer.Option(help="Estimate mutual information, which takes longest.")
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of random weights, splits and probes.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=MOST_SEED, help="Of random weights, splits and probes."),
+    ] = 0,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the numbers go.")
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="DIR", callback=to_folder, help="Where the numbers go."
+        ),
     ] = Path("evaluation"),
 ) -> None:
     """Measure a model's features: probes, clustering, information, correlation, spectrum.
 
     Nothing is downloaded. Probes are trained on the training images, every number is measured on
-    the others. Writes evaluation.json and spectra.png.
+    the others. Writes evaluation.json, spectra.png and a report.
     """
-    with clear_errors():
-        import torch
+    import torch
 
-        from ..evaluation import PROBES, covariance_spectrum, extract_features, measure_features
-        from ..experiments import draw_spectra
-        from ._images import load_data
-        from ._model import load_checkpoint_if_any, load_model
+    from ..evaluation import PROBES, covariance_spectrum, extract_features, measure_features
+    from ..experiments import draw_spectra
+    from ._images import load_data
+    from ._model import device_of, load_checkpoint_if_any, load_model
 
-        if unknown := sorted(set(probe or ()) - set(PROBES)):
-            raise ModelError(f"There is no probe {unknown[0]}; there are {', '.join(PROBES)}.")
-        options = dict(option or ())
-        where = _device(device)
-        if data == "digits" and model.startswith("timm/"):
-            options.setdefault("in_chans", 1)
-        torch.manual_seed(seed)
-        built = load_model(model, options=options)
-        load_checkpoint_if_any(built, checkpoint)
-        train, test = load_data(data, built, size, seed)
-        output.mkdir(parents=True, exist_ok=True)
-        shown = sys.stdout.isatty()
-        known = extract_features(built, train, rule, device=where, progress=shown)
-        new = extract_features(built, test, rule, device=where, progress=shown)
-        if known.labels is None or new.labels is None:
-            raise ModelError("The data has no labels.")
-        inputs = _small(test) if information else None
-        found: dict[str, dict[str, float]] = {}
-        spectra: dict[str, Tensor] = {}
-        for name, features in new.tensors.items():
-            typer.echo(f"measuring {name}, {features.shape[1]} features", err=True)
+    if unknown := sorted(set(probe or ()) - set(PROBES)):
+        raise OptionError(
+            "--probe", f"There is no probe {unknown[0]}; there are {', '.join(PROBES)}."
+        )
+    options = dict(option or ())
+    where = device_of(device)
+    if data == "digits" and (model.startswith("timm/") or not {"/", ":"} & {*model}):
+        options.setdefault("in_chans", 1)
+    torch.manual_seed(seed)
+    built = load_model(model, options=options)
+    load_checkpoint_if_any(built, checkpoint)
+    train, test = load_data(data, built, size, seed)
+    output.mkdir(parents=True, exist_ok=True)
+    known = extract_features(built, train, rule, device=where, progress=None)
+    new = extract_features(built, test, rule, device=where, progress=None)
+    if known.labels is None or new.labels is None:
+        raise ModelError("The data has no labels.")
+    inputs = _small(test) if information else None
+    found: dict[str, dict[str, float]] = {}
+    spectra: dict[str, Tensor] = {}
+    for name, features in new.tensors.items():
+        say(f"Measuring {name}, {features.shape[1]} features.", err=True)
+        with Progress(f"measuring {name}", passing=True):
             found[name] = measure_features(
                 (known.tensors[name], known.labels),
                 (features, new.labels),
@@ -83,32 +94,45 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
                 inputs=inputs,
                 seed=seed,
             )
-            spectra[name] = covariance_spectrum(features)
-        _print(found)
-        result = {
-            "model": model,
-            "checkpoint": None if checkpoint is None else checkpoint.name,
-            "data": data if data == "digits" else Path(data).name,
-            "images": {"train": len(known.labels), "test": len(new.labels)},
-            "seed": seed,
-            "torch": torch.__version__,
-            "sites": found,
-        }
-        numbers, picture = output / "evaluation.json", output / "spectra.png"
-        numbers.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        draw_spectra(spectra, picture, f"Covariance spectrum of {model}, test images")
-        typer.echo(f"Written: {numbers}\nWritten: {picture}")
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).sum().item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ModelError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    return device
+        spectra[name] = covariance_spectrum(features)
+    chance = float(new.labels.unique(return_counts=True)[1].max()) / len(new.labels)
+    sentence = (
+        f"{len(known.labels):,} images to train probes on, {len(new.labels):,} to test on. Chance "
+        f"is {chance:.2%}: always the most frequent class."
+    )
+    header, rows = ["on the test images", *found], _rows(found, len(new.labels))
+    say(sentence)
+    print_table(header, rows, right=found)
+    say(_INTERVALS)
+    result = {
+        "model": model,
+        "checkpoint": None if checkpoint is None else checkpoint.name,
+        "data": data if data == "digits" else Path(data).name,
+        "chance": chance,
+        "intervals": {
+            site: {
+                name: wilson_interval(value, len(new.labels))
+                for name, value in numbers.items()
+                if _is_share_of_images(name)
+            }
+            for site, numbers in found.items()
+        },
+        "images": {"train": len(known.labels), "test": len(new.labels)},
+        "seed": seed,
+        "torch": torch.__version__,
+        "sites": found,
+    }
+    numbers, picture = output / "evaluation.json", output / "spectra.png"
+    numbers.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    draw_spectra(spectra, picture, f"Covariance spectrum of {model}, test images")
+    report = Report(
+        title=f"Features of {model}",
+        verdict=[sentence],
+        figure=("Spectra of the features' covariances", picture.name),
+        body=f"{markdown_table(header, rows)}\n\n{_INTERVALS}",
+        settings={name: result[name] for name in ("model", "checkpoint", "data", "seed")},
+    )
+    say_written(numbers, picture, *report.write(output))
 
 
 def _small(batches: Any) -> Tensor:
@@ -120,12 +144,22 @@ def _small(batches: Any) -> Tensor:
     return torch.cat([torch.nn.functional.adaptive_avg_pool2d(part, side) for part in parts])
 
 
-def _print(found: dict[str, dict[str, float]]) -> None:
+def _is_share_of_images(metric: str) -> bool:
+    """Whether a metric is a share of images; a mean of classes is not."""
+    return metric.endswith("_accuracy") and not metric.endswith("_class_accuracy")
+
+
+def _rows(found: dict[str, dict[str, float]], images: int) -> list[list[str]]:
     rows = []
     for metric in next(iter(found.values())):
         shares = metric.endswith(("_accuracy", "_precision")) or metric.startswith("share")
-        form = ".2%" if shares else ".4g"
         unit = " (nats)" if metric == "mutual_information" else ""
-        values = [format(numbers[metric], form) for numbers in found.values()]
-        rows.append((metric.replace("_", " ") + unit, *values))
-    print_table(Console(), ["on the test images", *found], rows, right=found)
+        cells = []
+        for numbers in found.values():
+            cell = format(numbers[metric], ".2%" if shares else ".4g")
+            if _is_share_of_images(metric):
+                low, high = wilson_interval(numbers[metric], images)
+                cell += f" ({100 * low:.1f}–{100 * high:.1f})"
+            cells.append(cell)
+        rows.append([metric.replace("_", " ") + unit, *cells])
+    return rows

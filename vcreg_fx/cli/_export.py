@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ._errors import clear_errors
+from .._shared.progress import Progress
+from ._console import say, say_written
 from ._options import (
     Alpha,
     Beta,
@@ -47,15 +48,16 @@ def export(  # noqa: PLR0913, PLR0917 - an argument an option
     ] = False,
 ) -> None:
     """Insert VCReg into a model and export it. What is written is compared with the model."""
-    with clear_errors():
-        from ..exporting import export as export_model
-        from ..surgery import insert, sites
-        from ._model import example_of, load_checkpoint_if_any, load_model
+    from ..exporting import export as export_model
+    from ..surgery import insert, sites
+    from ._model import example_of, load_checkpoint_if_any, load_model
 
+    with Progress("building the model", passing=True) as bar:
         built = load_model(model, options=dict(option or ()))
         example = example_of(built, input_size)
         insert(built, rule, example_inputs=example, layout=layout, **given(alpha=alpha, beta=beta))
         load_checkpoint_if_any(built, checkpoint)
+        bar.advance("exporting", steps=0)
         export_model(
             built,
             output,
@@ -64,5 +66,6 @@ def export(  # noqa: PLR0913, PLR0917 - an argument an option
             example_inputs=example,
             overwrite=overwrite,
         )
-        count = len(sites(built))
-        typer.echo(f"{output}: {type(built).__name__}, {count} site{'s' * (count != 1)}, checked")
+    count = len(sites(built))
+    say(f"{type(built).__name__}: {count} site{'s' * (count != 1)}, checked")
+    say_written(output)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import ModelError
+from ._console import say
+from ._errors import OptionError
 
 Batches = Any  # a DataLoader, or a list of pairs
 _BATCH = 128
@@ -25,21 +26,22 @@ def load_data(name: str, model: nn.Module, size: int | None, seed: int) -> tuple
       ``train`` and ``val`` (or ``test``). Without those, a third of each class is for testing.
     - `model`: whose size and normalization the images get, where it says.
 
-    **Raises:** `ModelError` if there is no such folder, or no image in it.
+    **Raises:** `OptionError` if there is no such folder, or no image in it.
     """
     if name == "digits":
-        return _digits(seed, size)
+        return _digits(seed, size, _channels(model))
     folder = Path(name)
     if not folder.is_dir():
-        raise ModelError(f'{name} is no folder. --data takes a folder of images, or "digits".')
+        raise OptionError("--data", f'{name} is no folder; nor is it "digits".')
     transform = _transform(model, size)
     tests = [folder / part for part in _TEST if (folder / part).is_dir()]
     if (folder / "train").is_dir() and tests:
         train, test = _folder(folder / "train", transform), _folder(tests[0], transform)
         if train.classes != test.classes:
-            raise ModelError(
+            raise OptionError(
+                "--data",
                 f"The classes of train and {tests[0].name} differ in "
-                f"{', '.join(sorted(set(train.classes) ^ set(test.classes)))}."
+                f"{', '.join(sorted(set(train.classes) ^ set(test.classes)))}.",
             )
         return _loader(train), _loader(test)
     from ..experiments.images import split_indices
@@ -50,12 +52,23 @@ def load_data(name: str, model: nn.Module, size: int | None, seed: int) -> tuple
     return train, test
 
 
-def _digits(seed: int, size: int | None) -> tuple[Batches, Batches]:
+def _channels(model: nn.Module) -> int:
+    """Return how many channels a model's images have, by its first convolution; else 1."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return 1 if first is None else first.in_channels
+
+
+def _digits(seed: int, size: int | None, channels: int) -> tuple[Batches, Batches]:
+    """Return the digits; the same gray in each channel."""
     from ..experiments import load_digits
+
+    given = "one channel" if channels == 1 else f"the same in all {channels} channels"
+    say(f"The digits are gray: the model is given {given}.", err=True)
 
     def batches(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
         if size is not None:
             images = nn.functional.interpolate(images, size=(size, size), mode="bilinear")
+        images = images.expand(-1, channels, -1, -1)
         return list(zip(images.split(_BATCH), labels.split(_BATCH), strict=True))
 
     train, test = load_digits(seed)
@@ -68,7 +81,8 @@ def _folder(path: Path, transform: Any) -> Any:
     try:
         return ImageFolder(path, transform)
     except FileNotFoundError as error:
-        raise ModelError(f"{path} holds no images in one folder a class: {error}") from error
+        message = f"{path} holds no images in one folder a class: {error}"
+        raise OptionError("--data", message) from error
 
 
 def _transform(model: nn.Module, size: int | None) -> Any:

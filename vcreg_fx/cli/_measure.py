@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ._errors import clear_errors
+from .._shared.progress import Progress
+from ._console import print_table
 from ._options import (
+    MOST_SEED,
     Alpha,
     Beta,
     Checkpoint,
@@ -17,6 +19,7 @@ from ._options import (
     ModelName,
     RuleText,
     Settings,
+    finite,
     given,
 )
 
@@ -43,24 +46,27 @@ def measure(  # noqa: PLR0913, PLR0917 - an argument an option
         typer.Option(
             metavar="RATIO",
             min=1e-9,
+            callback=finite,
             help="Find α and β that make VCReg's gradient RATIO times the task's at each site.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, images and labels.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Of weights, images and labels.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Compare VCReg's gradient with the task's at each site, on one batch of noise.
 
     The task is cross-entropy against random labels. For your own data, call vcreg_fx.measure.
     """
-    with clear_errors():
-        import torch
+    import torch
 
-        from ..site import calibrate as calibrate_sites
-        from ..site import measure as measure_sites
-        from ..surgery import insert
-        from ._model import example_of, load_checkpoint, load_model, noise_for
+    from ..site import calibrate as calibrate_sites
+    from ..site import measure as measure_sites
+    from ..surgery import insert
+    from ._model import example_of, load_checkpoint, load_model, noise_for
 
+    with Progress("measuring", passing=True):
         torch.manual_seed(seed)
         network = load_model(model, options=dict(option or ()))
         if checkpoint is not None:
@@ -69,19 +75,33 @@ def measure(  # noqa: PLR0913, PLR0917 - an argument an option
         insert(network, rule, example_inputs=inputs, layout=layout, **given(alpha=alpha, beta=beta))
         if calibrate is not None:
             made = calibrate_sites(network, inputs, _task, calibrate)
-            typer.echo(_calibrated_json(made) if as_json else _calibrated(made, rule))
         else:
             found = measure_sites(network, inputs, _task)
-            typer.echo(json.dumps(found.to_dicts(), indent=2) if as_json else str(found))
+    if calibrate is None:
+        if as_json:
+            typer.echo(json.dumps(found.to_dicts(), indent=2))
+        else:
+            _print(found.cells())
+    elif as_json:
+        typer.echo(_calibrated_json(made))
+    else:
+        _print(made.cells())
+        typer.echo(_to_insert(made, rule))
 
 
-def _calibrated(made: Calibration, rule: str) -> str:
+def _print(cells: list[tuple[str, ...]]) -> None:
+    head, *rows = cells
+    head = tuple(name.replace("/", " / ") for name in head)  # where lines may break
+    print_table(head, rows, right=head[1:])
+
+
+def _to_insert(made: Calibration, rule: str) -> str:
     lines = [
         f'    {name!r}: {{"alpha": {values["alpha"]:.6g}, "beta": {values["beta"]:.6g}}},'
         for name, values in made.coefficients.items()
     ]
     return "\n".join([
-        str(made), "", "What to pass to insert:", "",
+        "What to pass to insert:", "",
         f"vcreg_fx.insert(model, {rule!r}, coefficients={{", *lines, "})",
     ])  # fmt: skip
 

@@ -6,22 +6,23 @@ import difflib
 import functools
 import importlib
 import inspect
-import pickle
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 
 from placement_rules import RecordingError, record
 
+from .._shared.progress import Progress
 from ..surgery import Plan, plan
-from ._errors import ModelError
+from ._console import say
+from ._errors import ModelError, OptionError
 from ._options import FORMS, Settings
 
 _INSIDE = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
@@ -57,7 +58,64 @@ def load_model(
         return build_from_factory(name, options)
     if not slash and name in sources:
         raise ModelError(f"{name!r} names a library and no model. Write {name}/NAME.")
-    raise ModelError(f"{name!r} is not a model. Write {FORMS}, such as timm/convnext_atto.")
+    if slash:
+        raise ModelError(_of_the_hub(name, rest))
+    return load_model(_full_name(name), meta=meta, options=options)
+
+
+def _full_name(name: str) -> str:
+    """Return the full name of a model of timm, if no other library has one of that name.
+
+    **Raises:** `ModelError` with the spellings there are.
+    """
+    import timm
+
+    known = {"timm": timm.list_models()}
+    with suppress(ModuleNotFoundError):
+        from torchvision import models
+
+        known["torchvision"] = models.list_models()
+    found = [f"{library}/{name}" for library, names in known.items() if name in names]
+    if found == [f"timm/{name}"]:
+        return found[0]
+    if found:
+        several = "is in several libraries" if found[1:] else "is no model of timm's"
+        raise ModelError(f"{name!r} {several}. Write {' or '.join(found)}.")
+    hint = _hint(name, [other for names in known.values() for other in names])
+    raise ModelError(f"{name!r} is not a model. Write {FORMS}, such as timm/convnext_atto.{hint}")
+
+
+def _of_the_hub(name: str, rest: str) -> str:
+    """Say how a checkpoint of the Hugging Face hub, ``organization/name``, is written here."""
+    such = "ViTForImageClassification"
+    with suppress(ModuleNotFoundError):
+        from transformers.models.auto import modeling_auto
+
+        classes = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        plain = re.sub(r"[-_.]", "", rest.lower())
+        kinds = [kind for kind in classes if plain.startswith(re.sub(r"[-_]", "", kind))]
+        if kinds:
+            found = classes[max(kinds, key=len)]
+            such = found if isinstance(found, str) else found[0]
+    return (
+        f"{name!r} is not a model. If it is a checkpoint of the Hugging Face hub: nothing is "
+        f"downloaded here; name its class, such as transformers/{such}, or a function of your own "
+        "that loads it, as package.module:factory or file.py:factory."
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """Return a device on which something can be computed.
+
+    **Raises:** `OptionError` if torch knows no such device, or it is not here.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise OptionError("--device", f"{name!r} cannot be used: {reason}") from error
+    return device
 
 
 def plan_named(
@@ -65,14 +123,15 @@ def plan_named(
 ) -> Plan:
     """Plan on the meta device, where no weights are made, if the model can be recorded there."""
     options = dict(settings or ())
-    model = load_model(name, meta=True, options=options)
-    try:
+    with Progress("planning", passing=True):
+        model = load_model(name, meta=True, options=options)
+        try:
+            return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
+        except RecordingError:
+            if not any(parameter.is_meta for parameter in model.parameters()):
+                raise
+        model = load_model(name, options=options)
         return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
-    except RecordingError:
-        if not any(parameter.is_meta for parameter in model.parameters()):
-            raise
-    model = load_model(name, options=options)
-    return plan(model, rule, example_inputs=example_of(model, size), layout=layout)
 
 
 def example_of(model: nn.Module, size: tuple[int, ...] | None) -> tuple[Tensor, ...] | None:
@@ -181,6 +240,8 @@ def import_module(name: str) -> Any:
 
     **Raises:** `ModelError` if it does not exist or raises.
     """
+    if name.endswith(".py"):
+        return _import_file(Path(name))
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -197,13 +258,31 @@ def import_module(name: str) -> Any:
         raise ModelError(f"Importing {name} raised {type(error).__name__}: {error}") from error
 
 
+def _import_file(path: Path) -> Any:
+    """Import a file under its own name, as other processes will, which are told of ``sys.path``."""
+    if not path.is_file():
+        raise ModelError(f"There is no file {path}.")
+    if not path.stem.isidentifier():
+        raise ModelError(f"{path} cannot be imported: {path.stem!r} is no name in Python.")
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    found = import_module(path.stem)
+    if (file := getattr(found, "__file__", None)) is None or not path.samefile(file):
+        raise ModelError(
+            f"{path} cannot be imported: {path.stem!r} is also the name of {file or 'a module'}. "
+            "Rename the file."
+        )
+    return found
+
+
 # Weights --------------------------------------------------------------------------------------
 
 
 def load_checkpoint_if_any(model: nn.Module, path: Path | None) -> None:
     """Load weights, or say on stderr that they are random."""
     if path is None:
-        typer.echo("The weights are random; --checkpoint FILE loads trained ones.", err=True)
+        say("The weights are random; --checkpoint FILE loads trained ones.", err=True)
     else:
         load_checkpoint(model, path)
 
@@ -221,7 +300,9 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
             break
-    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in found.items()
+    ):
         raise ModelError(
             f"{path} holds no state dict, neither itself nor as {', '.join(_INSIDE)}. Save one: "
             "torch.save(model.state_dict(), path)."
@@ -260,13 +341,16 @@ def _read(path: Path) -> Any:
             raise _unreadable(path, error) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what is no checkpoint may make the reader raise anything
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
     return ModelError(
-        f"{path} cannot be read as weights: {str(error).splitlines()[0]} Save a state dict alone: "
+        f"{path} cannot be read as weights: {reason} Save a state dict alone: "
         "torch.save(model.state_dict(), path)."
     )
 

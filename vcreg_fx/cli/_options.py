@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-FORMS = "timm/NAME, torchvision/NAME, transformers/CLASS or package.module:factory"
+FORMS = "timm/NAME, torchvision/NAME, transformers/CLASS, package.module:factory or file.py:factory"
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=f"{FORMS}.")]
 RuleText = Annotated[
     str, typer.Option(metavar="EXPR", help='Where, such as "blocks | downsample".')
@@ -16,11 +18,50 @@ RuleText = Annotated[
 LayoutText = Annotated[
     str | None, typer.Option(help="The layout of every site, such as NHWC; else inferred.")
 ]
+MOST_SEED = 2**32 - 1  # of NumPy and scikit-learn
+MOST_THREADS = 1024
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse what is no number, which no bound does."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number.")
+    return value
+
+
+def to_file(path: Path | None) -> Path | None:
+    """Refuse a file that cannot be made, before any work is done for it."""
+    if path is not None:
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder, not a file.")
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"There is no folder {path.parent} to write {path.name} to.")
+        _check_access(path if path.exists() else path.parent)
+    return path
+
+
+def to_folder(path: Path | None) -> Path | None:
+    """Refuse a folder that cannot be made, before any work is done for it."""
+    if path is not None:
+        there = next(part for part in (path, *path.absolute().parents) if part.exists())
+        if not there.is_dir():
+            raise typer.BadParameter(f"{there} is a file, not a folder.")
+        _check_access(there)
+    return path
+
+
+def _check_access(path: Path) -> None:
+    if not os.access(path, os.W_OK):
+        raise typer.BadParameter(f"{path} cannot be written to.")
+
+
 Alpha = Annotated[
-    float | None, typer.Option(min=0, help="α, of the variance loss; else VCRegConfig's.")
+    float | None,
+    typer.Option(min=0, callback=finite, help="α, of the variance loss; else VCRegConfig's."),
 ]
 Beta = Annotated[
-    float | None, typer.Option(min=0, help="β, of the covariance loss; else VCRegConfig's.")
+    float | None,
+    typer.Option(min=0, callback=finite, help="β, of the covariance loss; else VCRegConfig's."),
 ]
 Checkpoint = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Weights: a state dict. Else they are random.")

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._errors import ModelError, clear_errors
-from ._options import parse_setting
+from placement_rules import UserError
+
+from .._shared.progress import Progress
+from ._console import print_markdown, say, say_written
+from ._errors import OptionError
+from ._options import MOST_THREADS, parse_setting, to_folder
 
 if TYPE_CHECKING:
     from ..ablation import Record
@@ -69,12 +73,20 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         Path | None,
         typer.Option(metavar="FILE", help="Of transfer's baseline, which is not trained then."),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many runs of each, from seed 0.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="How many runs of each, from seed 0.")
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Goes on with what is there."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            callback=to_folder,
+            help="Goes on with what is there.",
+        ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")] = 1,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the numbers of each epoch to DIR/logs.")
     ] = False,
@@ -91,51 +103,53 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     A search on validation images chooses the coefficients; the test images are used once. A run
     that was stopped goes on where it was when it is started again.
     """
-    with clear_errors():
-        from ..experiments import papers, training
+    from ..experiments import papers
 
-        scale = _scale(quick, preset)
-        options = dict(option or [])
-        if weights is not None:
-            options["weights"] = str(weights)
-        where = output or Path("runs") / "-".join(
-            part for part in (name, data, scale if scale != "default" else None) if part
+    if evidence is not None and not (evidence / "evidence.md").is_file():
+        raise OptionError("--evidence", f"{evidence} holds no evidence.md.")
+    scale = _scale(quick, preset)
+    options = dict(option or ())
+    if weights is not None:
+        options["weights"] = str(weights)
+    where = output or Path("runs") / "-".join(
+        part for part in (name, data, scale if scale != "default" else None) if part
+    )
+    with Progress(f"{name}, trials") as bar:
+
+        def finished(record: Record) -> None:
+            bar.advance(note=record.name)
+            _print_record(record)
+
+        outcome = papers.reproduce(
+            name,
+            where,
+            scale=scale,
+            data=data,
+            data_root=data_root,
+            network=network,
+            arms=arm,
+            options=options or None,
+            seeds=seeds,
+            classes=classes,
+            threads=threads,
+            tensorboard=tensorboard,
+            retry_failed=retry_failed,
+            on_record=finished,
         )
-        try:
-            outcome = papers.reproduce(
-                name,
-                where,
-                scale=scale,
-                data=data,
-                data_root=data_root,
-                network=network,
-                arms=arm,
-                options=options or None,
-                seeds=seeds,
-                classes=classes,
-                threads=threads,
-                tensorboard=tensorboard,
-                retry_failed=retry_failed,
-                on_record=_print_record,
-            )
-        except training.Stopped as stop:
-            typer.echo(f"\nStopped. The same command goes on: {where}", err=True)
-            raise typer.Exit(128 + stop.signal) from None
-        typer.echo(outcome.to_markdown())
-        for path in sorted(outcome.folder.glob(f"{name}.*")):
-            typer.echo(f"Written: {path}")
-        if evidence is not None:
-            for path in papers.write_evidence(outcome, evidence):
-                typer.echo(f"Written: {path}")
+    print_markdown(outcome.to_markdown())
+    if evidence is not None:
+        say_written(*papers.write_evidence(outcome, evidence))
+    report = outcome.folder / "report.html"
+    say_written(*sorted(outcome.folder.glob(f"{name}.*")), *([report] if report.exists() else []))
 
 
 def _scale(quick: bool, preset: str | None) -> str:
     if quick and preset:
-        raise ModelError(f"--quick and --preset {preset} are different sizes; choose one.")
+        raise UserError(f"--quick and --preset {preset} are different sizes; choose one.")
     return "quick" if quick else preset or "default"
 
 
 def _print_record(record: Record) -> None:
     numbers = [f"{name} {value:.4g}" for name, value in record.metrics.items() if "_" not in name]
     found = ", ".join(numbers) or record.reason
-    typer.echo(f"{record.name}: {found} ({record.seconds:.0f} s)", err=True)
+    say(f"{record.name}: {found} ({record.seconds:.0f} s)", err=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from placement_rules import candidate_inputs
 
-from ._errors import ModelError
+from ._errors import ModelError, OptionError
 from ._model import load_model
 
 _TRANSFORMERS = [
@@ -46,7 +46,7 @@ def zoo(source: str, everything: bool) -> list[str]:
 
     Without `everything` one of each module file; of transformers one of each class either way.
 
-    **Raises:** `ModelError` for a source that is not known.
+    **Raises:** `OptionError` for a source that is not known.
     """
     listing: dict[str, Callable[[bool], list[str]]] = {
         "timm": _timm,
@@ -54,7 +54,9 @@ def zoo(source: str, everything: bool) -> list[str]:
         "transformers": lambda _: _TRANSFORMERS,
     }
     if source not in listing:
-        raise ModelError(f"{source!r} is no source of models. Sources: {', '.join(listing)}.")
+        raise OptionError(
+            "--source", f"{source!r} is no source of models. Sources: {', '.join(listing)}."
+        )
     return [f"{source}/{name}" for name in listing[source](everything)]
 
 

@@ -53,7 +53,7 @@ def extract_features(
     batch_size: int = 256,
     device: str | torch.device | None = None,
     layout: str | Layout | None = None,
-    progress: bool = False,
+    progress: bool | None = False,
 ) -> Features:
     """Run a frozen model over data and keep what passes at the sites of a rule.
 
@@ -72,7 +72,7 @@ def extract_features(
       first axis is not that of the images (patches of MobileViT) need 1.
     - `device`: where to run; by default where the model is.
     - `layout`: of every site, where it is not to be inferred.
-    - `progress`: show a progress bar.
+    - `progress`: show a progress bar; if None, lines where the output is no terminal.
 
     **Raises:** `PlacementError` if a site does not have one tensor a forward pass, or one that is
     to be averaged has another first axis than that of the images; `ValueError` for data without
@@ -80,13 +80,16 @@ def extract_features(
     """
     if pool not in {"mean", "none"}:
         raise ValueError(f'pool={pool!r} must be "mean" or "none".')
-    stream = batches(data, batch_size, progress)
+    stream, count = batches(data, batch_size)
     first = next(stream, None)
     if first is None:
         raise ValueError("There is no batch to extract features from: the data is empty.")
     kept: dict[str, list[Tensor]] = {}
     labels: list[Tensor] = []
-    with frozen(model, device) as where:
+    with (
+        frozen(model, device) as where,
+        Progress("extracting features", count, shown=progress) as bar,
+    ):
         example = first.to(where)
         recording = record(model, example.args, example.kwargs)
         sites = resolve(recording, parse(rule).require(recording), layout)
@@ -98,6 +101,7 @@ def extract_features(
                     kept.setdefault(site.name, []).append(_take(site, found, batch.size, pool))
                 if batch.labels is not None:
                     labels.append(batch.labels.cpu())
+                bar.advance()
     tensors = {name: torch.cat(parts) for name, parts in kept.items()}
     return Features(tensors, torch.cat(labels) if labels else None)
 
@@ -182,20 +186,14 @@ class Batch:
         return Batch(tuple(move(value) for value in self.args), kwargs, self.labels)
 
 
-def batches(data: Tensor | Iterable[Any], batch_size: int, progress: bool) -> Iterator[Batch]:
-    """Yield the batches of a tensor, a data set or an iterable; see `extract_features`."""
+def batches(data: Tensor | Iterable[Any], batch_size: int) -> tuple[Iterator[Batch], int | None]:
+    """Return the batches of a tensor, a data set or an iterable, and how many, if that is known."""
     parts: Iterable[Any] = data
     if isinstance(data, Tensor):
         parts = data.split(batch_size)
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         parts = DataLoader(data, batch_size)
-    from rich.console import Console
-
-    total = len(parts) if isinstance(parts, Sized) else None
-    with Progress("extracting features", total, shown=progress, console=Console()) as bar:
-        for part in parts:
-            yield _batch(part)
-            bar.advance()
+    return map(_batch, parts), len(parts) if isinstance(parts, Sized) else None
 
 
 def _batch(part: Any) -> Batch:

@@ -291,8 +291,14 @@ def _body(result: DemoResult) -> str:
     return "\n".join(lines)
 
 
+_LEAST = 1e-3  # of the mean: what lies below is next to nothing, and rounding in the end
+
+
 def draw_spectra(spectra: Mapping[str, Tensor], path: str | Path, title: str) -> None:
-    """Draw eigenvalues by index, one curve a model, on a logarithmic scale.
+    """Draw eigenvalues by index, one curve a model, so that a flatter spectrum is a flatter curve.
+
+    Each spectrum is divided by its mean, and both axes are logarithmic: directions that all vary
+    alike are the horizontal line at 1, whatever the scale of the features.
 
     **Arguments:**
 
@@ -301,20 +307,18 @@ def draw_spectra(spectra: Mapping[str, Tensor], path: str | Path, title: str) ->
     - `title`: stands above.
     """
     figure, [axes] = panels(1, (7.2, 4.6))
-    largest = max((float(values[0]) for values in spectra.values()), default=1.0)
-    smallest = largest
     styles = ((color, line) for line in itertools.cycle(_LINES) for color in _COLORS)
     for (label, values), (color, line) in zip(spectra.items(), styles, strict=False):
-        # What lies below the precision of float32 features is rounding, not signal.
-        shown = values[values > largest * 1e-9]
-        smallest = min(smallest, float(shown[-1])) if len(shown) else smallest
-        places = range(1, len(shown) + 1)
-        axes.plot(places, shown.tolist(), line, color=color, linewidth=2, label=label)
+        shares = (values / values.mean()).tolist() if values.sum() > 0 else []
+        places = range(1, len(shares) + 1)
+        axes.plot(places, shares, line, color=color, linewidth=2, label=label)
+    axes.axhline(1, color="#9aa2ab", linewidth=1, label="all directions alike")
+    axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(smallest / 2, largest * 2)
-    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=_LEAST)
+    axes.set_xlim(left=1)
     axes.set_xlabel("index of the eigenvalue, the largest first")
-    axes.set_ylabel("eigenvalue of the covariance")
+    axes.set_ylabel("eigenvalue of the covariance / their mean")
     axes.set_title(title, fontsize=11, loc="left")
     plain(axes)
     axes.legend(frameon=False, fontsize=10 if len(spectra) <= 6 else 7)

@@ -46,6 +46,7 @@ def draw(
     path: str | Path,
     *,
     format: str | None = None,  # noqa: A002 (the name that matplotlib and others use)
+    title: str | None = None,
     example_inputs: tuple[Any, ...] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> None:
@@ -57,6 +58,8 @@ def draw(
     - `path`: where the picture goes.
     - `format`: ``"svg"``, ``"png"``, ``"pdf"``, or ``"dot"``, text for Graphviz; by default what
       the ending of the path says.
+    - `title`: by default the model's own name, where it knows one (timm's, and checkpoints of
+      transformers), or that of its class.
     - `example_inputs`, `example_kwargs`: of a model, as for `insert`.
 
     **Raises:** `PlacementError` if the model cannot be recorded; `ExportError`, a `ValueError`,
@@ -67,12 +70,23 @@ def draw(
     given = [t for _, t in recording.root.inputs if hasattr(t.meta.get("val"), "shape")]
     if given:
         subtitle = f"input {shape_text(given[0].meta['val'])}; {subtitle}"
-    title = type(recording.model).__name__
+    title = title or _own_name(recording.model)
     parts = outline(recording, sites)
     if form == "dot":
         Path(path).write_text(_dot_text(parts, title, subtitle), "utf-8")
         return
     _paint(make_page(parts), title, subtitle, bool(sites)).savefig(path, dpi=130, format=form)
+
+
+def _own_name(model: nn.Module) -> str:
+    """Return what a model is called: by timm, by the hub, or as its class."""
+    timm = getattr(model, "pretrained_cfg", None)
+    config = getattr(model, "config", None)
+    names = (
+        timm.get("architecture") if isinstance(timm, Mapping) else None,
+        getattr(config, "name_or_path", None),
+    )
+    return next((name for name in names if name and isinstance(name, str)), type(model).__name__)
 
 
 def _check_format(path: Path, form: str | None) -> str:
@@ -192,7 +206,8 @@ def make_page(parts: Sequence[Part]) -> Page:
         *(_BOLD * len(part.short_path) + _PLAIN * len(part.class_name) + 0.5 for part in parts),
     )
     beside = [max(len(f"{part.shape}   {part.layout}"), len(part.note)) for part in parts]
-    frame_width = box_width + max(1.8, _PLAIN * max(beside) + 0.1) + 2.4 * _PAD
+    named = _BOLD * max(len(f"{part.frame}, continued") for part in parts) - box_width / 2
+    frame_width = box_width + max(1.8, _PLAIN * max(beside) + 0.1, named) + 2.4 * _PAD
     boxes: list[Box] = []
     frames: list[Frame] = []
     columns = _columns(parts)
@@ -265,7 +280,10 @@ def _paint(page: Page, title: str, subtitle: str, with_sites: bool) -> Figure:
         height = frame.bottom - frame.top
         _rounded(axes, frame.left, frame.top, page.frame_width, height, "none", _FRAME, 0.08)
         name = f"{frame.name}, continued" if frame.continued else frame.name
-        _text(axes, frame.left + 0.12, frame.top + 0.18, name, 9, _FAINT, weight="bold")
+        arrow = frame.left + _PAD + page.box_width / 2
+        fits = frame.left + 0.12 + _BOLD * len(name) < arrow - 0.1
+        x = frame.left + 0.12 if fits else arrow + 0.12
+        _text(axes, x, frame.top + 0.18, name, 9, _FAINT, weight="bold")
     _paint_arrows(axes, page)
     for box in page.boxes:
         _paint_box(axes, box, page.box_width)
@@ -281,7 +299,7 @@ def _paint_legend(axes: Axes, page: Page, with_sites: bool) -> None:
         x += 0.55 + 0.075 * len(_NAMES[kind])
     if with_sites:
         axes.plot([x + 0.08], [0.92], "o", color=_SITE, markersize=7)
-        _text(axes, x + 0.24, 0.92, "VCReg site", 8.5)
+        _text(axes, x + 0.24, 0.92, "VCReg site, d = its channels", 8.5)
 
 
 def _paint_arrows(axes: Axes, page: Page) -> None:

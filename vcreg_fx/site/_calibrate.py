@@ -31,14 +31,18 @@ class Calibration:
     after: Measurement
     coefficients: Mapping[str, Mapping[str, float]]
 
-    def __str__(self) -> str:
-        """Return a table of the sites."""
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return the table of the sites as text: its head, and a row a site."""
         rows: list[tuple[str, ...]] = [("site", "α", "β", "VCReg/task before", "after")]
         was, now = strengths(self.before), strengths(self.after)
         for name, values in self.coefficients.items():
             numbers = (values["alpha"], values["beta"], was[name], now[name])
             rows.append((name, *(f"{number:.3g}" for number in numbers)))
-        return align(rows)
+        return rows
+
+    def __str__(self) -> str:
+        """Return a table of the sites."""
+        return align(self.cells())
 
 
 def calibrate(

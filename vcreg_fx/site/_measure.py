@@ -68,8 +68,8 @@ class Measurement(list[SiteMeasurement]):
         columns = [item.name for item in fields(SiteMeasurement)]
         return pandas.DataFrame(self.to_dicts(), columns=columns).set_index("site")
 
-    def __str__(self) -> str:
-        """Return a table of the sites."""
+    def cells(self) -> list[tuple[str, ...]]:
+        """Return the table of the sites as text: its head, and a row a site."""
         head = ("site", "n", "d", "ℓ_var", "ℓ_cov", "std", "|corr|", "VCReg/task", "of α", "of β")
         rows = [
             (
@@ -81,7 +81,11 @@ class Measurement(list[SiteMeasurement]):
             )
             for row in self
         ]  # fmt: skip
-        return align([head, *rows])
+        return [head, *rows]
+
+    def __str__(self) -> str:
+        """Return a table of the sites."""
+        return align(self.cells())
 
 
 def measure(

@@ -100,7 +100,7 @@ def load_images(
     **Raises:** `DataError` for an unknown name, or if the data is not there.
     """
     if classes is not None and name != "imagenet":
-        raise DataError("A class file chooses among ImageNet's classes: --data imagenet.")
+        raise DataError("--classes chooses among ImageNet's classes: --data imagenet.")
     if name == "digits":
         return digits()
     if name == "glyphs-200k":
