@@ -338,7 +338,7 @@ def test_command_for_sites(tmp_path: Path) -> None:
         (["--models", "resnet1"], "Did you mean"),
         (["--variants", "fast"], "There is no variant 'fast'"),
         (["--rule", "nothing"], "There is no rule"),
-        (["--device", "cuda"], "no CUDA GPU"),
+        (["--device", "cuda"], "cannot be used"),
         (["--models", "transformers/BertModel"], "noise is no input"),
     ],
 )

@@ -20,7 +20,13 @@ SOURCES = sorted(
     file for name in ("placement_rules", "vcreg_fx", "docs") for file in (ROOT / name).rglob("*.py")
 )
 PYTHONS = {"_asdict", "_attributes", "_exit", "_fields", "_getframe"}  # private in looks only
-EXECUTORS = {"_initargs", "_initializer", "_max_workers", "_mp_context"}  # of concurrent.futures
+EXECUTORS = {
+    "_initargs",
+    "_initializer",
+    "_max_workers",
+    "_mp_context",
+    "_processes",
+}  # of concurrent.futures
 
 
 def is_private(name: str) -> bool:

@@ -1266,7 +1266,7 @@ def command(*arguments):
     ("arguments", "message"),
     [
         (["hierachy"], "Did you mean hierarchy"),
-        (["hierarchy", "--quick", "--seeds", 1], "1 seed cannot tell"),
+        (["hierarchy", "--quick", "--seeds", 1], "--seeds"),
         (["hierarchy", "--data", "cifar100"], "--data-root"),
         (["hierarchy", "--preset", "papers"], "no scale 'papers'"),
         (["placement", "--scale", "large"], "transfer, hierarchy, collapse have one"),
@@ -1281,8 +1281,8 @@ def command(*arguments):
 )
 def test_mistakes_on_the_command_line(tmp_path, arguments, message):
     result = command(*arguments, "-o", tmp_path / "out")
-    assert result.exit_code == 1
-    assert message in result.stderr
+    assert result.exit_code in {1, 2}
+    assert message in " ".join(result.stderr.split())
     assert not (tmp_path / "out").exists()
 
 
