@@ -688,7 +688,7 @@ def command(*arguments):
         (["--shard", "2"], "is no shard"),
         (["--shard", "3/2"], "shards go from 1/2 to 2/2"),
         (["--set", "alpha=-1"], "must be a finite number"),
-        (["--timeout", "0"], "timeout must be positive"),
+        (["--timeout", "0"], "for '--timeout'"),
         (["--task", "tests.strategies"], "has no function build and no train and no evaluate"),
         (["--task", "tests.ablation_task", "--steps", "5"], "--steps is of the digits"),
         (["--workers", "2", "--dask", "tcp://127.0.0.1:1"], "--workers is of this machine"),
