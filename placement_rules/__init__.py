@@ -5,6 +5,7 @@ This package knows models and graphs, and nothing of what is done at the sites i
 
 import importlib as _importlib
 import importlib.util as _find
+import sys as _sys
 import typing as _typing
 
 from ._errors import ExampleInputsError as ExampleInputsError
@@ -19,25 +20,40 @@ if _typing.TYPE_CHECKING:
     from ._public import *
 
 
-if not _typing.TYPE_CHECKING:  # which knows the names from above
+def _lazy_names(
+    package: str, elsewhere: _typing.Mapping[str, str]
+) -> tuple[_typing.Callable[[str], _typing.Any], _typing.Callable[[], list[str]]]:
+    """Return the ``__getattr__`` and the ``__dir__`` of a package whose names need torch.
 
-    def __getattr__(name: str) -> _typing.Any:
-        """Import what needs torch when it is first asked for: a public name, or a room."""
+    A name is imported when it is first asked for: one of the package's ``_public``, or a room.
+
+    **Arguments:**
+
+    - `elsewhere`: public names of rooms that ``_public`` leaves out, because they stand above it.
+    """
+
+    def get(name: str) -> _typing.Any:
         if name == "__all__":  # asked for by `from … import *`
-            return [public for public in __dir__() if public[0] != "_"]
+            return [public for public in names() if public[0] != "_"]
+        found = None
         if not name.startswith("_"):
-            from . import _public
+            found = vars(_importlib.import_module("._public", package)).get(name)
+            if name in elsewhere:
+                found = getattr(_importlib.import_module(elsewhere[name], package), name)
+            elif found is None and _find.find_spec(f"{package}.{name}") is not None:
+                found = _importlib.import_module(f".{name}", package)
+        if found is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        setattr(_sys.modules[package], name, found)
+        return found
 
-            found = vars(_public).get(name)
-            if found is None and _find.find_spec(f"{__name__}.{name}") is not None:
-                found = _importlib.import_module(f".{name}", __name__)
-            if found is not None:
-                globals()[name] = found
-                return found
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def names() -> list[str]:
+        public = vars(_importlib.import_module("._public", package))
+        own = vars(_sys.modules[package])
+        return sorted({*own, *elsewhere, *(name for name in public if name[0] != "_")})
+
+    return get, names
 
 
-def __dir__() -> list[str]:
-    from . import _public
-
-    return sorted({*globals(), *(name for name in vars(_public) if name[0] != "_")})
+if not _typing.TYPE_CHECKING:  # which knows the names from above
+    __getattr__, __dir__ = _lazy_names(__name__, {})

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ._options import MOST_SEED, MOST_THREADS, finite, to_folder
+from ._options import MOST_SEED, MOST_THREADS, finite, given, to_folder
 
 _QUICK_STEPS = 40
 
@@ -54,13 +54,9 @@ def demo(
     from ..experiments import DemoSettings, run_demo
     from ._demo_console import ConsoleObserver
 
-    given = {
-        "steps": steps or (_QUICK_STEPS if quick else None),
-        "rule": rule,
-        "alpha": alpha,
-        "beta": beta,
-    }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    settings = DemoSettings(seed=seed, threads=threads, **chosen)  # type: ignore[arg-type]
+    chosen = given(
+        steps=steps or (_QUICK_STEPS if quick else None), rule=rule, alpha=alpha, beta=beta
+    )
+    settings = DemoSettings(seed=seed, threads=threads, **chosen)
     with ExitStack() as bars:
         run_demo(output, settings, ConsoleObserver(bars))
