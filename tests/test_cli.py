@@ -540,7 +540,7 @@ def test_arrows_cross_no_text():
         "vision_model.encoder.layers",
         "a.name.of.forty.letters.and.more.of.them",
     ]
-    parts = [Part(f"{f}.{k}", "Block", "block", "N × 3", "NC", f) for f in frames for k in range(9)]
+    parts = [Part(f"{f}.{k}", "Block", "block", "N × 3", "NC", f) for f in frames for k in range(5)]
     page = make_page(parts)
     figure = _paint(page, "A name", "a rule", True)
     figure.draw_without_rendering()

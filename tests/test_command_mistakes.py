@@ -95,7 +95,7 @@ MISTAKES = {
         "--network": "hierarchy --quick --network timm/no_such_model",
         "--arm": "hierarchy --quick --arm nothing",
         "--set": "hierarchy --quick --set colour=3",
-        "--weights": "transfer --quick --weights nowhere.pt",
+        "--weights": "transfer --weights nowhere.pt",
         "--seeds": "hierarchy --seeds 1",
         "--output": "hierarchy -o text.pt",
         "--threads": "hierarchy --threads 0",

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from vcreg_fx import evaluation
 from vcreg_fx.cli._app import app
+from vcreg_fx.cli._images import load_data
 from vcreg_fx.cli._model import load_checkpoint, load_model
 from vcreg_fx.experiments import load_digits
 
@@ -77,13 +78,14 @@ def test_everything_about_a_checkpoint(tmp_path, information):
     assert ("mutual information (nats)" in result.stdout) is information
 
 
-def test_gray_digits_for_models_of_three_channels(tmp_path):
-    result = command(
-        *("torchvision/resnet18", "--rule", "head", "--probe", "knn"),
-        *("--no-information", "-o", tmp_path),
-    )
-    assert result.exit_code == 0, result.output
-    assert "gray: the model is given the same in all 3 channels" in " ".join(result.stderr.split())
+@pytest.mark.parametrize(("channels", "said"), [(1, "one channel"), (3, "the same in all 3")])
+def test_digits_are_gray(channels, said, capsys):
+    train, test = load_data("digits", torch.nn.Conv2d(channels, 2, 3), None, seed=0)
+    assert sum(len(images) for images, _ in train) == 1198
+    for images, labels in test:
+        assert images.shape == (len(labels), channels, 32, 32)
+        assert torch.equal(images, images[:, :1].expand_as(images))
+    assert f"The digits are gray: the model is given {said}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("split", [True, False])
