@@ -172,6 +172,21 @@ def test_a_mistake_ends_in_one_line_that_names_the_option(here, command, option)
     assert [path for path in Path().iterdir() if path.is_file()] == before, "nothing was begun"
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("sites timm/resnet10t --input-size 3,99999999999999999999,4", "--input-size"),
+        ("measure timm/resnet10t --input-size 3,1000000,10000000", "--input-size"),
+        ("evaluate timm/resnet10t --size 1000000000", "--size"),
+        ("bench --sites --models timm/resnet10t --batch 1000000000000", "--batch"),
+    ],
+)
+def test_what_fits_no_memory_names_its_option(here, command, option):
+    name, *arguments = command.split()
+    line = fails(name, arguments)
+    assert line.startswith(f"Error: {option}: this needs more memory than there is")
+
+
 @pytest.mark.parametrize(("command", "option"), SWITCHES)
 def test_switches_take_no_value(here, command, option):
     assert option in fails(command, [f"{option}=3"])

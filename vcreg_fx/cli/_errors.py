@@ -63,6 +63,9 @@ def clear_errors(context: typer.Context | None = None) -> Iterator[None]:
         say(f"Error: {f'{option}: ' if option else ''}{message}{hint}", err=True)
         raise typer.Exit(1) from error
     except (Exception, KeyboardInterrupt) as error:
+        if _is_too_large(error):
+            say(f"Error: {_too_large(context, error)}", err=True)
+            raise typer.Exit(1) from error
         if (stop := _stop(error)) is None:
             raise
         _say_stopped(context)
@@ -75,6 +78,30 @@ def _message(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         return f"The package {error.name} is needed for this: {installation(error.name)}"
     return str(error)
+
+
+_SIZES = ("batch", "input_size", "size")
+_TOO_LARGE = re.compile(r"can't allocate memory|out of memory|Storage size calculation overflowed|"
+                        r"Overflow when unpacking|too large to convert")  # fmt: skip
+
+
+def _is_too_large(error: BaseException) -> bool:
+    """Return whether memory did not suffice; torch tells so in words, not by a class."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OverflowError, TypeError))
+        and _TOO_LARGE.search(str(error)) is not None
+    )
+
+
+def _too_large(context: typer.Context | None, error: BaseException) -> str:
+    params = [] if context is None else context.command.params
+    sizes = [param for param in params if param.name in _SIZES]
+    given = [param for param in sizes if _is_given(context, param.name)] if context else []
+    options = " or ".join(_name(param) for param in given or sizes)
+    advice = f"a smaller {options}" if options else "smaller inputs"
+    cause = " ".join(str(error).partition("\n")[0].split())
+    start = f"{options}: this" if given else "This"
+    return f"{start} needs more memory than there is; take {advice}. It failed with: {cause}"
 
 
 def installation(package: str) -> str:

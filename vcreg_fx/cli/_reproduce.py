@@ -110,8 +110,8 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     scale = _scale(quick, preset)
     options = dict(option or ())
     if weights is not None:
-        if not weights.is_file():
-            raise OptionError("--weights", f"{weights} is no file.")
+        if not weights.exists():
+            raise OptionError("--weights", f"{weights} is not there.")
         options["weights"] = str(weights)
     where = output or Path("runs") / "-".join(
         part for part in (name, data, scale if scale != "default" else None) if part

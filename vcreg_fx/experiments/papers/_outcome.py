@@ -14,7 +14,7 @@ from ..._shared.files import remove_unfinished, write_text
 from ..._shared.report import to_html
 from ..._shared.tables import markdown_table
 from ._experiment import Experiment, ReproductionError
-from ._render import conclusions, render, span, verdict
+from ._render import conclusions, directed, render, span, verdict
 from ._study import Found
 
 _NAME = "experiment.json"
@@ -199,10 +199,10 @@ def summary(folder: Path) -> str:
         first, *others = report["rows"]
         for row in others:
             if row["rule"] is not None:
-                said = span(row, first, metric), verdict(row, first, metric)
-                body.append([report["experiment"], row["name"], metric["title"], *said])
-    header = ["experiment", "arm", "measured", "difference to none, 95 % interval", "so"]
-    return f"\n{markdown_table(header, body)}\n\n"
+                said = verdict(row, first, metric), span(row, first, metric)
+                body.append([report["experiment"], row["name"], directed(metric), *said])
+    header = ["experiment", "arm", "measured", "so", "difference to none, 95 % interval"]
+    return f"\n{markdown_table(header, body, text=4)}\n\n"
 
 
 def _replace(text: str, name: str, new: str) -> str:

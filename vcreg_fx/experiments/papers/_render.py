@@ -131,6 +131,12 @@ def _paper(report: dict[str, Any]) -> str:
     return f"{markdown_table(header, body)}\n\n{' '.join(note for note in notes if note)}"
 
 
+def directed(metric: dict[str, Any]) -> str:
+    """Return a metric's title with the direction that is better, if it has one."""
+    words = {True: ", higher is better", False: ", lower is better", None: ""}
+    return f"{metric['title']}{words[metric['higher']]}"
+
+
 def number(metric: dict[str, Any], value: float, sign: str = "") -> str:
     """Return a number as it is shown, without its unit."""
     scaled = value * (100 if metric["percent"] else 1)

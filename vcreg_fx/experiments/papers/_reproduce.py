@@ -187,7 +187,8 @@ def _preset(
         preset = preset.but(data=data.name)
     if unknown := sorted(set(options) - set(preset.options)):
         raise ReproductionError(
-            f"{experiment.name} has no option {unknown[0]}; it has {', '.join(preset.options)}."
+            f"{experiment.name} has no option {unknown[0]}; it has "
+            f"{', '.join(preset.options) or 'none'}."
         )
     preset = preset.but(options={**preset.options, **options})
     if seeds is not None:
