@@ -276,6 +276,27 @@ def test_a_trial_that_hangs_is_ended_and_recorded(tmp_path, executor):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("daemon", [False, True])
+def test_a_trial_that_hangs_on_dask_is_ended_or_the_limit_refused(tmp_path, daemon):
+    """Dask's workers are daemons unless told otherwise, and daemons make no processes."""
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    options = {"timeout": 10.0}
+    with (
+        dask.config.set({"distributed.worker.daemon": daemon}),
+        distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        more = {"hang": "blocks", "executor": client.get_executor(), "options": options}
+        if daemon:
+            with pytest.raises(AblationError, match=r"distributed\.worker\.daemon.: False"):
+                ablate(tmp_path / "store", **more)
+            return
+        result = ablate(tmp_path / "store", **more)
+    assert statuses(result) == {"baseline": "done", "blocks": "failed", "head": "done"}
+    assert result.failed[0].reason.startswith("TimeLimit: ")
+
+
+@pytest.mark.slow
 def test_a_process_of_its_own_that_dies_is_tried_again(tmp_path):
     options = {"timeout": 300.0, "retries": 1}
     died = str(tmp_path / "died")
