@@ -88,6 +88,12 @@ def graph_task() -> int:
     return int(torch._C._current_graph_task_id())
 
 
+@uses("torch._C._will_engine_execute_node", since="2.0")
+def takes_part(node: Any) -> bool:
+    """Whether the backward pass that runs in this thread goes, or went, through a node."""
+    return bool(torch._C._will_engine_execute_node(node))
+
+
 @uses("torch._C._get_tracing_state", since="1.13")
 def in_jit_trace() -> bool:
     """Whether torch.jit.trace runs this, which loses gradients that are injected."""

@@ -1,6 +1,7 @@
 """VCReg's gradient: the configuration, the closed form, the autograd nodes, the operators."""
 
 from ._autograd import SITE as SITE
+from ._autograd import Calls as Calls
 from ._autograd import InjectGradient as InjectGradient
 from ._autograd import Penalty as Penalty
 from ._autograd import Settings as Settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from placement_rules import Layout
-from placement_rules._torch import is_batched, under_func_transform, under_vmap
+from placement_rules._torch import (
+    in_backward,
+    is_batched,
+    takes_part,
+    under_func_transform,
+    under_vmap,
+)
 
 from ..functional import covariance_loss, flatten_samples, variance_loss
 from ._closed_form import Statistics, add_gradient, direction
@@ -29,6 +36,40 @@ from ._regularizer import Penalize
 SITE = "VCReg's site"  # how errors begin to name one
 
 
+class Calls:
+    """The calls of a site whose graphs are alive, for ``calls="mean"``.
+
+    How many take part in a backward pass is asked of autograd while it runs: calls whose output was
+    thrown away, or which another loss depends on, are not counted.
+    """
+
+    def __init__(self) -> None:
+        self._nodes: list[weakref.ref[Any]] = []
+
+    def note(self, node: Any) -> None:
+        """Note a forward call; one that checkpointing runs again is none."""
+        if torch.compiler.is_compiling():  # parts of the model may be; this is not to be
+            raise RuntimeError("Calls are counted outside of compiled code.")
+        if not in_backward():
+            alive = [known for known in self._nodes if known() is not None]
+            self._nodes = [*alive, weakref.ref(node)]
+
+    def share(self, node: Any, name: str) -> float:
+        """Return 1 / k, where k calls take part in the running backward pass.
+
+        **Raises:** `RuntimeError` that names the site, where that cannot be known.
+        """
+        alive = [found for known in self._nodes if (found := known()) is not None]
+        if not any(found is node for found in alive):
+            raise RuntimeError(
+                f'{SITE} {name} has calls="mean", and its part of the model goes backward where '
+                "nothing tells how many calls there are: under reentrant activation checkpointing "
+                "(use use_reentrant=False), or compiled autograd. Otherwise insert with "
+                'calls="sum".'
+            )
+        return 1 / sum(map(takes_part, alive))
+
+
 @dataclass(frozen=True, eq=False)
 class Settings:
     """What does not change between the steps of a site."""
@@ -41,6 +82,7 @@ class Settings:
     key: str = ""  # what the draws of estimates depend on
     name: str = "a site"
     injected: Callable[[], None] | None = None  # called where a gradient passes the site
+    calls: Calls | None = None  # those of the site, where their mean is taken
 
 
 class InjectGradient(torch.autograd.Function):
@@ -73,6 +115,8 @@ class InjectGradient(torch.autograd.Function):
         ctx.given = [None if isinstance(value, Tensor) else value for value in given]
         tensors = (value if isinstance(value, Tensor) else None for value in given)
         ctx.save_for_backward(h, reference, *tensors)
+        if ctx.settings.calls is not None:
+            ctx.settings.calls.note(ctx)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -85,6 +129,10 @@ class InjectGradient(torch.autograd.Function):
         )
         _refuse_second_order()
         refuse_batches(settings.name, grad)
+        if settings.calls is not None:
+            share = settings.calls.share(ctx, settings.name)
+            one = torch.ones((), dtype=torch.float64) if scale is None else scale
+            scale = one * share
         if settings.injected is not None and not torch.compiler.is_compiling():
             settings.injected()
         config, axis, absent = settings.config, settings.layout.axis, ctx.absent

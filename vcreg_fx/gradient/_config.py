@@ -47,6 +47,10 @@ class VCRegConfig:
       (‖·‖ over the batch), at every step; shorter where the penalty is nearly satisfied. α and β
       then say how the two terms relate, and nothing has to know how the loss is scaled. None adds
       the penalty's own gradient. What arrives holds the VCReg of the sites behind this one.
+    - `calls`: what several calls of a site in one backward pass add up to, as two views through one
+      backbone make them: ``"sum"``, each call's penalty is a term of the loss (Eq. 8 knows no
+      calls); ``"mean"``, their mean. With ``mode="loss"`` the calls are those whose penalties one
+      `vcreg_fx.penalty` reads.
     - `mask`: which positions are samples. ``"auto"``: where the model is called with a mask of
       padding, those it does not mask, at the sites at which that is certain; elsewhere all, with
       one warning. A name: that argument of the model, a mask of (batch, length) that is not zero
@@ -71,6 +75,7 @@ class VCRegConfig:
     interval: int = 1
     sample: int | None = None
     ratio: float | None = None
+    calls: Literal["sum", "mean"] = "sum"
     mask: str | Callable[[Any], Any] | None = "auto"
     skip_tokens: int = 0
 
@@ -133,6 +138,11 @@ class VCRegConfig:
                 "ratio compares the gradient that is added with the one that arrives, and "
                 'mode="loss" adds none: use it with mode="gradient", or find α and β by '
                 "vcreg_fx.calibrate."
+            )
+        if self.calls == "mean":
+            raise ValueError(
+                "ratio measures what each call adds by the gradient that arrives at it, and "
+                'calls="mean" by the number of calls: use one of them.'
             )
 
     def number(self, name: str) -> Any:

@@ -21,6 +21,7 @@ from placement_rules._torch import (
 )
 
 from ..gradient import (
+    Calls,
     GroupSum,
     InjectGradient,
     Moments,
@@ -278,6 +279,7 @@ class LiveSite:
             )
         if self.config.mode == "gradient":
             self._check_half(h)
+            self._check_calls()
         scale = self._scale()
         absent = self.absent(h)
         if absent is not None:
@@ -404,6 +406,15 @@ class LiveSite:
                 'take only those that are left. Insert with backend="fast", or do not compile.'
             )
 
+    def _check_calls(self) -> None:
+        """Refuse to count calls where they cannot be."""
+        if self.config.calls == "mean" and torch.compiler.is_compiling():
+            raise RuntimeError(
+                f'{self.name} has calls="mean", and compiled code does not know how many calls '
+                'take part in a backward pass. Insert with mode="loss", whose penalties '
+                'vcreg_fx.penalty averages, or with calls="sum"; or do not compile.'
+            )
+
     def _check_half(self, h: Tensor) -> None:
         if self.loss_scale is not None or self.config.ratio is not None:
             return
@@ -440,7 +451,8 @@ class LiveSite:
 
     def _make_settings(self) -> Settings:
         how = (self._clone, self.numbers, self.penalize, self._key, self.name, self._note_injection)
-        return Settings(self.layout, self.config, *how)
+        counted = self.config.calls == "mean" and self.config.mode == "gradient"
+        return Settings(self.layout, self.config, *how, Calls() if counted else None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a step in flight."""

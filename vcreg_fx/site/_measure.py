@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -37,7 +38,8 @@ class SiteMeasurement:
     - `correlation`: |C_ij| / √(C_ii C_jj), mean over pairs of different features.
     - `task`: ‖∂ task loss / ∂h‖.
     - `ratio`: ‖∂ penalty / ∂h‖ / ‖∂ task loss / ∂h‖, the penalty being this site's alone, times
-      the factor that `VCRegConfig.ratio` makes, if it is given.
+      the factor that `VCRegConfig.ratio` makes, if it is given; with ``calls="mean"``, divided by
+      the number of this pass's calls of the site.
     - `variance_ratio`, `covariance_ratio`: the same of α ℓ_var and of β ℓ_cov alone.
     """
 
@@ -124,13 +126,17 @@ def measure(
             )
         grads = torch.autograd.grad(value, [h for _, h, _ in pairs], allow_unused=True)
         calls: dict[str, list[SiteMeasurement]] = {}
+        reached = Counter(
+            site.name for (site, *_), grad in zip(pairs, grads, strict=True) if grad is not None
+        )
         for (site, h, absent), grad in zip(pairs, grads, strict=True):
-            calls.setdefault(site.name, []).append(_measured(site, h, absent, grad))
+            count = reached[site.name] if site.config.calls == "mean" else 1
+            calls.setdefault(site.name, []).append(_measured(site, h, absent, grad, max(count, 1)))
     return Measurement(row for rows in calls.values() for row in rows)
 
 
 def _measured(
-    site: LiveSite, h: Tensor, absent: Tensor | None, grad: Tensor | None
+    site: LiveSite, h: Tensor, absent: Tensor | None, grad: Tensor | None, calls: int
 ) -> SiteMeasurement:
     h = h.detach()
     z = flatten_samples(h, site.layout, None if absent is None else ~absent)
@@ -145,7 +151,7 @@ def _measured(
     )
     of_covariance, _, _ = penalty_gradient(h, site.layout, replace(config, alpha=0.0), absent)
     task = 0.0 if grad is None else float(grad.norm(dtype=z.dtype))
-    factor = 1.0
+    factor = 1 / calls
     if site.config.ratio is not None:
         squared = (of_variance + of_covariance).to(z.dtype).square().sum()
         how = (site.alpha, site.beta, z.shape[0], 1, z.shape[1], replace(site.config, sync=False))

@@ -145,6 +145,9 @@ def penalty(model: nn.Module) -> Tensor:
     ``(criterion(model(x), y) + vcreg_fx.penalty(model)) / k``. Without any backward pass, as where
     outputs are computed in train mode and thrown away, a site keeps the latest 64.
 
+    With ``calls="mean"`` the penalties of each site are averaged over those forward passes, not
+    summed.
+
     **Raises:** `InsertionError` if no site of the model has ``mode="loss"``.
     """
     waiting = [site for site in sites(model) if site.config.mode == "loss"]
@@ -153,7 +156,11 @@ def penalty(model: nn.Module) -> Tensor:
             'No site of this model has mode="loss". With mode="gradient" the penalty\'s gradient '
             "is added during backward, and nothing has to be added to the loss."
         )
-    terms = [term for site in waiting for term in site.passes.take()]
+    terms: list[Tensor] = []
+    for site in waiting:
+        taken = site.passes.take()
+        calls = len(taken) if site.config.calls == "mean" else 1
+        terms += taken if calls == 1 else [term / calls for term in taken]
     if not terms:
         parameter = next(iter(model.parameters()), None)
         return torch.zeros((), device=None if parameter is None else parameter.device)
