@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
 from torch import Tensor, fx
@@ -60,3 +60,16 @@ def is_activation(node: object) -> TypeGuard[fx.Node]:
         return False
     tensor = node.meta.get("val")
     return isinstance(tensor, Tensor) and tensor.is_floating_point()
+
+
+def reached(
+    start: Iterable[fx.Node], onward: Callable[[fx.Node], Iterable[fx.Node]]
+) -> set[fx.Node]:
+    """Return the nodes at which a walk starts, and all that leads on from each, ``onward``."""
+    found: set[fx.Node] = set()
+    waiting = list(start)
+    while waiting:
+        if (node := waiting.pop()) not in found:
+            found.add(node)
+            waiting.extend(onward(node))
+    return found

@@ -132,10 +132,10 @@ def is_batched(tensor: Tensor) -> bool:
 
 # Recording ---------------------------------------------------------------------------------
 
-_function_modes = find(
+function_modes = find(
     "torch.overrides._get_current_function_mode_stack",
     "1.13",
-    "Tells whether a recording is made.",
+    "Lists those entered in this thread, which tell whether a recording is made.",
 )
 without_functions = find(
     "torch._C.DisableTorchFunction", "1.13", "Keeps a call from being recorded (a context)."
@@ -173,12 +173,6 @@ MODULE_CALLS = (  # the functions between the call of a module and its forward
     find("torch.nn.Module._wrapped_call_impl", "2.1", "Finds the frame that called a module."),
     find("torch.nn.Module._call_impl", "1.13", "Finds the frame that called a module."),
 )
-
-
-def function_modes() -> list[Any]:
-    """Return the function modes that are entered in this thread."""
-    modes: list[Any] = _function_modes()
-    return modes
 
 
 @uses("torch.Tensor._version", since="1.13")

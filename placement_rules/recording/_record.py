@@ -137,20 +137,13 @@ def _record_fake(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recordin
 def _train_without_data(model: nn.Module, inputs: Inputs, prepare: Prepare) -> TrainingPass | None:
     """Run a pass in train mode where only the model and its inputs are without data."""
     try:
-        duplicate = copy_model(model, _on_meta_device)
+        duplicate = copy_model(model, _without_data)
         prepare(duplicate)
-        args, kwargs = tree_map(_on_meta_device, (inputs.args, inputs.kwargs))
+        args, kwargs = tree_map(_without_data, (inputs.args, inputs.kwargs))
         with keeping_randomness():
             return _call(TrainingPass(model, duplicate, Results()), args, kwargs)
     except Exception:  # whatever a forward may raise: what runs then says so at the first step
         return None
-
-
-def _on_meta_device(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    empty = torch.empty_like(value, device="meta")
-    return nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
 
 
 def _record_real(model: nn.Module, inputs: Inputs, prepare: Prepare) -> Recording:
@@ -172,7 +165,8 @@ def _without_data(item: Any) -> Any:
     if not isinstance(item, torch.Tensor):
         return item
     shape = tuple(item.shape)
-    return torch.empty_strided(shape, item.stride(), dtype=item.dtype, device="meta")
+    empty = torch.empty_strided(shape, item.stride(), dtype=item.dtype, device="meta")
+    return nn.Parameter(empty, item.requires_grad) if isinstance(item, nn.Parameter) else empty
 
 
 def _call(watch: Watch, args: Any, kwargs: Any) -> Watch:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 from torch import fx, nn
 
 from .._errors import LayoutError
-from .._node import is_activation, value
+from .._node import is_activation, reached, value
 from .._torch import BASES_OF_BATCH_NORMS
 from ..axes import ChannelAxes, Layout
 from ._pass import Key, TrainingPass, Write, Writes, keys_of
@@ -227,16 +227,10 @@ class Recording:
         for node in self.flat.nodes:
             if "storage" in node.meta:
                 together.setdefault(node.meta["storage"], []).append(node)
-        found: set[fx.Node] = set()
-        waiting = [output.meta["flat"] for _, output in self.root.outputs]
-        while waiting:
-            node = waiting.pop()
-            if node in found:
-                continue
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-            waiting.extend(together.pop(node.meta.get("storage", -1), ()))
-        return found
+        return reached(
+            (output.meta["flat"] for _, output in self.root.outputs),
+            lambda n: (*n.all_input_nodes, *together.pop(n.meta.get("storage", -1), ())),
+        )
 
     @cached_property
     def _last_read(self) -> dict[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from .._node import called, is_activation
+from .._node import called, is_activation, reached
 from ..recording import Recording
 
 _LAYERS = {
@@ -27,16 +27,15 @@ def last_layers(recording: Recording) -> tuple[list[fx.Node], set[fx.Node]]:
         return [], set()
     outputs = [(path, node) for path, node in recording.root.outputs if is_activation(node)]
     logits = [(path, node) for path, node in outputs if path[-1:] == ("logits",)]
-    waiting = [node.meta["flat"] for _, node in logits or outputs]
-    seen, layers = set(waiting), set()
-    while waiting:
-        node = waiting.pop()
-        if classified(recording, node) is not None:
-            layers.add(node)
-            continue
-        fresh = [source for source in node.all_input_nodes if source not in seen]
-        seen.update(fresh)
-        waiting.extend(fresh)
+    layers = set()
+
+    def sources(node: fx.Node) -> list[fx.Node]:
+        if classified(recording, node) is None:
+            return node.all_input_nodes
+        layers.add(node)
+        return []
+
+    seen = reached((node.meta["flat"] for _, node in logits or outputs), sources)
     if not layers or any(_above(layer) & layers for layer in layers):
         return [], set()  # one feeds another: the walk went past the end of a headless model
     return sorted(layers, key=lambda node: int(node.meta["time"])), seen - layers
@@ -57,25 +56,17 @@ def classified(recording: Recording, node: fx.Node) -> fx.Node | None:
     taken = next((s for s in sources if s not in recording.weights and is_activation(s)), None)
     if called(node) in _ROWS and not (taken and _is_written_out(node, taken)):
         return None
-    if taken is None or called(node) in {"linear", "conv1d", "conv2d", "conv3d"}:
-        return taken if taken is None or not _is_cosine(taken) else _prepared_from(taken)
-    return _prepared_from(taken)
+    if taken is None:
+        return None
+    is_layer = called(node) in {"linear", "conv1d", "conv2d", "conv3d"}
+    return taken if is_layer and called(taken) != "normalize" else _prepared_from(taken)
 
 
 def _is_written_out(node: fx.Node, taken: fx.Node) -> bool:
     """Whether each class has its row in this product, and its users make one number of a row."""
     if node.meta["val"].numel() <= taken.meta["val"].numel():
         return False  # a scale or a shift of what is there
-    waiting = list(node.users)
-    for user in waiting:  # grows
-        if called(user) in _REDUCTIONS:
-            return True
-        waiting += [after for after in user.users if after not in waiting]
-    return False
-
-
-def _is_cosine(node: fx.Node) -> bool:
-    return called(node) == "normalize"
+    return any(called(user) in _REDUCTIONS for user in reached(node.users, lambda n: n.users))
 
 
 def _prepared_from(node: fx.Node) -> fx.Node:
@@ -95,11 +86,4 @@ def _adds_axes_only(node: fx.Node) -> bool:
 
 def _above(node: fx.Node) -> set[fx.Node]:
     """Return every node that this one depends on."""
-    found: set[fx.Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        source = waiting.pop()
-        if source not in found:
-            found.add(source)
-            waiting.extend(source.all_input_nodes)
-    return found
+    return reached(node.all_input_nodes, lambda source: source.all_input_nodes)

@@ -7,7 +7,7 @@ from operator import and_, or_
 
 from torch import fx
 
-from .._node import called, does, is_activation, value
+from .._node import called, does, is_activation, reached, value
 from ..recording import Scope, get_leaf
 
 CONCATENATIONS = {"cat", "concat", "concatenate"}
@@ -145,15 +145,11 @@ def _feeding_softmax(scope: Scope) -> set[fx.Node]:
 
     They are no representations.
     """
-    found: set[fx.Node] = set()
-    waiting = [node for node in scope.graph.nodes if does(node) in _SOFTMAXES]
-    while waiting:
-        for source in waiting.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                if does(source) in _LOGIT_STEPS:
-                    waiting.append(source)
-    return found
+    softmaxes = (node for node in scope.graph.nodes if does(node) in _SOFTMAXES)
+    return reached(
+        (source for node in softmaxes for source in node.all_input_nodes),
+        lambda node: node.all_input_nodes if does(node) in _LOGIT_STEPS else (),
+    )
 
 
 def _helper(scope: Scope) -> tuple[fx.Node, fx.Node, fx.Node] | None:
