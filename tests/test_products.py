@@ -15,7 +15,7 @@ from tests.test_gradient import added_gradient, error, reference_gradient
 from vcreg_fx import LiveSite, VCRegConfig, vcreg_loss
 from vcreg_fx.gradient import _blocks
 from vcreg_fx.gradient._blocks import Blocks
-from vcreg_fx.gradient._few import few_samples
+from vcreg_fx.gradient._closed_form import Step, few_samples
 from vcreg_fx.gradient._products import add_product, add_small_product, moments
 from vcreg_fx.gradient._symmetric_sum import gram
 from vcreg_fx.site._loss_scale import LossScale
@@ -101,7 +101,8 @@ def test_fewer_samples_than_channels(
     config = VCRegConfig(alpha=2.0, beta=30.0, delta=None, gamma=0.9)
     site = LiveSite("m", "m", "output", axes, shape[axes.axis], config, False)
     site.loss_scale = LossScale(8.0, 1)
-    x = few_samples(h, axes.axis, site.reference_mean(h), config, dtype)
+    step = Step(h, axes.axis, 2.0, 30.0, None, config, dtype)
+    x = few_samples(step, site.reference_mean(h))
     assert x is not None
     leaf = h.clone().requires_grad_()
     (found,) = torch.autograd.grad(site.regularize(leaf, site.reference_mean(leaf)), leaf, grad)
@@ -111,9 +112,9 @@ def test_fewer_samples_than_channels(
     close = 1e-10 if dtype == torch.float64 else 1e-3
     assert error(found.double() - grad.double(), 8 * expected) <= close
     assert site.penalty == pytest.approx(float(loss.detach()), rel=close)
-    assert few_samples(h, axes.axis, None, VCRegConfig(), dtype) is None
+    assert few_samples(step._replace(config=VCRegConfig()), None) is None
     many = torch.randn(60, 8, dtype=dtype)
-    assert few_samples(many, 1, many[0], config, dtype) is None
+    assert few_samples(step._replace(h=many, axis=1), many[0]) is None
 
 
 def test_a_site_adds_few_operations() -> None:

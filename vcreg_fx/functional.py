@@ -53,6 +53,19 @@ def covariance(z: Tensor) -> Tensor:
     return centred.T @ centred / (n - 1)
 
 
+def correlations_of(c: Tensor) -> Tensor:
+    """Return the correlation matrix that belongs to a covariance matrix, shape (d, d)."""
+    std = c.diagonal().sqrt()
+    std = torch.where(std > 0, std, torch.nan)
+    return (c / std / std[:, None]).clamp(-1, 1)
+
+
+def off_diagonal(matrix: Tensor) -> Tensor:
+    """Return the entries beside the diagonal, shape (d(d−1),)."""
+    others = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
+    return matrix[others]
+
+
 def variance_loss(z: Tensor, gamma: float = 1.0, eps: float = 1e-4) -> Tensor:
     """Return ℓ_var = (1/d) Σᵢ max(0, γ − √(C_ii + ε)): VCReg's Eq. 3 with VICReg's γ and ε.
 
@@ -95,9 +108,9 @@ def covariance_loss(
     if d < 2 or z.shape[0] < 2:
         return z.sum() * 0
     c = covariance(z)
-    off_diagonal = c - torch.diag(c.diagonal())
+    others = c - torch.diag(c.diagonal())
     count = d * (d - 1) if normalization == "vcreg" else d
-    return smooth_l1(off_diagonal, delta).sum() / count
+    return smooth_l1(others, delta).sum() / count
 
 
 def vcreg_loss(

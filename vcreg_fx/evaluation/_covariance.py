@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..functional import covariance
+from ..functional import correlations_of, covariance, off_diagonal
 
 
 def share_below(features: Tensor, threshold: float = 1.0) -> float:
@@ -72,19 +72,6 @@ def squared_correlation(features: Tensor, other: Tensor | None = None) -> float:
     views = [features] if other is None else [features, other]
     means = [off_diagonal(correlation_matrix(view)).square().nanmean() for view in views]
     return float(torch.stack(means).mean())
-
-
-def correlations_of(c: Tensor) -> Tensor:
-    """Return the correlation matrix that belongs to a covariance matrix, shape (d, d)."""
-    std = c.diagonal().sqrt()
-    std = torch.where(std > 0, std, torch.nan)
-    return (c / std / std[:, None]).clamp(-1, 1)
-
-
-def off_diagonal(matrix: Tensor) -> Tensor:
-    """Return the entries beside the diagonal, shape (d(d−1),)."""
-    others = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device)
-    return matrix[others]
 
 
 def covariance_spectrum(features: Tensor) -> Tensor:

@@ -117,16 +117,12 @@ def linear_probe(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
     check_probe(train_features, train_labels, features, labels)
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iter))
-    # Its matrices are so small that BLAS threads wait for each other longer than they compute.
-    with threadpool_limits(limits=torch.get_num_threads()):
+    with _few_threads():
         probe.fit(_array(train_features), train_labels.cpu().numpy())
-        predicted = torch.from_numpy(probe.predict(_array(features)))
-        scores = _scores(probe, features)
-    return ProbeResult.of(predicted, labels, scores)
+        return _tested(probe, features, labels)
 
 
 # 45 logarithmically spaced values between 0.00001 and 100000 (Appendix C.1)
@@ -153,10 +149,8 @@ def logistic_probe(
     on training and validation samples together. The features are taken as they are, because the
     paper names no scaling.
 
-    **Arguments:**
+    **Arguments:** as for `linear_probe`, and
 
-    - `train_features`, `train_labels`: shapes (n, d) and (n,).
-    - `features`, `labels`: of the test samples, shapes (m, d) and (m,).
     - `validation`: the share of the training samples that chooses λ, equal for each class; or
       features and labels of validation samples.
     - `strengths`: the values of λ.
@@ -171,16 +165,13 @@ def logistic_probe(
     class is too small to be split.
     """
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
 
     check_probe(train_features, train_labels, features, labels)
     if not strengths or min(strengths) <= 0:
         raise ValueError("strengths must be positive numbers, one at least.")
     x, y = _array(train_features), train_labels.cpu().numpy()
-    held_out = _split(x, y, validation, seed)
-    fit_x, fit_y, val_x, val_y = held_out
-    # Its matrices are so small that BLAS threads wait for each other longer than they compute.
-    with threadpool_limits(limits=torch.get_num_threads()), warnings.catch_warnings():
+    fit_x, fit_y, val_x, val_y = _split(x, y, validation, seed)
+    with _few_threads(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="lbfgs failed to converge")  # `converged` says so
         model = LogisticRegression(max_iter=max_iter, warm_start=True)
         scores = {}
@@ -191,22 +182,24 @@ def logistic_probe(
         best = max(scores, key=lambda strength: scores[strength])
         final = LogisticRegression(max_iter=max_iter, C=1 / best)
         final.fit(np.concatenate([fit_x, val_x]), np.concatenate([fit_y, val_y]))
-        predicted = torch.from_numpy(final.predict(_array(features)))
-        likeliest = _scores(final, features)
-    return ProbeResult.of(
-        predicted,
-        labels,
-        likeliest,
-        l2=best,
-        validation_accuracy=scores[best],
-        converged=float(final.n_iter_.max() < max_iter),
-    )
+        converged = float(final.n_iter_.max() < max_iter)
+        details = {"validation_accuracy": scores[best], "converged": converged}
+        return _tested(final, features, labels, l2=best, **details)
 
 
-def _scores(model: Any, features: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a fitted classifier says of each class, and the labels of the classes."""
-    found = torch.from_numpy(model.predict_proba(_array(features)))
-    return found, torch.from_numpy(model.classes_)
+def _few_threads() -> Any:
+    """Keep BLAS to torch's threads: matrices are so small that more wait longer than they work."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(limits=torch.get_num_threads())
+
+
+def _tested(model: Any, features: Tensor, labels: Tensor, **details: float) -> ProbeResult:
+    """Return how well a fitted classifier of scikit-learn does."""
+    x = _array(features)
+    predicted, shares, classes = model.predict(x), model.predict_proba(x), model.classes_
+    scores = torch.from_numpy(shares), torch.from_numpy(classes)
+    return ProbeResult.of(torch.from_numpy(predicted), labels, scores, **details)
 
 
 def _split(
@@ -248,10 +241,8 @@ def knn_probe(
     As in VICReg's table 11 (k = 20 and 200), which follows Wu et al. 2018: neighbors by cosine
     similarity s, each voting with weight exp(s / τ).
 
-    **Arguments:**
+    **Arguments:** as for `linear_probe`, and
 
-    - `train_features`, `train_labels`: shapes (n, d) and (n,).
-    - `features`, `labels`: of the test samples, shapes (m, d) and (m,).
     - `k`: how many neighbors; all n where there are fewer.
     - `weights`: ``"uniform"`` gives every neighbor one vote.
     - `temperature`: τ.
@@ -259,7 +250,6 @@ def knn_probe(
     **Raises:** `ValueError` if shapes do not fit, values are not finite, or `k` is below 1.
     """
     from sklearn.neighbors import KNeighborsClassifier
-    from threadpoolctl import threadpool_limits
 
     check_probe(train_features, train_labels, features, labels)
     if k < 1 or not temperature > 0 or weights not in {"similarity", "uniform"}:
@@ -279,11 +269,9 @@ def knn_probe(
         algorithm="brute",
         weights=votes if weights == "similarity" else "uniform",
     )
-    with threadpool_limits(limits=torch.get_num_threads()):
+    with _few_threads():
         classifier.fit(_array(train_features), train_labels.cpu().numpy())
-        predicted = torch.from_numpy(classifier.predict(_array(features)))
-        scores = _scores(classifier, features)
-    return ProbeResult.of(predicted, labels, scores, k=float(classifier.n_neighbors))
+        return _tested(classifier, features, labels, k=float(classifier.n_neighbors))
 
 
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -324,7 +312,6 @@ def svm_probe(
     from sklearn.metrics import average_precision_score
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.svm import LinearSVC
-    from threadpoolctl import threadpool_limits
 
     several = train_labels.ndim == 2
     kinds = [found.any(dim=1).long() if several else found for found in (train_labels, labels)]
@@ -335,7 +322,7 @@ def svm_probe(
     x, new = _array(train_features), _array(features)
     splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
     scores, precisions = [], []
-    with threadpool_limits(limits=torch.get_num_threads()), warnings.catch_warnings():
+    with _few_threads(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Liblinear failed to converge")
         for label in classes:
             ours, theirs = (

@@ -113,10 +113,7 @@ def _uninstall_silent(model: nn.Module) -> None:
 
     Their rewritten forwards would step aside there, and a tap would see nothing.
     """
-    demeaned: dict[str, bool] = {}
-    for site in live_sites(model):
-        here = site.config.demean == "activations"
-        demeaned[site.path] = demeaned.get(site.path, False) or here
-    for path, acts in demeaned.items():
-        if not acts:
-            uninstall(model.get_submodule(path))
+    sites = live_sites(model)
+    acting = {site.path for site in sites if site.config.demean == "activations"}
+    for path in {site.path for site in sites} - acting:
+        uninstall(model.get_submodule(path))

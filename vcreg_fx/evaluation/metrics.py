@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from ..functional import correlations_of, off_diagonal
 from . import _classes, _covariance
 from ._classes import ClassMoments
 
@@ -173,7 +174,7 @@ class FeatureStatistics(Metric):
         c[constant] = 0
         c[:, constant] = 0
         std = c.diagonal().sqrt()
-        correlations = _covariance.off_diagonal(_covariance.correlations_of(c))
+        correlations = off_diagonal(correlations_of(c))
         spectrum = _covariance.spectrum_of(c)
         return {
             "std": std.mean(),

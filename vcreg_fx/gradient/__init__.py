@@ -8,8 +8,8 @@ from ._autograd import Settings as Settings
 from ._autograd import inject_gradient_at as inject_gradient_at
 from ._autograd import naive_penalty as naive_penalty
 from ._autograd import refuse_batches as refuse_batches
-from ._closed_form import Statistics as Statistics
 from ._closed_form import penalty_gradient as penalty_gradient
+from ._closed_form import strength as strength
 from ._config import VCRegConfig as VCRegConfig
 from ._config import check_coefficient as check_coefficient
 from ._exported import exported_vcreg as exported_vcreg
@@ -24,6 +24,5 @@ from ._precision import product_dtype as product_dtype
 from ._precision import working_dtype as working_dtype
 from ._ranks import GroupSum as GroupSum
 from ._ranks import group_of as group_of
-from ._ratio import strength as strength
 from ._regularizer import Penalize as Penalize
 from ._regularizer import choose as choose

@@ -21,16 +21,22 @@ from placement_rules._torch import (
 )
 
 from ..functional import covariance_loss, flatten_samples, variance_loss
-from ._closed_form import Statistics, add_gradient, direction
+from ._closed_form import (
+    Statistics,
+    Step,
+    add_gradient,
+    add_gradient_of_few,
+    direction,
+    few_samples,
+    strength,
+)
 from ._config import VCRegConfig
 from ._estimate import Draw, estimate
-from ._few import add_gradient_of_few, few_samples
 from ._moments import Moments, moments_of, start_moments
 from ._numbers import Numbers
 from ._precision import autocast_off
 from ._products import add_product
 from ._ranks import GatherSamples, group_of, group_sum
-from ._ratio import strength
 from ._regularizer import Penalize
 
 SITE = "VCReg's site"  # how errors begin to name one
@@ -138,6 +144,7 @@ class InjectGradient(torch.autograd.Function):
         config, axis, absent = settings.config, settings.layout.axis, ctx.absent
         seen: Statistics | None = None
         base = grad * 0 if under_func_transform() else grad
+        step = Step(h, axis, alpha, beta, scale, config, ctx.dtype, grad, absent)
         with torch.no_grad(), autocast_off(h):
             if config.backend == "naive":
                 added, seen = _naive_gradient(h, alpha, beta, settings, absent)
@@ -145,21 +152,14 @@ class InjectGradient(torch.autograd.Function):
                     scale, seen = _naive_strength(grad, added, alpha, beta, seen, settings)
                 result = base + (added if scale is None else added * scale).to(grad.dtype)
             elif ctx.step is not None:
-                draw = Draw(settings.key, ctx.step)
-                how = (axis, alpha, beta, scale, config, draw, ctx.dtype)
-                result, seen = estimate(base, h, *how, grad, absent)
-            elif (
-                absent is None
-                and (x := few_samples(h, axis, reference, config, ctx.dtype)) is not None
-            ):
-                result, seen = add_gradient_of_few(base, x, axis, alpha, beta, scale, config)
+                result, seen = estimate(base, step, Draw(settings.key, ctx.step))
+            elif absent is None and (x := few_samples(step, reference)) is not None:
+                result, seen = add_gradient_of_few(base, step, x)
             else:
                 found = ctx.started or start_moments(
                     h, axis, reference, config, ctx.dtype, absent, keep=True
                 )
-                result, seen = add_gradient(
-                    base, h, axis, found(), alpha, beta, scale, config, ctx.dtype, grad, absent
-                )
+                result, seen = add_gradient(base, step, found())
             if seen is not None:
                 settings.numbers.record(seen)
         if under_func_transform():

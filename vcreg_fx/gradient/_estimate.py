@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ._closed_form import Statistics, add_gradient, direction, number
+from ._closed_form import Statistics, Step, add_gradient, direction
 from ._config import VCRegConfig
 from ._moments import moments_of, reference_mean
 from ._precision import autocast_off
@@ -42,57 +42,31 @@ class Draw(NamedTuple):
     step: Tensor
 
 
-def add_estimate(  # noqa: PLR0913, PLR0917 (what a step is made of)
-    grad: Tensor,
-    h: Tensor,
-    axis: int,
-    alpha: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    config: VCRegConfig,
-    draw: Draw,
-    dtype: torch.dtype,
-    arriving: Tensor | None = None,
-    absent: Tensor | None = None,
-) -> tuple[Tensor, Statistics | None]:
-    """Return ``grad`` plus an estimate of ``scale · d penalty / dh``, and what the step saw.
+def add_estimate(grad: Tensor, step: Step, draw: Draw) -> tuple[Tensor, Statistics | None]:
+    """Return ``grad`` plus an estimate of ``weight · d penalty / dh``, and what the step saw.
 
-    Statistics are None, and the gradient is ``grad`` itself, where the step is not due. `arriving`
-    is as for `add_gradient`, and `absent` as for `_products.moments`.
+    Statistics are None, and the gradient is ``grad`` itself, where the step is not due.
     """
-    step = int(draw.step)
+    count, config = int(draw.step), step.config
     draw.step.data.add_(1)
-    if not is_due(step, config.interval, draw.key):
+    if not is_due(count, config.interval, draw.key):
         return grad, None
-    weight = config.interval if scale is None else scale * config.interval
+    h, axis, absent = step.h, step.axis, step.absent
+    scale = 1 if step.weight is None else step.weight
+    step = step._replace(weight=scale * config.interval)
     n = _count(h, axis, absent) if config.sample is not None else 0
     if config.sample is not None and n > config.sample:
-        key = f"{draw.key}:{step}"
-        how = (config, key, dtype, arriving, absent)
-        return _add_sampled(grad, h, axis, n, alpha, beta, weight, *how)
+        return _add_sampled(grad, step, n, f"{draw.key}:{count}")
     reference = reference_mean(h, axis, absent) if config.demean == "statistics" else None
-    found = moments_of(h, axis, reference, config, dtype, absent, keep=True)
-    return add_gradient(grad, h, axis, found, alpha, beta, weight, config, dtype, arriving, absent)
+    found = moments_of(h, axis, reference, config, step.dtype, absent, keep=True)
+    return add_gradient(grad, step, found)
 
 
 def _count(h: Tensor, axis: int, absent: Tensor | None) -> int:
     return h.numel() // h.shape[axis] if absent is None else int((~absent).sum())
 
 
-def _add_sampled(  # noqa: PLR0913, PLR0917 (what a step is made of)
-    grad: Tensor,
-    h: Tensor,
-    axis: int,
-    n: int,
-    alpha: Tensor,
-    beta: Tensor,
-    weight: Tensor | float,
-    config: VCRegConfig,
-    key: str,
-    dtype: torch.dtype,
-    arriving: Tensor | None,
-    absent: Tensor | None,
-) -> tuple[Tensor, Statistics]:
+def _add_sampled(grad: Tensor, step: Step, n: int, key: str) -> tuple[Tensor, Statistics]:
     """Return ``grad`` plus an estimate of the penalty's gradient from ``config.sample`` samples.
 
     Half of the samples, drawn without replacement, give the covariance matrix; the other half,
@@ -100,7 +74,10 @@ def _add_sampled(  # noqa: PLR0913, PLR0917 (what a step is made of)
     the covariance term is unbiased with ``delta=None`` (expectations of independent factors
     multiply); what is not linear in C, the variance term and δ, has a bias of order 1/m.
     """
+    step = step.in_numbers()
+    h, axis, absent, config = step.h, step.axis, step.absent, step.config
     assert config.sample is not None
+    assert step.weight is not None
     last = h.movedim(axis, -1)
     half = config.sample // 2
     generator = torch.Generator(h.device).manual_seed(zlib.crc32(key.encode()))
@@ -111,17 +88,15 @@ def _add_sampled(  # noqa: PLR0913, PLR0917 (what a step is made of)
     receiving = torch.unravel_index(drawn[half:], last.shape[:-1])
     z = last[receiving].to(torch.promote_types(h.dtype, torch.float32))
     z = z - z[0]  # or a large mean would take the digits that the next one needs
-    alpha, beta = number(alpha), number(beta)
-    found = direction(
-        moments_of(measured, 1, measured.mean(0, dtype=z.dtype), config, dtype), alpha, beta, config
-    )
+    moments = moments_of(measured, 1, measured.mean(0, dtype=z.dtype), config, step.dtype)
+    found = direction(moments, step.alpha, step.beta, config)
     if found.squared_norm is not None:  # of the whole penalty's gradient, which has 1/(n−1)
         statistics = found.statistics._replace(samples=n)
         share = (half - 1) / (n - 1)
         found = replace(found, statistics=statistics, squared_norm=found.squared_norm * share)
-        found = found.scaled_to(grad if arriving is None else arriving, alpha, beta, 1, config)
+        found = found.scaled_to(grad if step.arriving is None else step.arriving, step)
     # G has 1/(m/2−1) in the place of 1/(n−1), which is the weight of each sample that receives.
-    added = (z - z.mean(0)) @ found.g * weight
+    added = (z - z.mean(0)) @ found.g * step.weight
     out = grad.clone()
     target = out.movedim(axis, -1)
     target[receiving] = (target[receiving] + added).to(out.dtype)
@@ -131,37 +106,26 @@ def _add_sampled(  # noqa: PLR0913, PLR0917 (what a step is made of)
 _WHAT = "Tensor grad, Tensor h, Tensor alpha, Tensor beta, Tensor? scale, Tensor? absent"
 _HOW = "float? delta, float gamma, float eps, str convention, str demean, float? ratio"
 _WHEN = "int interval, int? sample, str key, Tensor step, ScalarType dtype"
+_FIELDS = ("delta", "gamma", "eps", "convention", "demean", "ratio", "interval", "sample")
 
 
-def estimate(  # noqa: PLR0913, PLR0917 (what a step is made of)
-    grad: Tensor,
-    h: Tensor,
-    axis: int,
-    alpha: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    config: VCRegConfig,
-    draw: Draw,
-    dtype: torch.dtype,
-    arriving: Tensor,
-    absent: Tensor | None = None,
-) -> tuple[Tensor, Statistics | None]:
+def estimate(grad: Tensor, step: Step, draw: Draw) -> tuple[Tensor, Statistics | None]:
     """Do what `add_estimate` does; in compiled code by an operator, which keeps no statistics.
 
     **Raises:** `RuntimeError` in compiled code with ``sync``.
     """
     if not torch.compiler.is_compiling():
-        given = (config, draw, dtype, arriving, absent)
-        return add_estimate(grad, h, axis, alpha, beta, scale, *given)
+        return add_estimate(grad, step, draw)
+    config = step.config
     if config.sync is not False:
         raise RuntimeError(
             "interval with sync is not to be had in compiled code, which does not know when the "
             "ranks meet. Insert with sync=False or without interval, or do not compile."
         )
-    what = (grad, h, alpha, beta, scale, absent, axis)
+    what = (grad, step.h, step.alpha, step.beta, step.weight, step.absent, step.axis)
     delta, gamma, eps = (config.number(name) for name in ("delta", "gamma", "eps"))
     how = (delta, gamma, eps, config.convention, config.demean, config.number("ratio"))
-    when = (config.interval, config.sample, draw.key, draw.step, dtype)
+    when = (config.interval, config.sample, draw.key, draw.step, step.dtype)
     result: Tensor = torch.ops.vcreg_fx.estimate(*what, *how, *when)
     return result, None
 
@@ -171,39 +135,12 @@ def estimate(  # noqa: PLR0913, PLR0917 (what a step is made of)
     mutates_args=(),
     schema=f"({_WHAT}, int axis, {_HOW}, {_WHEN}) -> Tensor",
 )
-def _estimate(  # noqa: PLR0913, PLR0917 (those of the schema)
-    grad: Tensor,
-    h: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    absent: Tensor | None,
-    axis: int,
-    delta: float | None,
-    gamma: float,
-    eps: float,
-    convention: Any,
-    demean: Any,
-    ratio: float | None,
-    interval: int,
-    sample: int | None,
-    key: str,
-    step: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    config = VCRegConfig(
-        delta=delta,
-        gamma=gamma,
-        eps=eps,
-        convention=convention,
-        demean=demean,
-        ratio=ratio,
-        interval=interval,
-        sample=sample,
-    )
+def _estimate(grad: Tensor, h: Tensor, *given: Any) -> Tensor:
+    alpha, beta, scale, absent, axis, *fields, key, step, dtype = given
+    config = VCRegConfig(**dict(zip(_FIELDS, fields, strict=True)))
     with autocast_off(h):
-        given = (config, Draw(key, step), dtype, None, absent)
-        result, _ = add_estimate(grad, h, axis, alpha, beta, scale, *given)
+        asked = Step(h, axis, alpha, beta, scale, config, dtype, absent=absent)
+        result, _ = add_estimate(grad, asked, Draw(key, step))
     return result.clone() if result is grad else result
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from placement_rules import Layout
 
-from ._closed_form import add_gradient
+from ._closed_form import Step, add_gradient
 from ._config import VCRegConfig
 from ._moments import moments_of
 from ._precision import autocast_off, product_dtype
@@ -83,27 +83,16 @@ def vcreg_operator(h: Tensor, *_rest: Any) -> Tensor:
     mutates_args=(),
     schema=f"(Tensor grad, Tensor h, {_WHAT}, {_HOW}) -> Tensor",
 )
-def vcreg_backward_operator(  # noqa: PLR0913, PLR0917 (those of the schema)
-    grad: Tensor,
-    h: Tensor,
-    mean: Tensor | None,
-    alpha: Tensor,
-    beta: Tensor,
-    scale: Tensor | None,
-    axis: int,
-    delta: float | None,
-    gamma: float,
-    eps: float,
-    convention: Any,
-) -> Tensor:
+def vcreg_backward_operator(grad: Tensor, h: Tensor, *given: Any) -> Tensor:
     """Return ``grad + scale · d penalty / dh``; with one sample, which has no variance, `grad`."""
+    mean, alpha, beta, scale, axis, delta, gamma, eps, convention = given
     if h.numel() < 2 * h.shape[axis]:
         return grad.clone()
     config = VCRegConfig(delta=delta, gamma=gamma, eps=eps, convention=convention)
     with autocast_off(h):
         dtype = product_dtype(h)
         found = moments_of(h, axis, mean, config, dtype, keep=True)
-        return add_gradient(grad, h, axis, found, alpha, beta, scale, config, dtype)[0]
+        return add_gradient(grad, Step(h, axis, alpha, beta, scale, config, dtype), found)[0]
 
 
 @vcreg_operator.register_fake

@@ -78,18 +78,9 @@ def present_sum(h: Tensor, axis: int, absent: Tensor) -> Tensor:
     return h.masked_fill(absent.unsqueeze(axis), 0).sum(axes, dtype=working_dtype(h))
 
 
-def moments_of(
-    h: Tensor,
-    axis: int,
-    reference: Tensor | None,
-    config: VCRegConfig,
-    dtype: torch.dtype,
-    absent: Tensor | None = None,
-    *,
-    keep: bool = False,
-) -> Moments:
-    """Return the moments of the samples in `h`; with ``sync``, of those of all ranks."""
-    return start_moments(h, axis, reference, config, dtype, absent, keep=keep)()
+def moments_of(*given: Any, **options: Any) -> Moments:
+    """Return what `start_moments` starts, at once; with ``sync``, of the samples of all ranks."""
+    return start_moments(*given, **options)()
 
 
 def start_moments(
@@ -102,7 +93,7 @@ def start_moments(
     *,
     keep: bool = False,
 ) -> Callable[[], Moments]:
-    """Start what `moments_of` does; the ranks' exchange goes on until the result is asked for.
+    """Start to compute moments; the ranks' exchange goes on until the result is asked for.
 
     **Arguments:**
 

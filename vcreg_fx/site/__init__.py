@@ -17,6 +17,7 @@ from ._registry import REGISTRY as REGISTRY
 from ._registry import TABLE as TABLE
 from ._registry import Insertion as Insertion
 from ._registry import SiteTable as SiteTable
+from ._registry import StandIn as StandIn
 from ._registry import carry_insertions as carry_insertions
 from ._registry import insertions as insertions
 from ._registry import is_rewritten as is_rewritten
@@ -29,6 +30,5 @@ from ._registry import unwrapped as unwrapped
 from ._registry import watch_sites as watch_sites
 from ._schedule import CoefficientSchedule as CoefficientSchedule
 from ._schedule import check_schedule as check_schedule
-from ._stand_in import StandIn as StandIn
 from ._steps import forget_steps as forget_steps
 from ._steps import watch_steps as watch_steps

@@ -54,7 +54,9 @@ def loss_may_be_scaled() -> bool:
     for frame in _frames(_DEPTH):  # the outermost: reentrant checkpointing has inner ones
         if frame.f_code is _BACKWARD:
             given = frame.f_locals.get("grad_tensors")
-            plain = given is None or (isinstance(given, tuple) and not any(_is_given(given)))
+            plain = given is None or (
+                isinstance(given, tuple) and all(grad is None for grad in given)
+            )
             found = frame.f_locals.get("tensors")
             found = (found,) if isinstance(found, Tensor) else found
             roots = found if plain and isinstance(found, tuple) else None
@@ -81,12 +83,6 @@ def outside_torch() -> int:
         if not frame.f_code.co_filename.startswith(_INSIDE):
             return level
     return 1
-
-
-def _is_given(grads: tuple[Any, ...]) -> Iterator[bool]:
-    """Yield whether each root of a backward pass was given a gradient other than one."""
-    for grad in grads:
-        yield grad is not None
 
 
 def _is_scaled(node: Any) -> bool:

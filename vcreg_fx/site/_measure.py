@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._errors import InsertionError
 from .._shared.keeping import keeping_modes
 from .._shared.tables import align
-from ..functional import covariance, flatten_samples
+from ..functional import correlations_of, covariance, flatten_samples, off_diagonal
 from ..gradient import penalty_gradient, strength
 from ._live import LiveSite
 from ._registry import live_sites
@@ -170,22 +170,12 @@ def _measured(
         variance_loss=float(torch.relu(config.gamma - std).mean()),
         covariance_loss=float(covariance_loss),
         std=float(std.mean()),
-        correlation=_mean_correlation(z),
+        correlation=float(off_diagonal(correlations_of(covariance(z))).abs().nanmean()),
         task=task,
         ratio=ratio(of_variance + of_covariance),
         variance_ratio=ratio(of_variance),
         covariance_ratio=ratio(of_covariance),
     )
-
-
-def _mean_correlation(z: Tensor) -> float:
-    """Mean |C_ij| / √(C_ii C_jj) over i ≠ j; features that never change are left out."""
-    c = covariance(z)
-    std = c.diagonal().sqrt()
-    std = torch.where(std > 0, std, torch.nan)
-    matrix = c / std / std[:, None]
-    matrix.fill_diagonal_(torch.nan)
-    return float(matrix.abs().nanmean())
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

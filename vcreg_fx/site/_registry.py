@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from placement_rules import at
@@ -144,6 +144,34 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
+class StandIn:
+    """Acts in the place of a live site: the activation becomes ``act(activation)``.
+
+    **Arguments:**
+
+    - `site`: whose place it takes. What is demeaned there goes on being demeaned by it.
+    - `always`: whether to act outside of training, too.
+    """
+
+    def __init__(
+        self, site: LiveSite, act: Callable[[Tensor], Tensor], always: bool = False
+    ) -> None:
+        self.name, self.layout = site.name, site.layout
+        self.less, self.absent, self.demeaned = site.less, site.absent, site.demeaned
+        self._act, self._always = act, always
+
+    def active(self, h: Tensor, training: bool) -> bool:
+        """Say whether to act."""
+        return training or self._always
+
+    def reference_mean(self, h: Tensor) -> None:
+        """Leave the mean to `act`."""
+
+    def regularize(self, h: Tensor, reference: Tensor | None) -> Tensor:
+        """Return what becomes of the activation."""
+        return self._act(h)
+
+
 def replace_site(model: nn.Module, name: str, stand_in: Any) -> None:
     """Put another object in the place of a live site; the rewritten forward will call it.
 
@@ -160,33 +188,13 @@ def replace_site(model: nn.Module, name: str, stand_in: Any) -> None:
 # Sites that were lost ---------------------------------------------------------------------------
 
 
-def lost_sites(model: nn.Module) -> list[str]:
-    """Return the names of sites whose module was replaced since they were inserted."""
-    lost = []
-    for insertion in model.__dict__.get(REGISTRY, ()):
-        for name in insertion.sites:
-            path, key = place_of(name)
-            try:
-                owner = model.get_submodule(path)
-            except AttributeError:
-                lost.append(name)
-                continue
-            if not hasattr(owner.__dict__.get(TABLE), key):
-                lost.append(name)
-    return lost
-
-
-def _present(model: nn.Module, insertion: Insertion) -> list[LiveSite]:
-    """Return the live sites of an insertion that are still there."""
-    found = []
-    for path, key in map(place_of, insertion.sites):
-        try:
-            table = model.get_submodule(path).__dict__.get(TABLE)
-        except AttributeError:  # its module was replaced, which is reported by itself
-            continue
-        if isinstance(site := getattr(table, key, None), LiveSite):
-            found.append(site)
-    return found
+def _present(model: nn.Module, name: str) -> Any:
+    """Return what stands at a site's place; None where its module was replaced."""
+    path, key = place_of(name)
+    try:
+        return getattr(model.get_submodule(path).__dict__.get(TABLE), key, None)
+    except AttributeError:
+        return None
 
 
 def watch_sites(model: nn.Module) -> None:
@@ -196,10 +204,12 @@ def watch_sites(model: nn.Module) -> None:
     insertions = model.__dict__.get(REGISTRY, ())
     watch = watch_of(model)
     if watch is None:  # a copy, or loaded
-        watch = watch_steps(model, [site for each in insertions for site in _present(model, each)])
+        present = [_present(model, name) for each in insertions for name in each.sites]
+        watch = watch_steps(model, [site for site in present if isinstance(site, LiveSite)])
     watch.look_for_unread()
     told = set().union(*(insertion.reported for insertion in insertions))
-    fresh = [name for name in lost_sites(model) if name not in told]
+    names = [name for each in insertions for name in each.sites if name not in told]
+    fresh = [name for name in names if _present(model, name) is None]
     if not fresh:
         return
     for insertion in insertions:

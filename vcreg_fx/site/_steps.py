@@ -92,11 +92,8 @@ class StepWatch:
         if count.holds and count.looked < _LOOKED:
             count.looked += any(site.has_acted for site in self.sites)
             scaler = calling_scaler() if count.looked else None
-        if (k > 1 and count.tells) or scaler is not None:
-            self._tell(optimizer, k, scaler)
-
-    def _tell(self, optimizer: Optimizer, k: int, scaler: Any | None) -> None:
-        if any(site.needs_scale for site in self.sites):
+        calls_for_scale = (k > 1 and count.tells) or scaler is not None
+        if calls_for_scale and any(site.needs_scale for site in self.sites):
             self._told = True
             warnings.warn(_message(optimizer, k, scaler), stacklevel=outside_torch())
 
