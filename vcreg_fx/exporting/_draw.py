@@ -66,7 +66,8 @@ def draw(
     for an unknown format.
     """
     form = _check_format(Path(path), format)
-    recording, sites, subtitle = _read(model_or_plan, example_inputs, example_kwargs)
+    examples = {"example_inputs": example_inputs, "example_kwargs": example_kwargs}
+    recording, sites, subtitle = _read(model_or_plan, examples)
     given = [t for _, t in recording.root.inputs if hasattr(t.meta.get("val"), "shape")]
     if given:
         subtitle = f"input {shape_text(given[0].meta['val'])}; {subtitle}"
@@ -101,21 +102,18 @@ def _check_format(path: Path, form: str | None) -> str:
 
 
 def _read(
-    source: nn.Module | Plan,
-    example_inputs: tuple[Any, ...] | None,
-    example_kwargs: Mapping[str, Any] | None,
+    source: nn.Module | Plan, examples: Mapping[str, Any]
 ) -> tuple[Recording, Sequence[Site], str]:
     if isinstance(source, Plan):
         count = len(source.sites)
         note = f"{count} site{'s' * (count != 1)} for the rule {source.rule}"
         return source.recording, source.sites, note
-    given: dict[str, Any] = {"example_inputs": example_inputs, "example_kwargs": example_kwargs}
     plans = [
-        plan(source, at(*config["coefficients"]), layout=config["layout"], **given)
+        plan(source, at(*config["coefficients"]), layout=config["layout"], **examples)
         for config in get_configs(source)
     ]
     if not plans:
-        return record(source, **given), [], "no VCReg"
+        return record(source, **examples), [], "no VCReg"
     recording = plans[0].recording
     sites = list(plans[0].sites)
     for other in plans[1:]:  # the same rule on the one recording, so that tensors can be compared

@@ -80,36 +80,23 @@ def export(
         raise ExportError("The model lies on the meta device and has no weights to export.")
     example = find_example(model, example_inputs, example_kwargs)
     metadata = make_metadata(model, form, training=training or form == "fx")
-    with _in_place_of(path) as new:
-        _write(model, new, form, example, metadata, training, dynamic_batch, check)
-    return path
-
-
-def _write(
-    model: nn.Module,
-    path: Path,
-    form: str,
-    example: Example,
-    metadata: str,
-    training: bool,
-    dynamic_batch: bool,
-    check: bool,
-) -> None:
-    if form == "fx":
-        write_folder(model, path, example, metadata, check=check)
-        return
     sizes = (example.batch, 1, 3) if dynamic_batch else (example.batch,)
-    if form == "pt2":
-        program = _program(model, example, training, dynamic_batch)
-        torch.export.save(program, path, extra_files={KEY: metadata})
-    else:
-        onnx = _onnx_program(model, example, dynamic_batch)
-        onnx.model.metadata_props[KEY] = metadata
-        onnx.save(str(path))
-    if check and training:
-        check_gradients(model, torch.export.load(path).module(), example, sizes[::2])
-    elif check:
-        check_outputs(model, _runner(path, form), example, sizes, path.name)
+    with _in_place_of(path) as new:
+        if form == "fx":
+            write_folder(model, new, example, metadata, check=check)
+            return path
+        if form == "pt2":
+            program = _program(model, example, training, dynamic_batch)
+            torch.export.save(program, new, extra_files={KEY: metadata})
+        else:
+            onnx = _onnx_program(model, example, dynamic_batch)
+            onnx.model.metadata_props[KEY] = metadata
+            onnx.save(str(new))
+        if check and training:
+            check_gradients(model, torch.export.load(new).module(), example, sizes[::2])
+        elif check:
+            check_outputs(model, _runner(new, form), example, sizes, path.name)
+    return path
 
 
 def _check_free(path: Path) -> None:

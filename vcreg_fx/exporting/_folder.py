@@ -97,7 +97,7 @@ def _graph_and_code(model: nn.Module, name: str, example: Example) -> tuple[fx.G
         return graph, write_code(graph, name)
     except ExportError as refusal:
         try:
-            graph = make_graph(model, example.args, example.kwargs, decide_first=True)
+            graph = make_graph(model, (example.args, example.kwargs), decide_first=True)
             return graph, write_code(graph, name)
         except InsertionError:
             raise refusal from None

@@ -26,6 +26,8 @@ _OPERATORS = {
     getattr(operator, name) for name in dir(operator) if name.startswith("i") and name[1:] in
     {"add", "sub", "mul", "truediv", "floordiv", "pow", "matmul", "and", "or", "xor"}
 }  # fmt: skip
+# The example call that a user gave: its positional arguments, if any, and those by name.
+Given = tuple[tuple[Any, ...] | None, Mapping[str, Any] | None]
 
 
 def to_graph_module(
@@ -54,16 +56,10 @@ def to_graph_module(
     **Raises:** `InsertionError` if nothing was inserted, or the model cannot be traced: where a
     module with a site inside goes a way that depends on data or on random numbers of its own.
     """
-    return make_graph(model, example_inputs, example_kwargs)
+    return make_graph(model, (example_inputs, example_kwargs))
 
 
-def make_graph(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...] | None,
-    example_kwargs: Mapping[str, Any] | None,
-    *,
-    decide_first: bool = False,
-) -> fx.GraphModule:
+def make_graph(model: nn.Module, given: Given, *, decide_first: bool = False) -> fx.GraphModule:
     """Do what `to_graph_module` does; with `decide_first` in the opposite order.
 
     Modules that ask for sizes and conditions are then traced, taking these from the example call,
@@ -78,7 +74,7 @@ def make_graph(
         raise InsertionError("This is a graph module already, with VCReg as nodes.")
     modes = {path: module.training for path, module in model.named_modules(remove_duplicate=False)}
     with keeping_modes(model):
-        tracers = _trace(model, example_inputs, example_kwargs, decide_first)
+        tracers = _trace(model, given, decide_first)
     result = _join(model, tracers[True], tracers[False])
     for path, module in result.named_modules(remove_duplicate=False):
         if path:
@@ -88,12 +84,7 @@ def make_graph(
     return result
 
 
-def _trace(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...] | None,
-    example_kwargs: Mapping[str, Any] | None,
-    decide_first: bool,
-) -> dict[bool, SiteTracer]:
+def _trace(model: nn.Module, given: Given, decide_first: bool) -> dict[bool, SiteTracer]:
     """Trace in both modes, keeping modules whole that cannot be traced.
 
     Where such a module has sites inside, its decisions are taken from the example call.
@@ -104,11 +95,10 @@ def _trace(
     while True:
         tracers = {}
         if decided and example is None:
-            call = find_example(model, example_inputs, example_kwargs)
-            example = _values_by_name(model, call)
+            example = _values_by_name(model, find_example(model, *given))
         for mode in (True, False):
             model.train(mode)
-            root = _with_given_arguments(model, example_inputs, example_kwargs)
+            root = _with_given_arguments(model, given)
             known = None if example is None else Known(model, example)
             tracer = tracers[mode] = SiteTracer(whole, decided, known)
             try:
@@ -236,11 +226,7 @@ def _writes(node: fx.Node) -> bool:
 # The arguments that the graph takes --------------------------------------------------------------
 
 
-def _with_given_arguments(
-    model: nn.Module,
-    example_inputs: tuple[Any, ...] | None,
-    example_kwargs: Mapping[str, Any] | None,
-) -> nn.Module:
+def _with_given_arguments(model: nn.Module, given: Given) -> nn.Module:
     """Return a stand-in for the model whose forward takes only what holds tensors in the example.
 
     Other arguments of the example are fixed, and the rest keep their defaults.
@@ -249,7 +235,7 @@ def _with_given_arguments(
     """
     cls = type(model)
     signature = inspect.signature(model.forward)
-    names, spread, fixed = _given(model, signature, example_inputs, example_kwargs)
+    names, spread, fixed = _given(model, signature, given)
 
     def call(self: nn.Module, values: dict[str, Any]) -> Any:
         args = [values.pop(name) for name in spread]
@@ -287,12 +273,10 @@ def _flat(
 
 
 def _given(
-    model: nn.Module,
-    signature: inspect.Signature,
-    args: tuple[Any, ...] | None,
-    kwargs: Mapping[str, Any] | None,
+    model: nn.Module, signature: inspect.Signature, given: Given
 ) -> tuple[list[str], list[str], dict[str, Any]]:
     """Return names of tensor arguments, names for positional ones without a name, fixed values."""
+    args, kwargs = given
     if args is None and kwargs is None:
         empty = inspect.Parameter.empty
         variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}

@@ -69,9 +69,8 @@ def outline(recording: Recording, sites: Sequence[Site]) -> list[Part]:
     visit(recording.root)
     if not found:
         found.append((recording.root, _part(recording, recording.root, kinds, sites)))
-    parts = [part for _, part in found]
     _set_frames(found)
-    return parts
+    return [part for _, part in found]
 
 
 def shape_text(tensor: torch.Tensor) -> str:
@@ -126,9 +125,6 @@ def _set_frames(found: list[tuple[Scope, Part]]) -> None:
     """Give each part the outermost module around it that holds blocks in one place at most."""
     places = {part.path.rpartition(".")[0] for _, part in found if part.kind == "block"}
     for scope, part in found:
-        parent = scope.parent
-        while parent is not None and parent.path:
-            around = parent.path
+        for around in (above.path for above in scope.above if above.path):
             if sum(place == around or _is_inside(place, around) for place in places) <= 1:
                 part.frame = around
-            parent = parent.parent

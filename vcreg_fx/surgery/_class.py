@@ -9,17 +9,17 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from placement_rules._torch import tables_of
 
 from .._errors import InsertionError
+from ..gradient import SITE
 from ..site import MASKS, REGISTRY, TABLE, is_rewritten, run_noted, table_of, watch_sites
 from ._forward import Forward
 from ._graph_data import from_data, to_data, to_shown_data
 from ._inside import NewMethod, new_methods
 from ._nodes import tracer_of
-from ._unforeseen import named_error
 
 _made: WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = WeakValueDictionary()
 
@@ -81,7 +81,7 @@ def _make(original: type[nn.Module], forward: Forward, watch: bool, code: str) -
         try:
             return inside(self, *args, **kwargs)
         except RuntimeError as error:
-            if (named := named_error(self, error)) is None:
+            if (named := _named_error(self, error)) is None:
                 raise
             raise named from error
 
@@ -186,3 +186,54 @@ def _rebuild(original: type[nn.Module], data: Any, watch: bool, *args: Any) -> n
     forward = Forward(graph, inside, graph if shown is None else from_data(shown))
     cls = rewritten_class(original, forward, watch)
     return cls.__new__(cls, *args)
+
+
+# Unforeseen writes to a site's tensor ---------------------------------------------------------
+
+_VIEWS = 4  # how many views of a site's tensor are followed
+
+
+def _named_error(model: nn.Module, error: RuntimeError) -> RuntimeError | None:
+    """Return what to raise for autograd's refusal of a write to a site's tensor; None for others.
+
+    Autograd refuses since a site that returns no copy returns a view.
+    """
+    if "custom Function" not in str(error) or "inplace" not in str(error):
+        return None
+    found = _site_in(error.__traceback__)
+    if found is None:
+        tables = [vars(m.__dict__[TABLE]) for m in model.modules() if TABLE in m.__dict__]
+        free = [site.name for table in tables for site in table.values() if not site.clones]
+        found = f"{SITE} {' or '.join(free)}"
+    return RuntimeError(
+        f"{found}: the model writes to its tensor in place, which the recording has not shown, so "
+        "that the site returned no copy. Write y = x * m instead of x.mul_(m), or to a clone of "
+        "it; or insert with example_inputs= with which it is written to, or use a rule that "
+        f"leaves this module out. ({error})"
+    )
+
+
+def _site_in(traceback: types.TracebackType | None) -> str | None:
+    """Return the title of the site whose tensor one of the running functions holds, if any."""
+    frames = []
+    while traceback is not None:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    for frame in reversed(frames):
+        for value in list(frame.f_locals.values()):
+            if isinstance(value, Tensor) and (title := _title(value)) is not None:
+                return title
+    return None
+
+
+def _title(tensor: Tensor) -> str | None:
+    try:
+        node: Any = tensor.grad_fn
+    except RuntimeError:  # a view whose base was written to
+        return None
+    for _ in range(_VIEWS):
+        if node is None or node.name().startswith(SITE):
+            return None if node is None else str(node.name())
+        above = [function for function, _ in node.next_functions if function is not None]
+        node = above[0] if len(above) == 1 else None
+    return None

@@ -81,19 +81,10 @@ def from_data(rows: list[Row]) -> fx.Graph:
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
 
-    def resolve(value: Any) -> Any:
-        if isinstance(value, _Ref):
-            return nodes[value]
-        if isinstance(value, slice):
-            return slice(resolve(value.start), resolve(value.stop), resolve(value.step))
-        if isinstance(value, (list, tuple)):
-            return type(value)([resolve(item) for item in value])
-        if isinstance(value, dict):
-            return {key: resolve(item) for key, item in value.items()}
-        return value
+    def by_name(value: Any) -> Any:
+        return nodes[value] if isinstance(value, _Ref) else value
 
     for op, target, name, args, kwargs in rows:
-        nodes[name] = graph.create_node(
-            op, target, resolve(tuple(args)), resolve(dict(kwargs)), name=name
-        )
+        given = map_aggregate(args, by_name), map_aggregate(kwargs, by_name)
+        nodes[name] = graph.create_node(op, target, *given, name=name)
     return graph

@@ -21,7 +21,7 @@ from placement_rules import Frame, Recording, Scope, Site, function_of, operatio
 
 from .._errors import InsideError
 from ..site import TABLE
-from ._edit import Edit, Place
+from ._forward import Edit, Place
 from ._nodes import demean, demean_activation, get_tensor, put_tensor, vcreg
 from ._source import Source
 from ._wrapping import SourceError, Span, Wrapping, rewrapped

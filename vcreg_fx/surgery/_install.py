@@ -28,8 +28,7 @@ from ..site import (
     watch_steps,
 )
 from ._class import is_covered, original_class, rewritten_class
-from ._edit import Edit
-from ._forward import build_forward
+from ._forward import Edit, build_forward
 
 EDITS = "vcreg_edits"  # the attribute of a rewritten module that lists its edits
 

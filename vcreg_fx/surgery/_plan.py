@@ -33,7 +33,7 @@ from .._shared.tables import align
 from ..gradient import Penalize, VCRegConfig, choose
 from ..site import Insertion
 from ._class import set_aside
-from ._edit import Edit
+from ._forward import Edit
 from ._inside import PlaceFinder, new_methods
 from ._install import install
 from ._samples import followed, positions_of
@@ -142,7 +142,8 @@ class Plan:
         """Return a table of the sites."""
         head = f"{type(self.model).__name__}: {len(self.sites)} sites for the rule {self.rule}\n"
         unseen = self.recording.what_is_unseen
-        return "\n".join([head + table(self.sites), *([unseen] if unseen else []), *self._masked()])
+        lines = [head + align(cells(self.sites)), *notes(self.sites)]
+        return "\n".join([*lines, *([unseen] if unseen else []), *self._masked()])
 
     def _masked(self) -> list[str]:
         """Return what a reader of the plan should know of masks of padding."""
@@ -248,9 +249,9 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def table(sites: Sequence[Site]) -> str:
-    """Return a table of sites with aligned columns."""
-    rows = [("site", "shape", "layout", "channels", "calls", "form")]
+def cells(sites: Sequence[Site]) -> list[tuple[str, ...]]:
+    """Return a table of sites as text: its head, and a row a site."""
+    rows: list[tuple[str, ...]] = [("site", "shape", "layout", "channels", "calls", "form")]
     for site in sites:
         if not site.shape:
             rows.append((site.name, "not recorded", str(site.layout), "?", "?", site.form))
@@ -258,7 +259,7 @@ def table(sites: Sequence[Site]) -> str:
         shape = " × ".join(str(size) for size in site.shape)
         form = site.form if site.clone is None else f"{site.form}, cloned"
         rows.append((site.name, shape, str(site.layout), str(site.channels), str(site.calls), form))
-    return "\n".join([align(rows), *notes(sites)])
+    return rows
 
 
 def notes(sites: Sequence[Site]) -> list[str]:

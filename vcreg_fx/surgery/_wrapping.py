@@ -129,6 +129,7 @@ def start_counting(definition: Any, name: str) -> None:
     body.insert(place, start)
 
 
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 Definition = tuple[Any, ...]  # the module, the classes and functions around it, itself
 
 
@@ -148,17 +149,17 @@ def definitions(filename: str, text: str) -> dict[tuple[str, int], Definition]:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = min([node.lineno, *(item.lineno for item in node.decorator_list)])
             found[node.name, first] = around
-        waiting.extend((*around, child) for child in _inner_definitions(node))
+        waiting.extend((*around, child) for child in _within(node, _DEFINITIONS))
     return found
 
 
-def _inner_definitions(node: ast.AST) -> Iterator[Any]:
-    """Yield the classes and functions defined in a node, but not those defined in these."""
+def _within(node: ast.AST, kinds: tuple[type[ast.stmt], ...]) -> Iterator[Any]:
+    """Yield the statements of some kinds in a node, outside of the classes and functions in it."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        if isinstance(child, kinds):
             yield child
-        elif not isinstance(child, ast.expr):
-            yield from _inner_definitions(child)
+        elif not isinstance(child, (*_DEFINITIONS, ast.expr)):
+            yield from _within(child, kinds)
 
 
 def compiled(
@@ -192,7 +193,7 @@ def compiled(
     )  # fmt: skip
     for part in (maker, maker.body[0], *arguments.args):
         _place(part, code.co_firstlineno)
-    tree = ast.Module(body=[*_imports(module), maker], type_ignores=[])
+    tree = ast.Module(body=[*_within(module, (ast.Import, ast.ImportFrom)), maker], type_ignores=[])
     with SYNTAX_TREES:
         compiled = compile(tree, code.co_filename, "exec", dont_inherit=True)
     return next(
@@ -207,17 +208,6 @@ def _all_codes(code: types.CodeType) -> Iterator[types.CodeType]:
         if isinstance(item, types.CodeType):
             yield item
             yield from _all_codes(item)
-
-
-def _imports(node: ast.AST) -> list[Any]:
-    """Return the imports that a file makes outside of classes and functions."""
-    found: list[Any] = []
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.Import, ast.ImportFrom)):
-            found.append(child)
-        elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.expr)):
-            found += _imports(child)
-    return found
 
 
 class _Exchange(ast.NodeTransformer):
