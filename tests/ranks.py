@@ -385,3 +385,31 @@ def inserting_after_wrapping_is_refused(rank: int) -> None:
     model, _ = model_and_batch()
     with pytest.raises(vcreg_fx.InsertionError, match="then wrap it"):
         vcreg_fx.insert(DistributedDataParallel(model), RULE)
+
+
+@check
+def self_supervised_losses_gather(rank: int) -> None:
+    """Each rank with half of the batch: the mean loss and gradient of the whole batch."""
+    pytest.importorskip("lightly")
+    from vcreg_fx.experiments.training._self_supervised import Embedded, Method, Objective
+
+    whole = [torch.randn(16, 6, dtype=torch.float64) for _ in range(2)]
+    whole[1] = whole[0] + whole[1] / 2
+
+    def gradient(objective: Objective, rows: slice) -> tuple[Tensor, list[Tensor]]:
+        z = [part[rows].clone().requires_grad_() for part in whole]
+        pair = z[0], z[1]
+        loss = objective(Embedded(pair, pair, pair, pair))
+        return loss.detach(), list(torch.autograd.grad(loss, z))
+
+    mine = slice(8 * rank, 8 * rank + 8)
+    for method in (
+        Method(), Method("cosine", 1.0, 1.0, 0.01), Method("mean square", 0.0, 25.0, 1.0),
+        Method("simclr"),
+    ):  # fmt: skip
+        loss, found = gradient(Objective(method), mine)
+        dist.all_reduce(loss)
+        alone, expected = gradient(Objective(method, together=False), slice(None))
+        assert relative_error([loss / RANKS], [alone]) < 1e-6, method
+        averaged, theirs = [z / RANKS for z in found], [z[mine] for z in expected]
+        assert relative_error(averaged, theirs) < 1e-6, method

@@ -252,6 +252,7 @@ def test_an_input_that_cannot_be_worked_out_names_the_option(own):
         ("onnxscript", 'pip install "vcreg-fx[export]"'),
         ("safetensors.torch", 'pip install "vcreg-fx[export]"'),
         ("distributed", 'pip install "vcreg-fx[dask]"'),
+        ("lightly.loss", 'pip install "vcreg-fx[ssl]"'),
         ("transformers", 'pip install "vcreg-fx[transformers]"'),
         ("some_package", "pip install some-package"),
     ],

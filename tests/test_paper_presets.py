@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+import vcreg_fx
 from vcreg_fx.ablation import Trial
 from vcreg_fx.experiments.images import IMAGENET_SUBSETS, ImageSet, load_images, read_classes
 from vcreg_fx.experiments.images._datasets import RECIPES as IMAGENET_RECIPES
 from vcreg_fx.experiments.papers import EXPERIMENTS, NETWORKS
+from vcreg_fx.experiments.training._self_supervised import Method
 from vcreg_fx.experiments.training._settings import (
     averaging_weight,
     make_optimizer,
@@ -151,6 +153,53 @@ def rates_of(settings, steps):
     return found
 
 
+# Self-supervised learning -------------------------------------------------------------------
+
+ZBONTAR = {  # Barlow Twins' protocol, which VCReg's C.5 follows
+    "optimizer": "lars", "momentum": 0.9, "weight_decay": 1.5e-6, "norm_weight_decay": 0.0,
+    "schedule": "cosine", "label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0, "repeats": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "base"), [("SimCLR", 0.3), ("VICReg", 0.2)])
+def test_self_supervised_settings_of_vcreg(tmp_path, method, base):
+    """C.5: LARS, the base rates of a batch of 256, 100 epochs, 5 of them a warm-up, batch 4096."""
+    experiment = EXPERIMENTS["ssl"]
+    preset = experiment.presets("paper", None)
+    assert (preset.data, preset.network) == ("imagenet", "torchvision/resnet50")
+    arms = [arm for arm in experiment.arms(preset) if arm.fixed["method"] == method]
+    assert [arm.rule for arm in arms] == [None, *["blocks"] * 5]
+    for arm in arms:
+        training = preset.training_with(arm.fixed)
+        assert {key: getattr(training, key) for key in ZBONTAR} == ZBONTAR
+        assert (training.epochs, training.warmup_epochs, training.batch_size) == (100, 5, 4096)
+        assert training.learning_rate == pytest.approx(base * 4096 / 256)
+        assert training.final_rate == pytest.approx(training.learning_rate / 1000)
+        assert arm.rule is None or arm.fixed["calls"] == "mean"
+    rates = rates_of(replace(training, optimizer="sgd"), 1000)
+    assert rates[0] == pytest.approx(1e-6) and max(rates) == rates[50] == 1.0
+    assert rates[25] == pytest.approx(0.5, abs=1e-5) and rates[-1] == pytest.approx(1e-3, abs=1e-5)
+    assert sorted(preset.grid["alpha"]) == [0.16, 0.32, 0.64, 1.28]
+    assert sorted(preset.grid["beta"]) == [0.01, 0.02, 0.04, 0.08, 0.16]
+    method = Method(**preset["methods"][method])
+    if base == 0.3:  # 2048 → 2048 → 256, ReLU between, batch norm after every layer
+        assert (method.loss, method.expander, method.norm) == ("simclr", (2048, 256), "all")
+    else:  # 2048 → 8192 → 8192; "fed to the infoNCE loss" must be VICReg's
+        assert (method.loss, method.expander, method.norm) == ("mean square", (8192, 8192), "all")
+        assert (method.invariance, method.variance, method.covariance) == (25, 25, 1)
+    assert (preset.seeds, preset["views"], preset["probe"]) == (3, "vcreg", "sgd")
+    assert len(preset["probes"]) == 8 and preset["crop"] is preset["drawn"] is None
+
+
+def test_table_4_of_vcreg():
+    """Averages leave ImageNet out."""
+    paper = EXPERIMENTS["ssl"].paper
+    assert len(paper.rows) == 4
+    for name, (_, *values, mean) in paper.rows.items():
+        assert len(values) == 8
+        assert mean == pytest.approx(sum(values) / 8, abs=0.17), name
+
+
 # They train ---------------------------------------------------------------------------------
 
 
@@ -191,6 +240,37 @@ def test_a_papers_preset_learns(tmp_path, name, options, chances):
     found = task.evaluate(model, trial)
     for metric, chance in chances.items():
         assert found[metric] > chance + 0.4, (metric, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["SimCLR", "VICReg (VCReg)"])
+def test_vcregs_self_supervised_presets_learn(tmp_path, arm):
+    """Narrow heads, few views of few images; 100 steps of LARS. Probes beat chance, far."""
+    experiment = EXPERIMENTS["ssl"]
+    preset = experiment.presets("paper", None)
+    methods = {name: {**found, "expander": (64, 32)} for name, found in preset["methods"].items()}
+    preset = preset.but(
+        training=replace(preset.training, amp="none", workers=0),
+        options={**preset.options, "probes": (), "drawn": 4, "methods": methods},
+    )
+    task = experiment.task(preset, few_digits(), NETWORKS["resnet8-half"], tmp_path)
+    found = self_supervised(task, next(a for a in experiment.arms(preset) if a.name == arm))
+    assert found["own"] > 0.5 and found["std_z"] > 0.5
+
+
+def self_supervised(task, arm):
+    """Train an arm with the seed 0 and measure it."""
+    torch.manual_seed(0)
+    model, point = task.build(), dict(arm.points[0])
+    if arm.rule is not None:
+        names = {item.name for item in fields(vcreg_fx.VCRegConfig)}
+        given = {name: point.pop(name) for name in names & {*point}}
+        vcreg_fx.insert(
+            model, arm.rule, example_inputs=(torch.zeros(2, *task.data.shape),), **given
+        )
+    trial = Trial(arm.name, arm.rule, 0, {}, {"split": "test", **point})
+    task.train(model, trial)
+    return task.evaluate(model, trial)
 
 
 @pytest.mark.slow
@@ -242,7 +322,7 @@ def test_a_row_of_table_1_on_two_processes(tmp_path):
         (folder / "inat18" / f"{part}2018.json").write_text(json.dumps(found))
     script = tmp_path / "script.py"
     script.write_text(f"""
-from dataclasses import replace
+from dataclasses import fields, replace
 from vcreg_fx.experiments.papers import EXPERIMENTS, reproduce
 from vcreg_fx.experiments.papers._reproduce import _preset
 transfer = EXPERIMENTS["transfer"]

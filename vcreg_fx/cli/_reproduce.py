@@ -23,7 +23,8 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         str,
         typer.Argument(
             metavar="NAME",
-            help="transfer, placement, hierarchy, long-tail, two-moons, collapse, noise or timing.",
+            help="transfer, placement, hierarchy, long-tail, two-moons, collapse, noise, timing, "
+            "ssl.",
         ),
     ],
     quick: Annotated[

@@ -92,6 +92,7 @@ def load_images(
       it, if it is given.
     - `augment`: of the training images: ``"none"``, ``"crop"`` (CIFAR) or ``"torchvision"``, what
       torchvision's recipe does to an image; ``"autoaugment"`` is that for ViTs (ImageNet).
+      ``"pictures"`` leaves those of CIFAR and ImageNet as they are read, for what makes views.
     - `classes`: one of `IMAGENET_SUBSETS`, or a class file for ImageNet, see `read_classes`.
     - `size`: the side of glyphs, of Fashion-MNIST's images, which are padded from 28, or of
       ImageNet's crops to measure on (224; those to train on have 176, as torchvision's recipe has
@@ -135,13 +136,10 @@ def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
         ],
     }
     after = [v2.RandomErasing(0.1)] if augment == "torchvision" else []
+    changed = None if augment == "pictures" else prepare(changes[augment], *_CIFAR, after)
     train, augmented, test = (
         open_data(kind, root, train=part, transform=change)
-        for part, change in (
-            (True, plain),
-            (True, prepare(changes[augment], *_CIFAR, after)),
-            (False, plain),
-        )
+        for part, change in ((True, plain), (True, changed), (False, plain))
     )
     groups = by_label(CIFAR100_SUPERCLASSES) if name == "cifar100" else {}
     return ImageData(
@@ -151,6 +149,7 @@ def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
         tuple(train.classes),
         groups,
         None if root is None else Path(root),
+        _CIFAR,
     )
 
 
@@ -170,13 +169,16 @@ def imagenet(
         v2.RandomHorizontalFlip(),
         getattr(v2, policy)(interpolation=v2.InterpolationMode.BILINEAR),
     ]
-    mixed = prepare(changes, *IMAGENET_STATISTICS, [v2.RandomErasing(erasing)])
+    mixed = {
+        "none": plain,
+        "pictures": None,
+    }.get(augment, prepare(changes, *IMAGENET_STATISTICS, [v2.RandomErasing(erasing)]))
     folder = None if root is None else Path(root)
     sets = [
         open_data(datasets.ImageFolder, None if folder is None else folder / part, transform=change)
         for part, change in (
             ("train", plain),
-            ("train", plain if augment == "none" else mixed),
+            ("train", mixed),
             ("val", plain),
         )
     ]
@@ -184,7 +186,9 @@ def imagenet(
     test = ImageSet(sets[2], _targets(sets[2]))
     names = tuple(sets[0].classes)
     if classes is None:
-        return ImageData("ImageNet", train, test, names, root=folder)
+        return ImageData(
+            "ImageNet", train, test, names, root=folder, statistics=IMAGENET_STATISTICS
+        )
     groups = read_classes(classes)
     wanted = [name for members in groups.values() for name in members]
     if missing := sorted(set(wanted) - set(names)):
@@ -198,6 +202,7 @@ def imagenet(
         tuple(wanted),
         {group: tuple(labels[name] for name in members) for group, members in groups.items()},
         folder,
+        IMAGENET_STATISTICS,
     )
 
 

@@ -82,6 +82,8 @@ class ImageData:
     - `classes`: their names, by label.
     - `groups`: superclass → labels of its classes, where there are any.
     - `root`: the folder it was read from, in which other data sets may be.
+    - `statistics`: the mean and the standard deviation, one number a channel, by which pictures in
+      files are standardized; None where the images lie in memory.
     """
 
     name: str
@@ -90,6 +92,7 @@ class ImageData:
     classes: tuple[str, ...]
     groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     root: Path | None = None
+    statistics: tuple[Sequence[float], Sequence[float]] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -123,12 +123,14 @@ class Arm:
     - `rule`: where VCReg is inserted; None for a model without.
     - `fixed`: settings that it always has.
     - `grid`: settings that are searched: name → values.
+    - `versus`: the arm that it is compared with; by default the first.
     """
 
     name: str
     rule: str | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    versus: str | None = None
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -219,14 +221,14 @@ class Paper:
     **Attributes:**
 
     - `where`: the table or figure.
-    - `columns`, `rows`: its numbers; a row has one number a column.
+    - `columns`, `rows`: its numbers; a row has one number a column, or None for a collapse.
     - `unit`: of the numbers.
     - `protocol`: how they were obtained, in short.
     """
 
     where: str
     columns: Sequence[str] = ()
-    rows: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    rows: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     unit: str = ""
     protocol: str = ""
 

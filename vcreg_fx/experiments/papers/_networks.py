@@ -83,10 +83,21 @@ def _convnext_mini(shape: tuple[int, ...], classes: int) -> nn.Module:
     return model
 
 
+def _cifar_resnet18(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """ResNet-18 for small images: a first convolution of 3×3 without stride, and no pooling."""
+    from torchvision.models import resnet18
+
+    model: nn.Module = resnet18(num_classes=classes)
+    model.conv1 = nn.Conv2d(shape[0], 64, 3, 1, 1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
 NETWORKS: dict[str, Factory] = {
     "resnet8-half": _resnet(8, 2),
     "resnet14-half": _resnet(14, 2),
     "resnet32": _resnet(32, 1),
+    "resnet18-cifar": _cifar_resnet18,
     "convnext-atto": lambda shape, classes: _from_timm("convnext_atto", shape, classes),
     "convnext-mini": _convnext_mini,
 }

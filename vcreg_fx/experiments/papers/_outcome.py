@@ -14,7 +14,7 @@ from ..._shared.files import remove_unfinished, write_text
 from ..._shared.report import to_html
 from ..._shared.tables import markdown_table
 from ._experiment import Experiment, ReproductionError
-from ._render import conclusions, directed, render, span, verdict
+from ._render import compared, conclusions, directed, render, span, verdict
 from ._study import Found
 
 _NAME = "experiment.json"
@@ -106,6 +106,7 @@ def make_report(
             {
                 "name": part.arm.name,
                 "rule": part.arm.rule,
+                **({"versus": part.arm.versus} if part.arm.versus else {}),
                 "settings": part.chosen,
                 "sites": len(part.records[0].sites),
                 "seconds": round(sum(r.seconds for r in part.records) / len(part.records), 1),
@@ -196,8 +197,7 @@ def summary(folder: Path) -> str:
     body = []
     for report in reports:
         metric = next(m for m in report["metrics"] if m["name"] == report["headline"][0])
-        first, *others = report["rows"]
-        for row in others:
+        for row, first in compared(report):
             if row["rule"] is not None:
                 said = verdict(row, first, metric), span(row, first, metric)
                 body.append([report["experiment"], row["name"], directed(metric), *said])

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..._shared.pictures import head, panels
 from ..._shared.statistics import difference_of, finite_values, paired_difference
+from ._render import compared
 
 COLORS = (
     "#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c", "#d97fb0", "#6f4e37",
@@ -19,18 +20,18 @@ _COLUMNS = 4  # of panels, at the most
 
 
 def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> None:
-    """Draw, for each metric, the difference to the first arm of every seed, with its interval."""
+    """Draw, for each metric, the difference of every seed to what an arm is compared with."""
     known = {metric["name"]: metric for metric in report["metrics"]}
-    others = report["rows"][1:]
-    first = report["rows"][0]
+    pairs = compared(report)
+    firsts = dict.fromkeys(other["name"] for _, other in pairs)
     columns = min(len(metrics), _COLUMNS)
     rows = -(-len(metrics) // columns)
-    crowded = rows * len(others) > 12
-    size = 1.9 + 2.9 * columns, rows * (1.3 + (0.25 if crowded else 0.42) * len(others))
+    crowded = rows * len(pairs) > 12
+    size = 1.9 + 2.9 * columns, rows * (1.3 + (0.25 if crowded else 0.42) * len(pairs))
     figure, grid = panels(len(metrics), size, columns, sharey=True)
     for axes, name in zip(grid, metrics, strict=True):
         scale = 100 if known[name]["percent"] else 1
-        for height, row in enumerate(others):
+        for height, (row, first) in enumerate(pairs):
             color = COLORS[(height + 1) % len(COLORS)]
             ours, theirs = (finite_values(one["by_seed"], name) for one in (row, first))
             each = [scale * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
@@ -42,10 +43,11 @@ def draw_scatter(report: dict[str, Any], path: Path, metrics: Sequence[str]) -> 
                 )
             axes.plot(scale * found.mean, height, "D", color=color, markersize=6)
         axes.axvline(0, color=COLORS[0], linewidth=1, linestyle="--", zorder=0)
-        axes.set_yticks(range(len(others)), [row["name"] for row in others])
-        axes.set_ylim(max(len(others), 1) - 0.5, -0.5)
+        axes.set_yticks(range(len(pairs)), [row["name"] for row, _ in pairs])
+        axes.set_ylim(max(len(pairs), 1) - 0.5, -0.5)
         unit = ", points" if scale == 100 else ""
-        head(axes, known[name]["title"], f"difference to {first['name']}{unit}", "x")
+        other = next(iter(firsts), "") if len(firsts) < 2 else "none"
+        head(axes, known[name]["title"], f"difference to {other}{unit}", "x")
     figure.savefig(path, dpi=75 if crowded else 110)
 
 

@@ -21,7 +21,7 @@ def render(report: dict[str, Any]) -> str:
     parts = [
         how(report),
         _ours(report),
-        _differences(report, report["rows"][0]["name"], _to(report["rows"][0], report["rows"][1:])),
+        *_all_differences(report),
         _NOTE,
         _rival(report),
         _differences(report, "mean removal alone", _beyond_the_layer(report)),
@@ -70,26 +70,46 @@ def _seeds(row: dict[str, Any]) -> str:
 _Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
 
 
-def _to(first: dict[str, Any], rows: list[dict[str, Any]]) -> _Pairs:
-    return [(row, first) for row in rows]
+def compared(report: dict[str, Any]) -> _Pairs:
+    """Return each arm with the one that it is compared with, by default the first.
+
+    An arm that others are compared with, though it is not the first, is compared with none.
+    """
+    by_name = {row["name"]: row for row in report["rows"]}
+    first, *others = report["rows"]
+    pairs = [(row, by_name.get(row.get("versus"), first)) for row in others]
+    own = {other["name"] for _, other in pairs}
+    return [(row, other) for row, other in pairs if row["name"] not in own]
+
+
+def _all_differences(report: dict[str, Any]) -> list[str]:
+    """Return a table of differences for each arm that others are compared with."""
+    by_other: dict[str, _Pairs] = {}
+    for row, other in compared(report):
+        by_other.setdefault(other["name"], []).append((row, other))
+    return [_differences(report, name, pairs) for name, pairs in by_other.items()]
 
 
 def _rival(report: dict[str, Any]) -> str:
     """Return the differences of VCReg to the arm that it is to be compared with, too."""
     rows = [row for row in report["rows"] if row["name"] == report.get("rival")]
     ours = [row for row in report["rows"] if row["rule"] is not None]
-    return _differences(report, rows[0]["name"], _to(rows[0], ours)) if rows else ""
+    return _differences(report, rows[0]["name"], [(row, rows[0]) for row in ours]) if rows else ""
 
 
 def _beyond_the_layer(report: dict[str, Any]) -> _Pairs:
     """Return each arm behind a mean removal layer with the one that has this layer alone."""
     removed = [row for row in report["rows"] if row["settings"].get("demean") == "activations"]
-    alone = {row["rule"]: row for row in removed if row["settings"]["alpha"] == 0}
+    alone = {_place(row): row for row in removed if row["settings"]["alpha"] == 0}
     return [
-        (row, alone[row["rule"]])
+        (row, alone[_place(row)])
         for row in removed
-        if row["settings"]["alpha"] and row["rule"] in alone
+        if row["settings"]["alpha"] and _place(row) in alone
     ]
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, Any]:
+    return row["rule"], row.get("versus")
 
 
 def _differences(report: dict[str, Any], first: str, pairs: _Pairs) -> str:
@@ -125,7 +145,10 @@ def _paper(report: dict[str, Any]) -> str:
     if not paper["rows"]:
         return f"The paper ({paper['where']}): {paper['protocol']}" if paper["protocol"] else ""
     header = [f"the paper, {paper['where']}", *paper["columns"]]
-    body = [[name, *(f"{value:g}" for value in values)] for name, values in paper["rows"].items()]
+    body = [
+        [name, *("collapse" if value is None else f"{value:g}" for value in values)]
+        for name, values in paper["rows"].items()
+    ]
     notes = [text for text in (f"In {paper['unit']}." if paper["unit"] else "",) if text]
     notes.append(paper["protocol"])
     return f"{markdown_table(header, body)}\n\n{' '.join(note for note in notes if note)}"
@@ -176,9 +199,9 @@ def conclusions(report: dict[str, Any]) -> list[str]:
     """Return a sentence an arm: what its intervals say, whichever way they went."""
     metrics = [m for name in report["headline"] for m in report["metrics"] if m["name"] == name]
     sentences = []
-    for row in report["rows"][1:]:
+    for row, other in compared(report):
         settings = ", ".join(f"{k} = {v}" for k, v in row["settings"].items())
-        said = "; ".join(_said(row, report["rows"][0], metric) for metric in metrics)
+        said = "; ".join(_said(row, other, metric) for metric in metrics)
         lost = row.get("diverged", 0)
         also = f"; **diverged** with {lost} seed{'s' * (lost > 1)} more" if lost else ""
         sentences.append(f"{row['name']}{f' ({settings})' if settings else ''}: {said}{also}.")

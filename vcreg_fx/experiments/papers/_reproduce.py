@@ -24,6 +24,7 @@ from ._networks import Factory, find_network
 from ._noise import NOISE
 from ._outcome import Outcome, claim_folder, make_report, read_report, write_outcome
 from ._placement import PLACEMENT
+from ._ssl import SSL
 from ._study import Study, announce, follow
 from ._timing import TIMING
 from ._transfer import TRANSFER
@@ -31,7 +32,17 @@ from ._two_moons import TWO_MOONS
 
 EXPERIMENTS: dict[str, Experiment] = {
     found.name: found
-    for found in (TRANSFER, PLACEMENT, HIERARCHY, LONG_TAIL, TWO_MOONS, COLLAPSE, NOISE, TIMING)
+    for found in (
+        TRANSFER,
+        PLACEMENT,
+        HIERARCHY,
+        LONG_TAIL,
+        TWO_MOONS,
+        COLLAPSE,
+        NOISE,
+        TIMING,
+        SSL,
+    )
 }
 """Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""
 

@@ -97,8 +97,12 @@ class TransferTask(ImageTask):
             split = trial["split"] == VALIDATION and not own
             measured = self._measured(model, task, split, trial.seed)
             found[name] = float(getattr(measured, task.criterion))
-        mean = sum(found.values()) / len(found)
-        return {**found, "mean": mean, "own": self.accuracy(model, roles.measure)}
+        mean = {"mean": sum(found.values()) / len(found)} if found else {}
+        return {**found, **mean, "own": self.own(model, roles, trial)}
+
+    def own(self, model: nn.Module, roles: Roles, trial: Trial) -> float:
+        """Return the accuracy on what the network was trained for."""
+        return self.accuracy(model, roles.measure)
 
     def _task(self, name: str, roles: Roles) -> tuple[Downstream, bool]:
         """Return a task, and whether it is of the network's own data, which `roles` has split."""

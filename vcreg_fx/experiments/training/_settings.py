@@ -32,12 +32,15 @@ class TrainSettings:
     - `epochs`, `batch_size`: the batch is that of all processes together.
     - `steps`: of a short run: so many steps instead of epochs, at least 3, on torch's one-cycle
       schedule instead of warm-up and cosine, or on the constant one.
-    - `optimizer`: ``"adamw"``, ``"adam"`` or ``"sgd"``. The last two add the weight decay to the
-      gradient, as an L2 penalty does.
+    - `optimizer`: ``"adamw"``, ``"adam"``, ``"sgd"`` or ``"lars"`` (lightly's). The last three add
+      the weight decay to the gradient, as an L2 penalty does. LARS leaves biases and norm layers
+      out of the decay and of its scaling, where `norm_weight_decay` is 0, as SimCLR and BYOL do.
     - `schedule`: ``"cosine"``, or ``"constant"`` for one rate, without a warm-up.
-    - `learning_rate`: at the end of the warm-up; then it follows a cosine down to 0.
+    - `learning_rate`: at the end of the warm-up; then it follows a cosine down to `final_rate`.
+    - `constant_rate`: what the names of parameters begin with that are trained with `learning_rate`
+      throughout, such as SimSiam's ``"predictor."``.
     - `weight_decay`; `norm_weight_decay`: that of norm layers, where it is not None.
-    - `momentum`: of SGD.
+    - `momentum`: of SGD and LARS.
     - `warmup_epochs`: the learning rate rises linearly from `warmup_start` of itself.
     - `label_smoothing`: of the cross-entropy.
     - `mixup`, `cutmix`: the α of each; 0 leaves it out. With both, each batch gets one of them.
@@ -55,9 +58,11 @@ class TrainSettings:
 
     epochs: int = 6
     batch_size: int = 128
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     schedule: Literal["cosine", "constant"] = "cosine"
     learning_rate: float = 4e-3
+    final_rate: float = 0.0
+    constant_rate: str | None = None
     weight_decay: float = 0.05
     norm_weight_decay: float | None = 0.0
     momentum: float = 0.9
@@ -91,6 +96,11 @@ class TrainSettings:
             raise ValueError(f"steps={self.steps} must be at least 3: up, at the top, down again.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
+        if not 0 <= self.final_rate < self.learning_rate:
+            raise ValueError(
+                f"final_rate={self.final_rate} must be from 0 to below "
+                f"learning_rate={self.learning_rate}."
+            )
         for name in ("label_smoothing", "ema_decay", "warmup_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be from 0 to below 1.")
@@ -101,17 +111,52 @@ class TrainSettings:
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Return the optimizer; norm layers may have a weight decay of their own."""
+    """Return the optimizer; norm layers may have a weight decay of their own.
+
+    **Raises:** `ValueError` if `constant_rate` is of no parameter; `ModuleNotFoundError` for LARS
+    without lightly.
+    """
     rate, decay = settings.learning_rate, settings.weight_decay
-    norms, others = _norms_and_others(model)
+    norms, others = _norms_and_others(model, biases=settings.optimizer == "lars")
     groups: list[dict[str, Any]] = [{"params": others}, {"params": norms}]
     if settings.norm_weight_decay is not None:
         groups[1]["weight_decay"] = settings.norm_weight_decay
+    if settings.constant_rate is not None:
+        groups = [part for group in groups for part in _by_rate(model, group, settings)]
     groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, rate, momentum=settings.momentum, weight_decay=decay)
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, rate, weight_decay=decay)
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "lars":
+        from lightly.utils.lars import LARS
+
+        optimizer = LARS(groups, rate, momentum=settings.momentum, weight_decay=decay)
+    elif settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, rate, momentum=settings.momentum, weight_decay=decay)
+    else:
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(groups, rate, weight_decay=decay)
+    if settings.constant_rate is not None:
+        optimizer.register_step_pre_hook(_keep_constant_rates)
+    return optimizer
+
+
+def _by_rate(
+    model: nn.Module, group: dict[str, Any], settings: TrainSettings
+) -> list[dict[str, Any]]:
+    """Return a group of parameters as two: those with the schedule, and those without."""
+    prefix = str(settings.constant_rate)
+    kept = {p for name, p in model.named_parameters() if name.startswith(prefix)}
+    if not kept:
+        raise ValueError(f"constant_rate={prefix!r}: no parameter's name begins so.")
+    first, second = ([p for p in group["params"] if (p in kept) == is_kept]
+                     for is_kept in (False, True))  # fmt: skip
+    constant = settings.learning_rate
+    return [{**group, "params": first}, {**group, "params": second, "constant": constant}]
+
+
+def _keep_constant_rates(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Undo, before a step, what the schedule did to the groups that have none."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.get("constant", group["lr"])
 
 
 _NORMS = (
@@ -123,10 +168,14 @@ _NORMS = (
 )
 
 
-def _norms_and_others(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the parameters of norm layers and all others, each once."""
+def _norms_and_others(
+    model: nn.Module, biases: bool = False
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters of norm layers, if asked with biases, and all others, each once."""
     norms = {p for module in model.modules() if isinstance(module, _NORMS)
              for p in module.parameters(recurse=False)}  # fmt: skip
+    if biases:
+        norms |= {p for p in model.parameters() if p.ndim < 2}
     trained = [p for p in model.parameters() if p.requires_grad]
     return [p for p in trained if p in norms], [p for p in trained if p not in norms]
 
@@ -145,8 +194,8 @@ def make_schedule(
 ) -> LRScheduler:
     """Return the schedule of the learning rate over all steps.
 
-    Linear from `warmup_start` over the warm-up, then a cosine down to 0 (Appendix A); step by step,
-    where torchvision's reference changes the rate once an epoch.
+    Linear from `warmup_start` over the warm-up, then a cosine down to `final_rate` (Appendix A has
+    0); step by step, where torchvision's reference changes the rate once an epoch.
     """
     if settings.schedule == "constant":
         return LambdaLR(optimizer, lambda _: 1.0)
@@ -154,7 +203,7 @@ def make_schedule(
         share = max(0.2, 2 / steps)
         return OneCycleLR(optimizer, settings.learning_rate, total_steps=steps, pct_start=share)
     rise = warmup_steps(settings, steps)
-    fall = CosineAnnealingLR(optimizer, max(steps - rise, 1))
+    fall = CosineAnnealingLR(optimizer, max(steps - rise, 1), settings.final_rate)
     if not rise:
         return fall
     return SequentialLR(

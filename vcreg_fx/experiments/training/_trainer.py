@@ -20,7 +20,7 @@ from ._distributed import Processes, processes
 from ._resume import Flag, Stopped, load, noticed, save
 from ._settings import Average, TrainSettings, make_mixing, make_optimizer, make_schedule
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Tensor], Tensor]
 History = list[dict[str, float]]
 _FORMAT = 3  # of checkpoints
 
@@ -37,9 +37,12 @@ def fit(  # noqa: PLR0913 - what a user may want to change
     log: str | Path | None = None,
     on_epoch: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
     on_step: Callable[[float], object] | None = None,
+    on_update: Callable[[int, int], object] | None = None,
     progress: bool | None = None,
 ) -> History:
     """Train a classifier in place, on one device or, under ``torchrun``, on several.
+
+    With a `loss` of your own it may be any model of images: what the loss gets is what it returns.
 
     What `vcreg_fx.insert` put into the model acts by itself; the penalty of ``mode="loss"`` is
     added to the loss, and the scale of ``amp="float16"`` is told to VCReg.
@@ -52,7 +55,7 @@ def fit(  # noqa: PLR0913 - what a user may want to change
     - `data`: (image, label) pairs; a ``TensorDataset`` is indexed directly.
     - `settings`: by default those of `TrainSettings`.
     - `classes`: how many there are, for mixup and cutmix.
-    - `loss`: of logits and labels; by default the cross-entropy.
+    - `loss`: of what the model returns, and labels; by default the cross-entropy of logits.
     - `seed`: of the order of the images. Augmentation draws from torch's random state.
     - `checkpoint`: a file, written after each epoch; the one before lies beside it. If it exists,
       training goes on from there. A damaged one is set aside with a warning.
@@ -60,6 +63,8 @@ def fit(  # noqa: PLR0913 - what a user may want to change
     - `on_epoch`: called after each epoch with the model, which has the averaged weights where there
       are such, and the epoch, from 1; the numbers that it returns are kept in the history.
     - `on_step`: called with the loss of each step, for which a GPU has to be waited for.
+    - `on_update`: called after each update of the weights with how many there have been, also
+      before a checkpoint, and how many there will be: for a momentum encoder.
     - `progress`: show a progress bar; by default where the output is a terminal.
 
     **Returns:** the history: epoch, loss, learning rate, and the numbers of `on_epoch`.
@@ -72,6 +77,7 @@ def fit(  # noqa: PLR0913 - what a user may want to change
     where = processes(settings.device)
     model.to(where.device)
     run = _Run(model, Batches(data, settings, where), settings, where, loss, classes)
+    run.on_update = on_update
     if checkpoint is not None:
         run.identity = _identity(model, data, settings, seed)
     if where.rank:
@@ -142,6 +148,7 @@ class _Run:
             raise ValueError("mixup and cutmix need to know how many classes there are: classes=…")
         self._model, self._batches, self._settings, self._where = model, batches, settings, where
         self.identity: dict[str, Any] = {}  # what has to be the same where a run goes on
+        self.on_update: Callable[[int, int], object] | None = None
         self.steps = batches.steps
         self.epochs = 1 if settings.steps else settings.epochs
         self._parallel = where.wrap(model)
@@ -167,7 +174,10 @@ class _Run:
             loss = self._step(images, labels)
             self._schedule.step()
             total += loss
-            self.average.update((epoch - 1) * self.steps + i)
+            done = (epoch - 1) * self.steps + i
+            if self.on_update is not None:
+                self.on_update(done + 1, self.epochs * self.steps)
+            self.average.update(done)
             stepped(loss, epoch)
             if number := self._where.any(flag.number):
                 raise Stopped(number)
