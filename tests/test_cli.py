@@ -254,6 +254,7 @@ def test_an_input_that_cannot_be_worked_out_names_the_option(own):
         ("distributed", 'pip install "vcreg-fx[dask]"'),
         ("lightly.loss", 'pip install "vcreg-fx[ssl]"'),
         ("transformers", 'pip install "vcreg-fx[transformers]"'),
+        ("av", 'pip install "vcreg-fx[video]"'),
         ("some_package", "pip install some-package"),
     ],
 )

@@ -26,6 +26,7 @@ from vcreg_fx.experiments.training._settings import (
     make_optimizer,
     make_schedule,
 )
+from vcreg_fx.experiments.video import uniform_clips
 
 IMAGENET, CIFAR = 1_281_167, 50_000
 LONG_TAIL = {"cifar10": 12_406, "cifar100": 10_847}  # images, with an imbalance of 100
@@ -140,6 +141,64 @@ def test_transfer_searches_vcreg_alone_on_the_papers_tasks():
     for name, (*values, mean) in paper.rows.items():
         assert len(values) == 8
         assert mean == pytest.approx(sum(values) / 8, abs=0.011), name
+
+
+# VCReg's C.2: "10 clips × 3 crops", α ∈ 1, 3, 5, β ∈ {0.1, 0.3, 0.5}, the rest from VideoMAE.
+# VideoMAE's supplementary material (arXiv 2203.12602v3, section 7): "HMDB51. […] 16 frames with a
+# temporal stride of 2 are sampled. For fine-tuning, the model is trained with repeated
+# augmentation and a batch size of 128 for 50 epochs. The base learning rate, layer decay and drop
+# path are set to 1e-3, 0.7 and 0.2"; table 12: AdamW, weight decay 0.05, 5 epochs of warm-up, a
+# cosine, each video twice, label smoothing 0.1, mixup 0.8, cutmix 1.0. Its FINETUNE.md: the rate is
+# that of 256, and a batch counts videos. Its run_class_finetuning.py: the head's weights × 0.001,
+# no decay of biases and norms.
+VIDEOMAE = {
+    "optimizer": "adamw", "weight_decay": 0.05, "norm_weight_decay": 0.0, "bias_weight_decay": 0.0,
+    "layer_decay": 0.7, "repeats": 2, "label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0,
+    "schedule": "cosine", "warmup_start": 1e-6 / 1e-3, "ema_decay": 0.0, "clip_norm": None,
+}  # fmt: skip
+HMDB51 = 51 * 70  # videos to train on, in each split
+
+
+@pytest.mark.parametrize("name", ["video", "noise"])
+def test_settings_of_table_2(name):
+    """And of figures 3 and 4, on the same clips."""
+    experiment = EXPERIMENTS[name]
+    preset = experiment.presets("paper", None)
+    training = preset.training
+    assert (preset.data, preset.augment, preset.size) == ("hmdb51", "videomae", 224)
+    assert {key: getattr(training, key) for key in VIDEOMAE} == VIDEOMAE
+    assert (training.learning_rate, training.final_rate) == (1e-3 * 128 / 256, 1e-6 * 128 / 256)
+    assert training.batch_size == 128 * 2  # clips
+    seen = training.epochs * (HMDB51 // training.batch_size) * training.batch_size
+    assert seen == pytest.approx(50 * 2 * HMDB51, rel=0.08)  # an incomplete batch is left out
+    assert training.warmup_epochs / training.epochs == 5 / 50
+    wanted = {"frames": 16, "stride": 2, "clips": 10, "crops": 3, "drop_path": 0.2,
+              "head_scale": 1e-3, "weights": None, "pretraining": None}  # fmt: skip
+    assert {key: preset[key] for key in wanted} == wanted
+    assert dict(preset.grid) == {"alpha": (1.0, 3.0, 5.0), "beta": (0.1, 0.3, 0.5)}
+    assert preset.seeds == 3  # a split each
+    arms = experiment.arms(preset)
+    assert {arm.rule for arm in arms[1:]} == {"head"}
+    assert {len(arm.points) for arm in arms if "alpha" in arm.grid} == {9}
+    if name == "noise":
+        assert preset["sigmas"] == (1.0, 1.5, 2.0)
+    vivit = experiment.recipes["vivit-base"]["options"]
+    assert vivit == {**preset.options, "frames": 32}
+    clips, crops, frames = preset["clips"], preset["crops"], preset["frames"]
+    shown = uniform_clips(40, frames, preset["stride"], clips)
+    assert [len(shown), len(shown[0]), crops] == [10, 16, 3]
+
+
+def test_rows_of_table_2():
+    rows = EXPERIMENTS["video"].paper.rows
+    found = {name: value for name, (value,) in rows.items()}
+    assert found == {
+        "VideoMAE-S": 79.9, "VideoMAE-S (VCReg)": 80.6,
+        "VideoMAE-B": 82.2, "VideoMAE-B (VCReg)": 83.0,
+        "VideoMAEv2-S": 83.6, "VideoMAEv2-S (VCReg)": 83.9,
+        "VideoMAEv2-B": 86.5, "VideoMAEv2-B (VCReg)": 86.9,
+        "ViViT-B": 70.9, "ViViT-B (VCReg)": 71.6,
+    }  # fmt: skip
 
 
 def rates_of(settings, steps):

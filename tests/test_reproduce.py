@@ -71,7 +71,9 @@ from vcreg_fx.experiments.papers._two_moons import (
 from vcreg_fx.experiments.training import Stopped, TrainSettings, fit
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ("transfer", "noise", "placement", "hierarchy", "long-tail", "two-moons", "collapse")
+QUICK = (
+    "transfer", "video", "noise", "placement", "hierarchy", "long-tail", "two-moons", "collapse",
+)  # fmt: skip
 SELF_SUPERVISED = ("ssl",)
 
 
@@ -848,7 +850,7 @@ def test_the_large_scale_is_for_a_gpu(name):
     assert {len(arm.points) for arm in EXPERIMENTS[name].arms(preset)} == {1}
     model = find_network(preset.network)((3, 32, 32), 5)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
-    for scale in ("placement", "long-tail", "two-moons", "noise", "timing"):
+    for scale in ("video", "placement", "long-tail", "two-moons", "noise", "timing"):
         assert "large" not in EXPERIMENTS[scale].scales
 
 
@@ -1027,11 +1029,6 @@ def test_all_trials_begin_with_one_trained_network(tmp_path, monkeypatch):
         body = [name for name in weights if not name.startswith("5.")]  # all but the head
         assert all(torch.equal(begun[name], weights[name]) for name in body)
     assert any("running_mean" in name for name in tuned[-1][0].keys() - weights.keys())
-
-
-def test_the_papers_noise_needs_videos():
-    with pytest.raises(ReproductionError, match="no preset paper"):
-        EXPERIMENTS["noise"].presets("paper", None)
 
 
 # What is said -------------------------------------------------------------------------------
@@ -1272,6 +1269,9 @@ def command(*arguments):
         (["hierachy"], "Did you mean hierarchy"),
         (["hierarchy", "--quick", "--seeds", 1], "--seeds"),
         (["hierarchy", "--data", "cifar100"], "--data-root"),
+        (["video", "--preset", "paper"], "HMDB51 has to be read from a folder: --data-root"),
+        (["video", "--data", "hmdb"], "Did you mean hmdb51"),
+        (["noise", "--preset", "paper", "--data-root", "nowhere"], "nowhere is no folder"),
         (["hierarchy", "--preset", "papers"], "no scale 'papers'"),
         (["placement", "--scale", "large"], "transfer, hierarchy, collapse, ssl have one"),
         (["timing", "--scale", "large"], "timing has no scale 'large'"),

@@ -408,8 +408,6 @@ def share_of_the_start(settings, steps):
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - {"timing"}))
 @pytest.mark.parametrize("scale", ["quick", "default", "paper", "large"])
 def test_nothing_of_the_random_start_is_left_in_the_average(name, scale):
-    if (name, scale) == ("noise", "paper"):
-        pytest.skip("needs videos")
     if scale not in EXPERIMENTS[name].scales:
         pytest.skip("has none")
     preset = EXPERIMENTS[name].presets(scale, None)

@@ -23,8 +23,8 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         str,
         typer.Argument(
             metavar="NAME",
-            help="transfer, placement, hierarchy, long-tail, two-moons, collapse, noise, timing, "
-            "ssl.",
+            help="transfer, video, placement, hierarchy, long-tail, two-moons, collapse, noise, "
+            "timing, ssl.",
         ),
     ],
     quick: Annotated[
@@ -42,11 +42,15 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits, glyphs, glyphs-200k, fashion-mnist, cifar10, cifar100 or imagenet."
+            help="digits, glyphs, glyphs-200k, fashion-mnist, cifar10, cifar100 or imagenet; "
+            "videos: moving-glyphs, hmdb51 or clips."
         ),
     ] = None,
     data_root: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where torchvision's loaders find the data.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where torchvision's loaders find the data, or videos lie."
+        ),
     ] = None,
     classes: Annotated[
         Path | None,
@@ -55,7 +59,10 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         ),
     ] = None,
     network: Annotated[
-        str | None, typer.Option(metavar="NAME", help="timm/NAME, torchvision/NAME, or our own.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="timm/NAME, torchvision/NAME, or our own; videos: videomae-base, …"
+        ),
     ] = None,
     arm: Annotated[
         list[str] | None,
@@ -72,7 +79,10 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Of transfer's baseline, which is not trained then."),
+        typer.Option(
+            metavar="FILE",
+            help="Of transfer's baseline, which is not trained then; of a video network.",
+        ),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=2, help="How many runs of each, from seed 0.")

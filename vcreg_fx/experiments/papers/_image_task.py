@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from ..._shared.files import replacing
 from ..._shared.keeping import seeded
 from ...ablation import Trial
 from ...evaluation import extract_features
 from ...site import calibrate
 from ...surgery import plan
 from ..images import ImageData, ImageSet, balanced_indices, split_indices
-from ..training import accuracy, fit, predict
+from ..training import accuracy, fit, predict, processes
+from ..training._resume import set_aside_if_damaged
 from ._experiment import Preset, ReproductionError
 from ._networks import Factory
 from ._study import VALIDATION
@@ -59,6 +61,7 @@ class ImageTask:
     folder: Path
     tensorboard: bool = False
     announce: Callable[[Trial], None] | None = None
+    first = 0  # images at the most, on which strengths are calibrated; 0 for as many as is usual
 
     def __post_init__(self) -> None:
         """Check what would fail late."""
@@ -113,10 +116,13 @@ class ImageTask:
         """Train it; a run that was stopped goes on after its last whole epoch."""
         if self.announce is not None:
             self.announce(trial)
-        roles = self.roles(trial)
+        self.learn(model, self.roles(trial), trial, trial.id)
+
+    def learn(self, model: nn.Module, roles: Roles, trial: Trial, name: str) -> None:
+        """Train a model on the images of its roles; `name` is that of its checkpoint."""
         images = self.labelled(roles.train)
         if CALIBRATED in trial.params:
-            count = min(_FIRST, len(images))
+            count = min(self.first or _FIRST, len(images))
             spread = torch.arange(count) * len(images) // count
             few = images.subset(spread).pairs  # of all classes, also where they follow each other
             calibrate_as(trial, model, *next(iter(DataLoader(few, count))))
@@ -126,8 +132,8 @@ class ImageTask:
             self.preset.training_with(trial.params),
             classes=self.outputs,
             seed=trial.seed,
-            checkpoint=self.checkpoint(trial.id),
-            log=self.folder / "logs" / trial.id if self.tensorboard else None,
+            checkpoint=self.checkpoint(name),
+            log=self.folder / "logs" / name if self.tensorboard else None,
             on_epoch=lambda model, epoch: self.on_epoch(model, epoch, roles, trial),
         )
 
@@ -141,6 +147,23 @@ class ImageTask:
     def checkpoint(self, trial: str) -> Path:
         """Return where the checkpoint of a trial lies while it is trained."""
         return self.folder / "checkpoints" / f"{trial}.pt"
+
+    def kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return weights that all trials begin with; the first trial makes and keeps them."""
+        path = self.folder / f"{name}.pt"
+        where = processes(self.preset.training.device)
+        if where.leads:
+            set_aside_if_damaged(path)
+        where.wait()
+        if not path.exists():
+            with seeded(0):
+                made = make()
+            if where.leads:
+                with replacing(path) as new:
+                    torch.save(dict(made), new)
+            where.wait()
+        found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return found
 
     def features(self, model: nn.Module, pairs: Dataset[Any]) -> tuple[Tensor, Tensor]:
         """Return the input of the head for each image, on the CPU, and the images' labels."""

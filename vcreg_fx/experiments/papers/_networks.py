@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
+from ..video import VIDEO_NETWORKS, build_video_network
 from ._experiment import ReproductionError
 
 Factory = Callable[[tuple[int, ...], int], nn.Module]
@@ -113,12 +115,16 @@ def find_network(name: str) -> Factory:
 
     **Arguments:**
 
-    - `name`: one of `NETWORKS`, or ``timm/NAME`` or ``torchvision/NAME``, built without weights.
+    - `name`: one of `NETWORKS`, or ``timm/NAME`` or ``torchvision/NAME``, built without weights; of
+      clips, one of `VIDEO_NETWORKS`.
 
     **Raises:** `ReproductionError` for an unknown name.
     """
     if name in NETWORKS:
         return NETWORKS[name]
+    if name in VIDEO_NETWORKS:
+        import_module("transformers")  # missing, it is said before anything is trained
+        return partial(build_video_network, name)
     import timm
     from torchvision import models
 
@@ -128,8 +134,8 @@ def find_network(name: str) -> Factory:
     if library == "torchvision" and kind in models.list_models(module=models):
         return partial(_from_torchvision, kind)
     raise ReproductionError(
-        f"There is no network {name!r}; there are {', '.join(NETWORKS)}, and the classifiers of "
-        "timm and torchvision: timm/NAME, torchvision/NAME."
+        f"There is no network {name!r}; there are {', '.join(NETWORKS)}, the classifiers of timm "
+        f"and torchvision: timm/NAME, torchvision/NAME, and for videos {', '.join(VIDEO_NETWORKS)}."
     )
 
 

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
-from ..._shared.files import replacing
-from ..._shared.keeping import seeded
 from ...ablation import Trial
 from ..images import balanced_indices, split_indices
 from ..images._downstream import load_downstream
-from ..training import TrainSettings, accuracy, fit, predict, processes
-from ..training._resume import set_aside_if_damaged
+from ..training import TrainSettings, accuracy, fit, predict
+from ..video import CLIPS
 from ._experiment import (
     DEFAULTS,
     SMALL_GRID,
@@ -23,13 +21,13 @@ from ._experiment import (
     Metric,
     Paper,
     Preset,
-    ReproductionError,
     baseline_and_vcreg,
     small_glyphs,
 )
 from ._image_task import ImageTask, calibrate_as, with_new_head
 from ._pictures import draw_curves
 from ._study import VALIDATION
+from ._video import NOISE_RECIPES, NoisyVideoTask, noise_presets
 
 _HELD_OUT = 0.2  # of the task's training images, in the search
 
@@ -99,30 +97,22 @@ class NoiseTask(ImageTask):
 
     def _pretrained(self) -> dict[str, Tensor]:
         """Return the weights that all trials begin with; the first trial trains them."""
-        path = self.folder / "pretrained.pt"
-        where = processes(self.preset.training.device)
-        if where.leads:
-            set_aside_if_damaged(path)
-        where.wait()
-        if not path.exists():
-            with seeded(0):
-                model = self.factory(self.data.shape, self.outputs)
-                images = self.data.train
-                if (most := self.preset.train_images) is not None:
-                    images = images.subset(balanced_indices(images.labels, most, 0))
-                fit(
-                    model,
-                    images.training,
-                    TrainSettings(**self.preset["pretraining"]),
-                    classes=self.outputs,
-                    checkpoint=self.checkpoint("pretraining"),
-                )
-            if where.leads:
-                with replacing(path) as new:
-                    torch.save(model.state_dict(), new)
-            where.wait()
-        found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return found
+
+        def train() -> dict[str, Tensor]:
+            model = self.factory(self.data.shape, self.outputs)
+            images = self.data.train
+            if (most := self.preset.train_images) is not None:
+                images = images.subset(balanced_indices(images.labels, most, 0))
+            fit(
+                model,
+                images.training,
+                TrainSettings(**self.preset["pretraining"]),
+                classes=self.outputs,
+                checkpoint=self.checkpoint("pretraining"),
+            )
+            return model.state_dict()
+
+        return self.kept("pretrained", train)
 
 
 def _in_memory(pairs: Dataset[Any]) -> tuple[Tensor, Tensor]:
@@ -136,12 +126,9 @@ def _noisy(images: Tensor, scale: float, seed: int) -> Tensor:
 
 
 def presets(scale: str, data: str | None) -> Preset:
-    """Return the preset of a scale; the paper's needs videos, for which there is no experiment."""
-    if scale == "paper":
-        raise ReproductionError(
-            "The paper fine-tunes VideoMAE on noisy videos (HMDB51), and this experiment is one on "
-            "images: it has no preset paper."
-        )
+    """Return the preset of a scale; the paper's is one of videos, as is that of such data."""
+    if scale == "paper" or data in CLIPS:
+        return noise_presets(scale, data)
     pretraining = {"epochs": 4, "batch_size": 128, "learning_rate": 4e-3}
     options = {"pretraining": pretraining, "task": "digits", "images": None,
                "sigmas": (1.0, 1.5, 2.0)}  # fmt: skip
@@ -162,13 +149,19 @@ def presets(scale: str, data: str | None) -> Preset:
     )
 
 
+def _task(preset: Preset, *arguments: Any) -> ImageTask:
+    kind = NoisyVideoTask if preset.data in CLIPS else NoiseTask
+    return kind(preset, *arguments)
+
+
 NOISE = Experiment(
     name="noise",
     title="Robustness to noise",
-    summary="fine-tune a trained network on noisy images",
+    summary="fine-tune a trained network on noisy images, or videos",
     presets=presets,
+    recipes=NOISE_RECIPES,
     arms=lambda preset: baseline_and_vcreg(preset, "head"),
-    task=NoiseTask,
+    task=_task,
     metrics=(
         Metric("mean", "mean over σ", percent=True),
         *(Metric(f"accuracy_{sigma:g}", f"σ = {sigma:g}", percent=True) for sigma in (1, 1.5, 2)),

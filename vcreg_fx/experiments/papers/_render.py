@@ -186,18 +186,34 @@ def how(report: dict[str, Any]) -> str:
             f"long-tailed: {options['largest']:,} images of the first class, "
             f"{options['imbalance']:g} times as many as of the last, drawn by the seed"
         )
+    if "frames" in options:
+        drawn = drawn.replace("images", "videos") + f", clips of {options['frames']} frames"
     steps = training.get("steps")
     length = f"{steps:,} steps" if steps else f"{training['epochs']} epochs"
     return (
         f"{report['data']}, {drawn}; network `{preset['network']}`; {length} of "
         f"{training['optimizer']}, batches of {training['batch_size']}, learning rate "
         f"{training['learning_rate']:g}, weight decay {training['weight_decay']:g}."
+        f"{_begun(options) if 'frames' in options else ''}"
     )
+
+
+def _begun(options: dict[str, Any]) -> str:
+    """Return what a video network was before it was fine-tuned, and how it is tested."""
+    begun = "with **random weights**, which the paper's does not"
+    if options["weights"] is not None:
+        begun = f"with the weights in `{options['weights']}`"
+    elif options["pretraining"]:
+        begun = (
+            f"pretrained by masking, {options['pretraining']['epochs']} epochs on "
+            f"{options['unlabelled']:,} other videos"
+        )
+    return f" It begins {begun}. Tested on {options['clips']} clips × {options['crops']} crops."
 
 
 def conclusions(report: dict[str, Any]) -> list[str]:
     """Return a sentence an arm: what its intervals say, whichever way they went."""
-    metrics = [m for name in report["headline"] for m in report["metrics"] if m["name"] == name]
+    metrics = [m for name in report["headline"] for m in _shown(report) if m["name"] == name]
     sentences = []
     for row, other in compared(report):
         settings = ", ".join(f"{k} = {v}" for k, v in row["settings"].items())

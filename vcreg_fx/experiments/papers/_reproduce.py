@@ -29,11 +29,13 @@ from ._study import Study, announce, follow
 from ._timing import TIMING
 from ._transfer import TRANSFER
 from ._two_moons import TWO_MOONS
+from ._video import VIDEO, load_videos
 
 EXPERIMENTS: dict[str, Experiment] = {
     found.name: found
     for found in (
         TRANSFER,
+        VIDEO,
         PLACEMENT,
         HIERARCHY,
         LONG_TAIL,
@@ -93,10 +95,12 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     - `folder`: where everything goes. One folder an experiment.
     - `scale`: ``"quick"``, ``"default"``, ``"large"``, which some have and which needs a GPU, or
       ``"paper"``, the paper's settings.
-    - `data`: a name for `load_images`, or your own `ImageData`; by default that of the preset.
+    - `data`: a name for `load_images`, for experiments with videos one of `CLIPS`, or your own
+      `ImageData` or `ClipData`; by default that of the preset.
     - `data_root`: the folder of the data.
-    - `network`: a name of `NETWORKS`, ``timm/NAME``, ``torchvision/NAME``, or your own function of
-      (shape of an image, number of classes); by default that of the preset.
+    - `network`: a name of `NETWORKS`, ``timm/NAME``, ``torchvision/NAME``, of `VIDEO_NETWORKS`, or
+      your own function of (shape of an image or clip, number of classes); by default that of the
+      preset.
     - `preset`: your own settings, instead of those of `scale`.
     - `seeds`: runs of each way to regularize, 2 at least; by default that of the preset.
     - `arms`: the names of those ways to regularize that are compared, the first of them with the
@@ -264,4 +268,8 @@ def _images(
         return None
     if isinstance(data, ImageData):
         return data
+    if "frames" in preset.options:
+        if classes is not None:
+            raise ReproductionError("--classes chooses among ImageNet's classes, not among videos.")
+        return load_videos(preset, root)
     return load_images(preset.data, root, augment=preset.augment, classes=classes, size=preset.size)

@@ -37,9 +37,12 @@ class TrainSettings:
       out of the decay and of its scaling, where `norm_weight_decay` is 0, as SimCLR and BYOL do.
     - `schedule`: ``"cosine"``, or ``"constant"`` for one rate, without a warm-up.
     - `learning_rate`: at the end of the warm-up; then it follows a cosine down to `final_rate`.
+    - `layer_decay`: the learning rate of each block of a transformer is so many times that of the
+      block after it, and that of what stands before all blocks once more (BEiT; Bao et al. 2022).
     - `constant_rate`: what the names of parameters begin with that are trained with `learning_rate`
       throughout, such as SimSiam's ``"predictor."``.
-    - `weight_decay`; `norm_weight_decay`: that of norm layers, where it is not None.
+    - `weight_decay`; `norm_weight_decay`, `bias_weight_decay`: that of norm layers, and of biases
+      elsewhere, where it is not None.
     - `momentum`: of SGD and LARS.
     - `warmup_epochs`: the learning rate rises linearly from `warmup_start` of itself.
     - `label_smoothing`: of the cross-entropy.
@@ -65,6 +68,8 @@ class TrainSettings:
     constant_rate: str | None = None
     weight_decay: float = 0.05
     norm_weight_decay: float | None = 0.0
+    bias_weight_decay: float | None = None
+    layer_decay: float = 1.0
     momentum: float = 0.9
     warmup_epochs: float = 1.0
     warmup_start: float = 0.01
@@ -94,6 +99,8 @@ class TrainSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
         if self.steps is not None and self.steps < 3:
             raise ValueError(f"steps={self.steps} must be at least 3: up, at the top, down again.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay} must be above 0, and 1 at the most.")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
         if not 0 <= self.final_rate < self.learning_rate:
@@ -111,19 +118,24 @@ class TrainSettings:
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """Return the optimizer; norm layers may have a weight decay of their own.
+    """Return the optimizer; norm layers and biases may have a weight decay of their own.
 
-    **Raises:** `ValueError` if `constant_rate` is of no parameter; `ModuleNotFoundError` for LARS
-    without lightly.
+    The first group of parameters has the learning rate of the head.
+
+    **Raises:** `ValueError` if `constant_rate` is of no parameter, if `layer_decay` is asked for
+    and the model has no blocks in one list, or makes a rate smaller than `final_rate`;
+    `ModuleNotFoundError` for LARS without lightly.
     """
     rate, decay = settings.learning_rate, settings.weight_decay
-    norms, others = _norms_and_others(model, biases=settings.optimizer == "lars")
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": norms}]
-    if settings.norm_weight_decay is not None:
-        groups[1]["weight_decay"] = settings.norm_weight_decay
+    groups = _groups(model, settings)
     if settings.constant_rate is not None:
         groups = [part for group in groups for part in _by_rate(model, group, settings)]
     groups = [group for group in groups if group["params"]]
+    if (least := min(group["lr"] for group in groups)) < settings.final_rate:
+        raise ValueError(
+            f"layer_decay={settings.layer_decay} makes a learning rate of {least:g}, below "
+            f"final_rate={settings.final_rate:g}."
+        )
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "lars":
         from lightly.utils.lars import LARS
@@ -137,6 +149,27 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
     if settings.constant_rate is not None:
         optimizer.register_step_pre_hook(_keep_constant_rates)
     return optimizer
+
+
+def _groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """Return the parameters by depth, and by their weight decay: others, norms, biases."""
+    norms = {p for module in model.modules() if isinstance(module, _NORMS)
+             for p in module.parameters(recurse=False)}  # fmt: skip
+    if settings.optimizer == "lars":
+        norms |= {p for p in model.parameters() if p.ndim < 2}
+    below = _depths(model) if settings.layer_decay < 1 else {}
+    decays = (settings.weight_decay, settings.norm_weight_decay, settings.bias_weight_decay)
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = settings.bias_weight_decay is not None and name.endswith("bias")
+            kind = 1 if parameter in norms else 2 if own else 0
+            depth = below.get(parameter, 0)
+            group = {"params": [], "lr": settings.learning_rate * settings.layer_decay**depth}
+            if (decay := decays[kind]) is not None:
+                group["weight_decay"] = decay
+            found.setdefault((depth, kind), group)["params"].append(parameter)
+    return [found[key] for key in sorted(found)]
 
 
 def _by_rate(
@@ -168,16 +201,32 @@ _NORMS = (
 )
 
 
-def _norms_and_others(
-    model: nn.Module, biases: bool = False
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the parameters of norm layers, if asked with biases, and all others, each once."""
-    norms = {p for module in model.modules() if isinstance(module, _NORMS)
-             for p in module.parameters(recurse=False)}  # fmt: skip
-    if biases:
-        norms |= {p for p in model.parameters() if p.ndim < 2}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [p for p in trained if p in norms], [p for p in trained if p not in norms]
+def _depths(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Return how far each parameter lies below the head: 0, 1 in the last block, and so on.
+
+    The blocks are the model's only list of modules of one class that have modules in them; what is
+    registered before them lies below them, and what is registered after them belongs to the head.
+    """
+    lists = [
+        module for module in model.modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module) > 1
+        and any(module[0].children()) and len({type(item) for item in module}) == 1
+    ]  # fmt: skip
+    if len(lists) != 1:
+        raise ValueError(
+            f"layer_decay needs a model whose blocks stand in one list, as those of transformers; "
+            f"those of {type(model).__name__} do not. Leave it at 1."
+        )
+    (blocks,) = lists
+    top = len(blocks)
+    found = {p: top - i for i, block in enumerate(blocks) for p in block.parameters()}
+    before = top + 1
+    for parameter in model.parameters():
+        if parameter in found:
+            before = 0
+        else:
+            found[parameter] = before
+    return found
 
 
 def warmup_steps(settings: TrainSettings, steps: int) -> int:
@@ -201,7 +250,8 @@ def make_schedule(
         return LambdaLR(optimizer, lambda _: 1.0)
     if settings.steps is not None:
         share = max(0.2, 2 / steps)
-        return OneCycleLR(optimizer, settings.learning_rate, total_steps=steps, pct_start=share)
+        tops = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, tops, total_steps=steps, pct_start=share)
     rise = warmup_steps(settings, steps)
     fall = CosineAnnealingLR(optimizer, max(steps - rise, 1), settings.final_rate)
     if not rise:
@@ -218,13 +268,19 @@ def make_mixing(
     if not settings.mixup and not settings.cutmix:
         return None
     from torchvision.transforms import v2
+    from torchvision.tv_tensors import Video
 
     found = []
     if settings.mixup:
         found.append(v2.MixUp(alpha=settings.mixup, num_classes=classes))
     if settings.cutmix:
         found.append(v2.CutMix(alpha=settings.cutmix, num_classes=classes))
-    mixing: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = v2.RandomChoice(found)
+    choice = v2.RandomChoice(found)
+
+    def mixing(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, weights = choice(Video(images) if images.ndim == 5 else images, labels)
+        return mixed.as_subclass(Tensor), weights
+
     return mixing
 
 

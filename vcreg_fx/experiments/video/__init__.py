@@ -1,0 +1,32 @@
+"""Videos as labelled clips: embedded, in folders, and the networks that take them."""
+
+from ._clips import ClipData as ClipData
+from ._clips import Clips as Clips
+from ._clips import ClipSet as ClipSet
+from ._clips import Sampling as Sampling
+from ._clips import Video as Video
+from ._clips import VideoFile as VideoFile
+from ._clips import VideoInMemory as VideoInMemory
+from ._clips import VideoMAEAugmentation as VideoMAEAugmentation
+from ._clips import Views as Views
+from ._clips import average_logits as average_logits
+from ._clips import crops_of as crops_of
+from ._clips import random_clip as random_clip
+from ._clips import stream as stream
+from ._clips import uniform_clips as uniform_clips
+from ._datasets import BROKEN as BROKEN
+from ._datasets import CLIPS as CLIPS
+from ._datasets import load_clips as load_clips
+from ._moving_glyphs import MOTIONS as MOTIONS
+from ._moving_glyphs import MOVING_LABELS as MOVING_LABELS
+from ._moving_glyphs import draw_moving_glyphs as draw_moving_glyphs
+from ._moving_glyphs import moving_glyphs as moving_glyphs
+from ._moving_glyphs import unlabelled_glyphs as unlabelled_glyphs
+from ._networks import VIDEO_NETWORKS as VIDEO_NETWORKS
+from ._networks import MaskedPretraining as MaskedPretraining
+from ._networks import VideoClassifier as VideoClassifier
+from ._networks import build_video_network as build_video_network
+from ._networks import convert_checkpoint as convert_checkpoint
+from ._networks import pretrained_weights as pretrained_weights
+from ._networks import scale_head as scale_head
+from ._networks import set_drop_path as set_drop_path

@@ -1,0 +1,199 @@
+"""Videos in folders: HMDB51 as it is published, and any folder of clips."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..images import DataError
+from ._clips import Change, ClipData, ClipSet, Sampling, VideoFile, VideoMAEAugmentation
+from ._moving_glyphs import moving_glyphs
+
+CLIPS = ("moving-glyphs", "hmdb51", "clips")
+"""The data sets of videos: embedded, HMDB51, and any folder of clips."""
+
+_ENDINGS = {".avi", ".mp4", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".m4v"}
+_TEST = ("test", "val", "validation")
+BROKEN = ("refuse", "skip")
+
+
+def load_clips(
+    name: str,
+    root: str | Path | None,
+    sampling: Sampling,
+    *,
+    augment: str = "none",
+    broken: str = "refuse",
+    train: int = 4_000,
+    test: int = 1_000,
+) -> ClipData:
+    """Return a data set of videos by its name, one of `CLIPS`.
+
+    **Arguments:**
+
+    - `root`: its folder; moving glyphs need none.
+    - `sampling`: what a network is given of a video.
+    - `augment`, `broken`: see `hmdb51`.
+    - `train`, `test`: how many moving glyphs.
+
+    **Raises:** `DataError` for an unknown name, or if it is not there; `ModuleNotFoundError`
+    without PyAV, where there are files to decode: ``pip install "vcreg-fx[video]"``.
+    """
+    if name not in CLIPS:
+        near = difflib.get_close_matches(name, CLIPS, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise DataError(f"There are no videos {name!r}.{hint} There are {', '.join(CLIPS)}.")
+    if name == "moving-glyphs":
+        if root is not None:
+            raise DataError("moving-glyphs are drawn; they take no --data-root.")
+        return moving_glyphs(sampling, train, test)
+    importlib.import_module("av")  # missing, it is no fault of the files
+    read = hmdb51 if name == "hmdb51" else clips_in
+    return read(root, sampling, augment, broken)
+
+
+def hmdb51(
+    root: str | Path | None, sampling: Sampling, augment: str = "none", broken: str = "refuse"
+) -> ClipData:
+    """Return HMDB51 (Kuehne et al. 2011) as it is published, with its three splits.
+
+    **Arguments:**
+
+    - `root`: a folder with a folder of videos for each class, and the folder of the split files,
+      ``brush_hair_test_split1.txt`` and so on; both at any depth. Videos may have been converted:
+      they are found by their names without endings.
+    - `augment`: ``"none"``, or ``"videomae"``, see `VideoMAEAugmentation`.
+    - `broken`: ``"refuse"`` files that cannot be decoded, or ``"skip"`` them with a warning. Both
+      name them.
+
+    A video's source is the beginning of its name, before that of its class.
+
+    **Raises:** `DataError` if something is not there, or broken.
+    """
+    folder = _folder(root, "HMDB51", "the folders of its videos and its split files")
+    lists = sorted(folder.rglob("*_test_split[0-9].txt"))
+    if not lists:
+        raise DataError(
+            f"{folder} holds no split files of HMDB51 (brush_hair_test_split1.txt, …), which are "
+            "published beside its videos as test_train_splits.rar."
+        )
+    classes = sorted({path.name[: -len("_test_split1.txt")] for path in lists})
+    files: dict[tuple[str, str], Path] = {}
+    for path in _videos_below(folder):
+        files.setdefault((path.parent.name, path.stem), path)
+    roles: dict[str, list[tuple[str, str, int]]] = {}
+    for path in lists:
+        name, number = path.name[: -len("_test_split1.txt")], path.stem[-1]
+        for line in path.read_text("utf-8").splitlines():
+            if line.strip():
+                file, role = line.rsplit(maxsplit=1)
+                roles.setdefault(number, []).append((name, Path(file).stem, int(role)))
+    listed = sorted({(name, stem) for split in roles.values() for name, stem, _ in split})
+    if absent := [key for key in listed if key not in files]:
+        raise DataError(
+            f"{folder} lacks {len(absent)} of the {len(listed)} videos that its split files name, "
+            f"the first is {absent[0][0]}/{absent[0][1]}.avi."
+        )
+    videos = dict(zip(listed, _looked([files[key] for key in listed], broken), strict=True))
+    tested = {(n, stem) for split in roles.values() for n, stem, role in split if role == 2}
+    found = []
+    for number in sorted(roles):
+        sets, keys = [], []
+        for wanted in (1, 2):
+            keys = [
+                (name, stem) for name, stem, role in roles[number]
+                if role == wanted and videos[name, stem] is not None
+            ]  # fmt: skip
+            labels = [classes.index(name) for name, _ in keys]
+            sets.append(_clips([videos[key] for key in keys], labels, sampling, augment))
+            if wanted == 1:
+                sources = tuple(f"{n}/{stem.partition(f'_{n}_')[0]}" for n, stem in keys)
+                held = torch.tensor([key not in tested for key in keys])
+        train, test = sets
+        split = ClipData("HMDB51", train, test, tuple(classes), root=folder)
+        found.append(replace(split, sources=sources, held=held))
+    return replace(found[0], splits=found)
+
+
+def clips_in(
+    root: str | Path | None, sampling: Sampling, augment: str = "none", broken: str = "refuse"
+) -> ClipData:
+    """Return videos in ``train/CLASS`` and ``test/CLASS`` (or ``val``) of a folder.
+
+    Those in ``train/CLASS/SOURCE`` were cut from one source; others are a source each. The
+    arguments and errors are those of `hmdb51`.
+    """
+    folder = _folder(root, "A folder of clips", "train/CLASS and test/CLASS")
+    second = next((folder / name for name in _TEST if (folder / name).is_dir()), folder / "test")
+    sets: list[ClipSet] = []
+    names: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    for part in (folder / "train", second):
+        files = _videos_below(part)
+        if not files:
+            raise DataError(f"{part} holds no videos; they belong into {part}/CLASS.")
+        if part.name == "train":
+            names = tuple(sorted({path.relative_to(part).parts[0] for path in files}))
+        if other := sorted({path.relative_to(part).parts[0] for path in files} - set(names)):
+            raise DataError(f"{part} has the class {other[0]}, which there is not to train on.")
+        looked = _looked(files, broken)
+        kept = [(file, path) for file, path in zip(looked, files, strict=True) if file is not None]
+        inside = [path.relative_to(part) for _, path in kept]
+        labels = [names.index(path.parts[0]) for path in inside]
+        sets.append(_clips([file for file, _ in kept], labels, sampling, augment))
+        if part.name == "train":
+            sources = tuple(
+                str(path.parent if len(path.parts) > 2 else path.with_suffix("")) for path in inside
+            )
+    return ClipData(folder.name, sets[0], sets[1], names, root=folder, sources=sources)
+
+
+def _folder(root: str | Path | None, name: str, what: str) -> Path:
+    if root is None:
+        raise DataError(f"{name} has to be read from a folder: --data-root DIR, with {what}.")
+    if not Path(root).is_dir():
+        raise DataError(f"{root} is no folder; there belong {what}.")
+    return Path(root)
+
+
+def _videos_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+
+
+def _looked(files: Sequence[Path], broken: str) -> list[VideoFile | None]:
+    """Return the videos of files, None for a broken one.
+
+    **Raises:** `DataError` for broken ones that are not to be skipped.
+    """
+    if broken not in BROKEN:
+        raise DataError(f"broken={broken!r} must be one of {', '.join(BROKEN)}.")
+    found: list[VideoFile | None] = []
+    damages = []
+    for path in files:
+        try:
+            found.append(VideoFile.look(path))
+        except DataError as error:
+            found.append(None)
+            damages.append(str(error))
+    if damages:
+        said = " ".join(damages)
+        if broken == "refuse":
+            raise DataError(f"{said} Mend or remove what is broken, or give --set broken=skip.")
+        warnings.warn(f"{len(damages)} of {len(files)} videos are left out: {said}", stacklevel=4)
+    return found
+
+
+def _clips(videos: Sequence[Any], labels: list[int], sampling: Sampling, augment: str) -> ClipSet:
+    known: dict[str, Any] = {"none": lambda: "none"}
+    known["videomae"] = lambda: VideoMAEAugmentation(sampling.size)
+    if augment not in known:
+        raise DataError(f"augment={augment!r} must be one of {', '.join(known)}.")
+    change: Change | str = known[augment]()
+    return ClipSet.of_videos(videos, torch.tensor(labels, dtype=torch.long), sampling, change)
