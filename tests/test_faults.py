@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +29,7 @@ from vcreg_fx.ablation import (
     UnpublishedError,
     _ablate,
     _claim,
+    _drive,
     report,
 )
 from vcreg_fx.ablation._claim import Claims
@@ -273,6 +274,20 @@ def test_a_trial_that_hangs_is_ended_and_recorded(tmp_path, executor):
     assert result.failed[0].reason.startswith("TimeLimit: the trial ran for longer than timeout=5")
     here = ablate(tmp_path / "here", rules="head", hang="blocks")  # in this process
     assert numbers(here).items() <= numbers(result).items()
+
+
+def test_a_result_that_the_executor_loses_is_found_in_the_store(tmp_path, monkeypatch):
+    """Dask's loses a future where a worker dies with its result, and the trial is not run again."""
+
+    class Forgetful(ThreadPoolExecutor):
+        def submit(self, *args, **kwargs):
+            super().submit(*args, **kwargs)
+            return Future()
+
+    monkeypatch.setattr(_drive, "_PATIENCE", 0.1)
+    with Forgetful(1) as executor:
+        result = ablate(tmp_path / "store", executor=executor)
+    assert statuses(result) == {"baseline": "done", "blocks": "done", "head": "done"}
 
 
 @pytest.mark.slow

@@ -6,14 +6,15 @@ import multiprocessing
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
+    FIRST_COMPLETED,
     BrokenExecutor,
     Executor,
     Future,
     ProcessPoolExecutor,
     ThreadPoolExecutor,
-    as_completed,
+    wait,
 )
 from dataclasses import replace
 from typing import Any
@@ -68,9 +69,36 @@ class Workers:
     @property
     def isolated(self) -> bool:
         """Whether a worker's death is known to leave the other workers alone."""
+        return self._is_dask or isinstance(self.executor, (SerialExecutor, ThreadPoolExecutor))
+
+    @property
+    def _is_dask(self) -> bool:
         dask = sys.modules.get("distributed.cfexecutor")
-        known = (SerialExecutor, ThreadPoolExecutor, *((dask.ClientExecutor,) if dask else ()))
-        return isinstance(self.executor, known)
+        return dask is not None and isinstance(self.executor, dask.ClientExecutor)
+
+    def submit(self, task: Task) -> Future[Any]:
+        """Give a trial to a worker, also one that was given before.
+
+        Dask takes equal calls for one, and while anything still refers to the first of them, it
+        answers with that one's result: a trial that its worker left would never be run again.
+        """
+        options = {"pure": False} if self._is_dask else {}
+        return self.executor.submit(work, task, **options)
+
+    def wait(
+        self, futures: Mapping[Future[Any], str], is_done: Callable[[str], bool]
+    ) -> Iterator[Future[Any]]:
+        """Yield each future when it is done, or when its trial is.
+
+        Dask's executor leaves a future open for ever where a worker dies with the result.
+        """
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, _PATIENCE, FIRST_COMPLETED)
+            if not done:
+                done = {future for future in waiting if is_done(futures[future])}
+                waiting -= done
+            yield from done
 
     def check(self, task: Task) -> None:
         """Refuse functions that cannot be sent to another process.
@@ -135,6 +163,7 @@ def lost_worker_errors() -> tuple[type[BaseException], ...]:
 
 
 _PAUSE = 0.5  # seconds between looks at trials that other processes run
+_PATIENCE = 10.0  # seconds without a result, after which the store is looked at
 
 
 def drive(
@@ -208,7 +237,7 @@ def _round(
     futures: dict[Future[Any], str] = {}
     try:
         for task in ready:
-            future = workers.executor.submit(work, task)
+            future = workers.submit(task)
             futures[future] = task.trial.id
             if future.done() and future.exception() is not None:
                 break  # what cannot be written now cannot be written after the next trial either
@@ -217,9 +246,10 @@ def _round(
         workers.is_broken = True
         broken = repr(error)
     try:
-        for future in as_completed(futures):
+        for future in workers.wait(futures, store.is_done):
             try:
-                future.result()
+                if future.done():
+                    future.result()
             except BrokenExecutor as error:
                 workers.is_broken = True
                 broken = repr(error)
