@@ -284,6 +284,16 @@ def test_sites_alone() -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_other_regularizers_are_timed_where_they_are_named() -> None:
+    names = ["DeCov", "WLD-Reg", "SIGReg", "Radial-VCReg"]
+    model, x = small(), torch.randn(60, 8)
+    alone = bench_sites({"small": model}, {"small": x}, variants=names, rounds=1)
+    assert [row.variant for row in alone.models[0].rows] == names
+    assert not set(names) & set(VARIANTS)
+    result = bench({"small": model}, {"small": x}, variants=names, rounds=1, scaling=False)
+    assert [row.variant for row in result.models[0].rows] == ["identity", *names]
+
+
 def test_sites_alone_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each variant is compiled, the identity among them, for each kind of sites; and the model."""
     made: list[str] = []
@@ -337,6 +347,7 @@ def test_command_for_sites(tmp_path: Path) -> None:
         (["--sites", "--dtype", "bf16"], "--sites is for one process"),
         (["--models", "resnet1"], "Did you mean"),
         (["--variants", "fast"], "There is no variant 'fast'"),
+        (["--variants", "fast", "--sites"], "There is no variant 'fast'"),
         (["--rule", "nothing"], "There is no rule"),
         (["--device", "cuda"], "cannot be used"),
         (["--models", "transformers/BertModel"], "noise is no input"),

@@ -78,6 +78,22 @@ def test_everything_about_a_checkpoint(tmp_path, information):
     assert ("mutual information (nats)" in result.stdout) is information
 
 
+def test_few_labels(tmp_path):
+    pictures(tmp_path / "data", 18)
+    asked = (NAME, "--data", tmp_path / "data", "--size", 32, "--no-information", "--probe", "knn")
+    shares = ("--semi-supervised", "0.1", "--semi-supervised", "0.01")
+    result = command(*asked, *shares, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    found = written["semi_supervised"]
+    assert list(found) == ["10% of the labels", "1% of the labels"]
+    assert [row["labelled"] for row in found.values()] == [2, 2]
+    assert all(0 <= row["accuracy"] <= row["top5_accuracy"] == 1 for row in found.values())
+    assert "10% of the labels" in result.stdout and "top5 accuracy" in result.stdout
+    assert "10% of the labels" in (tmp_path / "out" / "report.html").read_text()
+    assert "settings for 0.01 and 0.1, none for 0.5" in fails(*asked, "--semi-supervised", "0.5")
+
+
 @pytest.mark.parametrize(("channels", "said"), [(1, "one channel"), (3, "the same in all 3")])
 def test_digits_are_gray(channels, said, capsys):
     train, test = load_data("digits", torch.nn.Conv2d(channels, 2, 3), None, seed=0)

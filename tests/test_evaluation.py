@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -678,6 +679,128 @@ def test_features_that_are_none():
         evaluation.extract_features(resnet18(), ["image"])
     with pytest.raises(ValueError, match="pool="):
         evaluation.extract_features(resnet18(), torch.randn(2, 3, 32, 32), pool="max")
+
+
+# Semi-supervised -----------------------------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """A network without normalization, and its classifier."""
+
+    def __init__(self, classes=None):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh())
+        if classes:
+            self.head = nn.Linear(12, classes)
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.head(h) if hasattr(self, "head") else h
+
+
+def labelled_images(count, seed=0):
+    torch.manual_seed(seed)
+    labels = torch.arange(count) % 3 + 4
+    images = torch.randn(count, 1, 4, 4)
+    images[:, 0, 0, 0] += 3 * (labels - 5)
+    return images, labels
+
+
+def test_the_settings_are_vicregs():
+    """Appendix C.2, Semi-supervised evaluation."""
+    for share, head, encoder in ((0.01, 0.08, 0.03), (0.1, 0.1, 0.01)):
+        assert evaluation.SEMI_SUPERVISED[share] == evaluation.ProbeSettings(
+            "sgd", head, 0.0, momentum=0.9, batch_size=256, epochs=20, encoder_rate=encoder
+        )
+
+
+@pytest.mark.parametrize("kind", ["classifier", "encoder", "with VCReg", "data set"])
+def test_semi_supervised_probe_is_two_rates_of_sgd(kind):
+    """Two rates of plain SGD over the whole of the labelled images at once, by hand."""
+    torch.manual_seed(1)
+    model = Wide(None if kind == "encoder" else 7)
+    if kind == "with VCReg":
+        vcreg_fx.insert(model, "head", alpha=9.0, example_inputs=(torch.zeros(2, 1, 4, 4),))
+    before = copy.deepcopy(model.state_dict())
+    train, test = labelled_images(30), labelled_images(60, seed=1)
+    settings = evaluation.ProbeSettings("sgd", 0.5, 0.0, epochs=8, encoder_rate=0.2)
+    given = [torch.utils.data.TensorDataset(*p) for p in (train, test)]
+    pairs = given if kind == "data set" else (train, test)
+    random = torch.get_rng_state()
+    how = {"classifier": kind != "encoder", "seed": 3}
+    found = evaluation.semi_supervised_probe(model, *pairs, 1.0, settings, **how)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert [s.alpha for s in vcreg_fx.sites(model)] == ([9.0] if kind == "with VCReg" else [])
+    expected = Wide(3)
+    expected.body.load_state_dict(model.body.state_dict())
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for _ in range(3):
+            torch.randperm(10)
+        expected.head = nn.Linear(12, 3)
+    groups = [
+        {"params": expected.body.parameters(), "lr": 0.2},
+        {"params": expected.head.parameters(), "lr": 0.5},
+    ]
+    optimizer = torch.optim.SGD(groups)
+    for epoch in range(8):
+        for group, rate in zip(optimizer.param_groups, (0.2, 0.5), strict=True):
+            group["lr"] = rate * (1 + math.cos(math.pi * epoch / 8)) / 2
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(expected(train[0]), train[1] - 4)
+        loss.backward()
+        optimizer.step()
+    predicted = expected(test[0]).argmax(dim=1) + 4
+    assert found.details == pytest.approx({"train_loss": loss.item(), "labelled": 30}, rel=1e-4)
+    assert found.accuracy == float((predicted == test[1]).double().mean())
+    assert torch.equal(found.predictions, predicted) and found.top5_accuracy == 1
+
+
+def test_few_labels_of_each_class():
+    train, test = labelled_images(330), labelled_images(30, seed=1)
+    few = {
+        share: evaluation.semi_supervised_probe(Wide(), train, test, share, classifier=False)
+        for share in (0.01, 0.1)
+    }
+    assert {share: result.details["labelled"] for share, result in few.items()} == {
+        0.01: 3, 0.1: 33,
+    }  # fmt: skip
+    again = evaluation.semi_supervised_probe(Wide(3), train, test, 0.1, seed=1)
+    assert again.accuracy > 0.6, "chance is a third"
+
+
+def test_a_network_with_batch_norms_and_one_image_left_over():
+    settings = evaluation.ProbeSettings("sgd", 0.1, 0.0, batch_size=8, epochs=1, encoder_rate=0.1)
+    images, labels = torch.randn(9, 3, 32, 32), torch.arange(9) % 2
+    data = (images, labels)
+    found = evaluation.semi_supervised_probe(resnet18(), data, data, 1.0, settings)
+    assert math.isfinite(found.details["train_loss"])
+
+
+def test_what_cannot_be_probed_with_few_labels():
+    data = labelled_images(30)
+    probe = evaluation.semi_supervised_probe
+    with pytest.raises(ValueError, match="share=0.0 must be"):
+        probe(Wide(3), data, data, 0.0)
+    with pytest.raises(ValueError, match="share=0.5 needs settings"):
+        probe(Wide(3), data, data, 0.5)
+    with pytest.raises(ValueError, match="needs settings"):
+        probe(Wide(3), data, data, 0.5, evaluation.SGD_PROBE)
+    with pytest.raises(ValueError, match="one class only"):
+        probe(Wide(3), (data[0], data[1] * 0), data, 0.1)
+    with pytest.raises(ValueError, match="frozen"):
+        evaluation.gradient_probe(*labelled_features(), settings=evaluation.SEMI_SUPERVISED[0.1])
+    several = nn.Conv2d(1, 3, 4)
+    with pytest.raises(ValueError, match="one linear classifier"):
+        probe(nn.Sequential(several, nn.Flatten()), data, data, 0.1)
+    with pytest.raises(ValueError, match="not made by a classification layer"):
+        probe(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16)), data, data, 0.1)
+
+
+def labelled_features():
+    torch.manual_seed(0)
+    return torch.randn(8, 4), torch.arange(8) % 2, torch.randn(8, 4), torch.arange(8) % 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")

@@ -52,7 +52,7 @@ def test_decov_is_its_papers_formula():
 @pytest.mark.parametrize("form", ["direct", "det", "logdet"])
 @pytest.mark.parametrize("block", [1, 8_388_608])
 def test_wld_is_its_papers_formula(form, block, monkeypatch):
-    monkeypatch.setattr(functional, "_WLD_BLOCK", block)
+    monkeypatch.setattr(functional, "_BLOCK", block)
     z = torch.randn(6, 3, dtype=torch.double, requires_grad=True)
     s = torch.stack(
         [
@@ -84,6 +84,112 @@ def test_wld_of_known_cases():
         functional.wld_loss(far, "log")
 
 
+def sigreg_by_hand(z, directions, points, extent):
+    """SIGReg with complex numbers, direction by direction and point by point."""
+    total = 0.0
+    for a in (directions / directions.norm(dim=0)).T:
+        values = []
+        t = torch.linspace(-extent, extent, points, dtype=z.dtype)
+        for each in t:
+            phi = torch.exp(1j * each * (z @ a)).mean()
+            target = torch.exp(-each.square() / 2)
+            values.append((phi - target).abs().square() * target)
+        total += len(z) * torch.trapezoid(torch.stack(values), t)
+    return total / directions.shape[1]
+
+
+@pytest.mark.parametrize("block", [1, 8_388_608])
+@pytest.mark.parametrize(("points", "extent"), [(17, 5.0), (5, 3.0)])
+def test_sigreg_is_its_papers_formula(block, points, extent, monkeypatch):
+    monkeypatch.setattr(functional, "_BLOCK", block)
+    z = torch.randn(7, 3, dtype=torch.double, requires_grad=True)
+    directions = torch.randn(3, 4, dtype=torch.double)
+    found = functional.sigreg_loss(z, points=points, extent=extent, directions=directions)
+    expected = sigreg_by_hand(z, directions, points, extent)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(value, z)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_sigreg_is_lightlys():
+    """lightly integrates over [0, 3], twice, by as many points as ours has there."""
+    lightly = pytest.importorskip("lightly.loss.lejepa_loss")
+    theirs = lightly.SIGReg(num_vectors=32)
+    z = torch.randn(50, 6, requires_grad=True)
+    torch.manual_seed(3)
+    expected = theirs(z)
+    torch.manual_seed(3)
+    found = functional.sigreg_loss(z, slices=32, points=33, extent=3.0)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    gradients = [torch.autograd.grad(value, z)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_sigreg_of_known_cases():
+    torch.manual_seed(0)
+    n = 4_000
+    gaussian, collapsed = torch.randn(n, 8), torch.zeros(n, 8)
+    values = [float(functional.sigreg_loss(z)) for z in (gaussian, 2 * gaussian, collapsed)]
+    assert values[0] < 1.5, "the statistic of a sample of the target does not grow with n"
+    assert values[1] > 100 and values[2] > 100
+    # at zero φ is 1: n ∫ (1 − e^(−t²/2))² e^(−t²/2) dt = n √(2π) (1 − 2/√2 + 1/√3)
+    integral = math.sqrt(2 * math.pi) * (1 - math.sqrt(2) + 1 / math.sqrt(3))
+    assert values[2] / n == pytest.approx(integral, rel=1e-3)
+    for wrong in ({"slices": 0}, {"points": 16}, {"points": 1}, {"extent": 0.0}):
+        with pytest.raises(ValueError, match="slices must be"):
+            functional.sigreg_loss(gaussian, **wrong)
+
+
+def test_radial_is_its_papers_formula():
+    z = torch.randn(10, 3, dtype=torch.double, requires_grad=True)
+    d, m = 3, 3
+    radii = sorted((float(row.norm()), i) for i, row in enumerate(z.detach()))
+    r = torch.stack([z[i].square().sum().sqrt() for _, i in radii])
+    chi = torch.distributions.Chi2(torch.tensor(3.0, dtype=torch.double))
+    log_density = chi.log_prob(r.square()) + torch.log(2 * r)  # of √ of a χ² variable
+    spacings = [torch.log(11 / m * (r[i + m] - r[i]) + 1e-4) for i in range(10 - m)]
+    expected = -log_density.mean() - sum(spacings) / (10 - m)
+    found = functional.radial_loss(z)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(value, z)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    whole = functional.radial_vcreg_loss(z, 2.0, 3.0, 5.0)
+    c = torch.cov(z.T)
+    of_c = (c.square().sum() - c.diagonal().square().sum()) / d
+    v = torch.relu(1 - (c.diagonal() + 1e-4).sqrt()).mean()
+    torch.testing.assert_close(whole, 2 * v + 3 * of_c + 5 * expected)
+
+
+def test_radial_of_known_cases():
+    torch.manual_seed(0)
+    gaussian = torch.randn(4_000, 16)
+    close = float(functional.radial_loss(gaussian))
+    assert abs(close) < 0.1
+    for z in (2 * gaussian, gaussian / gaussian.norm(dim=1, keepdim=True) * 4, gaussian * 0):
+        assert float(functional.radial_loss(z)) > close + 1
+    one = torch.randn(1, 16, requires_grad=True)
+    assert float(functional.radial_loss(one).detach()) == 0
+    (gradient,) = torch.autograd.grad(functional.radial_loss(torch.zeros_like(one) * one), one)
+    assert torch.equal(gradient, torch.zeros_like(one))
+
+
+@pytest.mark.parametrize("name", ["sigreg", "radial"])
+def test_they_make_samples_gaussian(name):
+    """Minimized by themselves, from an X in two dimensions, as in Radial-VCReg's figure 1."""
+    torch.manual_seed(0)
+    line = torch.linspace(-2, 2, 200)
+    z = torch.stack([line, line * (1 - 2 * (torch.arange(200) % 2))], dim=1).requires_grad_()
+    loss = {"sigreg": functional.sigreg_loss, "radial": functional.radial_vcreg_loss}[name]
+    distance = {"sigreg": functional.sigreg_loss, "radial": functional.radial_loss}[name]
+    before = float(distance(z.detach()))
+    optimizer = torch.optim.Adam([z], lr=0.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(z).backward()
+        optimizer.step()
+    assert float(distance(z.detach())) < 0.5 * before
+
+
 def test_spectral_decoupling_is_its_papers_formula():
     logits = torch.tensor([[3.0, -4.0], [0.0, 1.0]])
     assert float(functional.spectral_decoupling_loss(logits, 0.5)) == pytest.approx(
@@ -98,6 +204,7 @@ REGULARIZERS = {
     "decov": functional.decov_loss,
     "wld": functional.wld_loss,
     "variance": functional.variance_loss,
+    "radial": functional.radial_vcreg_loss,
     "tests.test_regularizers:spread_of": spread_of,
 }
 
@@ -130,6 +237,29 @@ def test_gradients_are_those_of_autograd(name, mode):
     found = step(model, x)[1]
     assert relative_error(found, expected) < 2e-5
     assert relative_error(plain, expected) > 1e-4, "the regularizer must matter for this to tell"
+
+
+def test_sigreg_at_the_sites_draws_its_slices_from_torch():
+    x = torch.randn(3, 3, 32, 32)
+    model = resnet18().eval()
+    block = model.layer4[1]
+    for module in (model, *model.layer4[1].children()):
+        module.requires_grad_(True)
+    plain = copy.deepcopy(model)
+    vcreg_fx.insert(model, "blocks & stage(3) & last(blocks, 1)", regularizer="sigreg", alpha=0.1)
+    block.train()
+    for each in block.children():
+        each.eval()
+    torch.manual_seed(5)
+    found = step(model, x, seed=5)[1]
+    seen = []
+    handle = plain.layer4[1].register_forward_hook(lambda _, __, out: seen.append(out))
+    loss = task_loss(plain(x))
+    torch.manual_seed(5)
+    (loss + 0.1 * functional.sigreg_loss(functional.flatten_samples(seen[0], "NCHW"))).backward()
+    handle.remove()
+    assert relative_error(found, [p.grad for p in plain.parameters()]) < 2e-5
+    assert relative_error(found, step(plain, x)[1]) > 1e-4
 
 
 def test_loss_scale_and_numbers():
@@ -189,7 +319,10 @@ def test_eval_mode_is_left_alone():
 @pytest.mark.parametrize(
     ("regularizer", "message"),
     [
-        ("dcov", "There is no regularizer 'dcov'. There are vcreg, variance, decov, wld"),
+        (
+            "dcov",
+            "There is no regularizer 'dcov'. There are vcreg, variance, decov, wld, sigreg, radial",
+        ),
         ("tests.nothing:function", "There is no regularizer"),
         ("tests.test_regularizers:nothing", "There is no regularizer"),
         (3, "There is no regularizer 3"),

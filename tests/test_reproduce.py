@@ -156,12 +156,14 @@ def test_transfer_compares_competitors_and_placements():
     arms = EXPERIMENTS["transfer"].arms(EXPERIMENTS["transfer"].presets("default", None))
     assert [(arm.name, arm.rule) for arm in arms] == [
         ("no VCReg", None), ("DeCov", "head"), ("WLD-Reg", "head"),
+        ("SIGReg", "head"), ("Radial-VCReg", "head"),
         ("mean removal alone", "blocks"), ("VCReg", "blocks"), ("VCReg, mean removed", "blocks"),
         ("VCReg, Algorithm 1", "blocks"), ("VCReg, Algorithm 1, mean removed", "blocks"),
         ("VCReg, ratio kept", "blocks"), ("VCReg, calibrated", "blocks"),
         ("VCReg1", "VCReg1"), ("VCReg3", "VCReg3"), ("VCReg4", "VCReg4"),
     ]  # fmt: skip
-    assert [arm.fixed.get("regularizer") for arm in arms[:4]] == [None, "decov", "wld", None]
+    found = [arm.fixed.get("regularizer") for arm in arms[:6]]
+    assert found == [None, "decov", "wld", "sigreg", "radial", None]
 
 
 def test_placement_compares_the_four_placements():

@@ -7,7 +7,9 @@ features.
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from placement_rules import Layout
 
-_WLD_BLOCK = 8_388_608  # elements of the differences of one block of samples
+_BLOCK = 8_388_608  # elements of what is computed for one block of samples
 
 
 def flatten_samples(h: Tensor, layout: str | Layout, mask: Tensor | None = None) -> Tensor:
@@ -228,11 +230,7 @@ def wld_loss(
     if form not in {"direct", "det", "logdet"}:
         raise ValueError(f'form={form!r} must be "direct", "det" or "logdet".')
     n, d = z.shape
-    rows = max(_WLD_BLOCK // (d * d), 1)
-    similarity = z.new_zeros(d, d)
-    for block in z.split(rows):
-        similarity = similarity + checkpoint(_similarity, block, gamma, use_reentrant=False)
-    similarity = similarity / n
+    similarity = _sum_over_blocks(_similarity, z, d * d, gamma) / n
     if form == "direct":
         penalty = similarity.sum() - similarity.diagonal().sum()
     elif form == "det":
@@ -240,6 +238,107 @@ def wld_loss(
     else:
         penalty = -torch.linalg.slogdet(similarity).logabsdet
     return penalty + norm_weight * z.square().sum()
+
+
+def sigreg_loss(
+    z: Tensor,
+    slices: int = 256,
+    points: int = 17,
+    extent: float = 5.0,
+    *,
+    directions: Tensor | None = None,
+) -> Tensor:
+    """Return SIGReg, the regularizer of LeJEPA (Balestriero & LeCun 2025, arXiv 2511.08544).
+
+    How far the samples are from N(0, I), by Epps and Pulley's statistic in random directions a:
+
+        mean over a of n ∫ |φ_a(t) − exp(−t²/2)|² exp(−t²/2) dt,
+        φ_a(t) = (1/n) Σ_j exp(i t aᵀz_j),
+
+    by the trapezoidal rule on `points` points of [−`extent`, `extent`]: 17 of [−5, 5] in the paper,
+    33 of [−3, 3] in lightly. Away from its minimum it grows with n.
+
+    The directions are drawn anew at each call from torch's random numbers, as dropout's masks are.
+    Samples are taken in blocks that are computed again in backward, so that memory does not grow
+    with n · `slices` · `points`.
+
+    **Arguments:**
+
+    - `z`: shape (n, d).
+    - `slices`: how many directions.
+    - `points`: of the integral, an odd number; `extent`, to where it goes.
+    - `directions`: shape (d, slices), of any length, to be taken instead.
+
+    **Raises:** `ValueError` for numbers that are none, or an even number of points.
+    """
+    if slices < 1 or points < 3 or points % 2 == 0 or not extent > 0:
+        raise ValueError(
+            f"slices={slices}, points={points}, extent={extent}: slices must be ≥ 1, points an odd "
+            "number ≥ 3, and extent positive."
+        )
+    n, d = z.shape
+    if directions is None:
+        directions = torch.randn(d, slices, dtype=z.dtype, device=z.device)
+    directions = directions / directions.norm(dim=0)
+    # The integrand is even: half of the points do, twice.
+    t = torch.linspace(0, extent, points // 2 + 1, dtype=z.dtype, device=z.device)
+    target = torch.exp(-t.square() / 2)
+    size = directions.shape[1] * len(t)
+    real, imaginary = _sum_over_blocks(_characteristic, z, size, directions, t) / n
+    error = (real - target).square() + imaginary.square()
+    return 2 * n * torch.trapezoid(error * target, t).mean()
+
+
+def radial_loss(z: Tensor, eps: float = 1e-4) -> Tensor:
+    """Return KL(p(‖z‖) ‖ χ_d): Radial-VCReg's radial Gaussianization (Kuang et al. 2026).
+
+    The norm r = ‖z‖ of a Gaussian sample follows the χ distribution of d degrees of freedom (arXiv
+    2602.14272, Eq. 20). The cross-entropy is the mean of r²/2 − (d−1) log r, plus
+    log(2^{d/2−1} Γ(d/2)); from it the entropy of r is subtracted, which is estimated from how far
+    every m-th of the sorted norms are apart, m = √n: the mean of log((n+1)/m (r_(i+m) − r_(i))).
+    That can make it a little negative.
+
+    **Arguments:**
+
+    - `z`: shape (n, d), not centred; a single sample gives zero.
+    - `eps`: the least norm, and what is added to spacings.
+    """
+    n, d = z.shape
+    if n < 2:
+        return z.sum() * 0
+    r: Tensor = torch.linalg.vector_norm(z, dim=1).clamp_min(eps)
+    constant = (d / 2 - 1) * math.log(2) + math.lgamma(d / 2)
+    cross_entropy: Tensor = (r.square() / 2 - (d - 1) * r.log()).mean() + constant
+    m = round(math.sqrt(n))
+    ordered = r.sort().values
+    spacings = (ordered[m:] - ordered[:-m]) * ((n + 1) / m)
+    entropy: Tensor = (spacings + eps).log().mean()
+    return cross_entropy - entropy
+
+
+def radial_vcreg_loss(
+    z: Tensor,
+    variance: float = 25.0,
+    covariance_weight: float = 1.0,
+    radial: float = 100.0,
+    *,
+    gamma: float = 1.0,
+    eps: float = 1e-4,
+) -> Tensor:
+    """Return µ v(Z) + ν c(Z) + β KL(p(‖z‖) ‖ χ_d): Radial-VCReg (arXiv 2602.14272).
+
+    v and c are VICReg's terms (c divides by d), as in the paper and its published code, whose
+    default weights these are.
+
+    **Arguments:**
+
+    - `z`: shape (n, d).
+    - `variance`, `covariance_weight`, `radial`: µ, ν, β.
+    - `gamma`, `eps`: see `variance_loss`.
+    """
+    c = covariance_loss(z, normalization="vicreg")
+    v = variance_loss(z, gamma, eps)
+    return variance * v + covariance_weight * c + radial * radial_loss(z, eps)
 
 
 def spectral_decoupling_loss(logits: Tensor, weight: float = 1.0) -> Tensor:
@@ -255,6 +354,22 @@ def spectral_decoupling_loss(logits: Tensor, weight: float = 1.0) -> Tensor:
     - `weight`: λ.
     """
     return weight / 2 * logits.square().sum() / len(logits)
+
+
+def _sum_over_blocks(f: Callable[..., Tensor], z: Tensor, size: int, *args: Any) -> Tensor:
+    """Return the sum of f over blocks of samples, where it computes `size` elements a sample.
+
+    What a block computes is not kept for backward.
+    """
+    blocks = z.split(max(_BLOCK // size, 1))
+    parts = [checkpoint(f, block, *args, use_reentrant=False) for block in blocks]
+    return torch.stack(parts).sum(dim=0)
+
+
+def _characteristic(block: Tensor, directions: Tensor, t: Tensor) -> Tensor:
+    """Return Σ cos(t aᵀz) and Σ sin(t aᵀz), shape (2, directions, t)."""
+    angles = (block @ directions)[:, :, None] * t
+    return torch.stack([angles.cos().sum(dim=0), angles.sin().sum(dim=0)])
 
 
 def _similarity(block: Tensor, gamma: float) -> Tensor:

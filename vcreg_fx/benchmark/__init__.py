@@ -3,7 +3,6 @@
 Not part of the core: needs timm or torchvision for the models, and matplotlib for pictures.
 """
 
-from ._bench import BenchError as BenchError
 from ._bench import bench as bench
 from ._one_site import Scaling as Scaling
 from ._one_site import measure_scaling as measure_scaling
@@ -17,3 +16,4 @@ from ._sites import SitesResult as SitesResult
 from ._sites import SitesRow as SitesRow
 from ._sites import bench_sites as bench_sites
 from ._variants import VARIANTS as VARIANTS
+from ._variants import BenchError as BenchError

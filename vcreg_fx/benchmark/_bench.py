@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from placement_rules import UserError
 from placement_rules._torch import room_to_compile
 
 from ..gradient import product_dtype
@@ -22,12 +21,7 @@ from ._one_site import measure_bias, measure_scaling
 from ._ranks import measure_ranks
 from ._result import BenchResult, ModelResult, Row
 from ._step import DTYPES, Clock, Floor, Step, peak_bytes, quartiles, saved_bytes
-from ._variants import IDENTITY, VARIANTS, make_variant
-
-
-class BenchError(UserError, ValueError):
-    """A benchmark that cannot be run as it was asked for."""
-
+from ._variants import IDENTITY, VARIANTS, BenchError, chosen_variants, make_variant
 
 Time = tuple[float, float]  # of forward and of backward, in seconds
 Pair = tuple[Time, Time]  # of a variant, and of identity beside it
@@ -57,7 +51,8 @@ def bench(  # noqa: PLR0913 (all by name, but two)
 
     - `models`, `inputs`: name → model and batch. The models are not changed.
     - `rule`: where.
-    - `variants`: names from `VARIANTS`; identity is always among them.
+    - `variants`: names from `VARIANTS`, or of the other regularizers, ``"DeCov"``, ``"WLD-Reg"``,
+      ``"SIGReg"`` and ``"Radial-VCReg"``; identity is always among them.
     - `dtype`: ``"float32"``, ``"tf32"``, ``"bf16"`` (weights and activations), ``"amp"`` (autocast
       in bfloat16).
     - `device`: ``"cpu"`` or ``"cuda"``.
@@ -71,9 +66,7 @@ def bench(  # noqa: PLR0913 (all by name, but two)
 
     **Raises:** `BenchError` for an unknown variant or type; what `vcreg_fx.plan` raises.
     """
-    chosen = [IDENTITY, *(name for name in variants if name != IDENTITY)]
-    if unknown := [name for name in chosen if name not in VARIANTS]:
-        raise BenchError(f"There is no variant {unknown[0]!r}. There are {'; '.join(VARIANTS)}.")
+    chosen = chosen_variants(variants)
     if dtype not in DTYPES:
         raise BenchError(f"There is no dtype {dtype!r}. There are {', '.join(DTYPES)}.")
     if ranks > 1 and (torch.device(device).type, dtype) != ("cpu", "float32"):

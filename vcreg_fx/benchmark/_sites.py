@@ -22,7 +22,7 @@ from ..surgery import insert, sites
 from ._machine import describe_machine, keep_freed_memory
 from ._result import cost, spread
 from ._step import Clock, Floor, Quartiles, Step, quartiles
-from ._variants import IDENTITY, VARIANTS, added_loss, make_variant
+from ._variants import IDENTITY, VARIANTS, added_loss, chosen_variants, make_variant
 
 _REPEATS = 3  # of each timing, of which the fastest counts
 
@@ -170,11 +170,11 @@ def bench_sites(
 
     **Arguments:** as for `bench`; ``"float32"`` and ``"amp"`` are the types.
 
-    **Raises:** what `vcreg_fx.plan` raises.
+    **Raises:** `BenchError` for an unknown variant; what `vcreg_fx.plan` raises.
     """
     place = torch.device(device)
     kept = place.type == "cuda" or (keep_memory and keep_freed_memory())
-    chosen = [name for name in variants if name != IDENTITY]
+    chosen = chosen_variants(variants)[1:]
     found = []
     for name, given in models.items():
         model, batch = copy.deepcopy(given).to(place).train(), inputs[name].to(place)

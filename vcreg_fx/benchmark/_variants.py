@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from placement_rules import Rule
+from placement_rules import Rule, UserError
 
 from ..site import LiveSite, StandIn, replace_site
 from ..surgery import insert, penalty, sites
@@ -81,6 +81,10 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "ours, interval=8": {"interval": 8},
     "ours, interval=16": {"interval": 16},
     "ours, sample=256": {"sample": 256},
+    "DeCov": {"regularizer": "decov"},
+    "WLD-Reg": {"regularizer": "wld"},
+    "SIGReg": {"regularizer": "sigreg"},
+    "Radial-VCReg": {"regularizer": "radial"},
 }
 _STAND_INS: dict[str, Callable[[LiveSite, Tensor], StandIn]] = {
     "Algorithm 1 as printed": printed,
@@ -101,6 +105,32 @@ VARIANTS: Mapping[str, str] = MappingProxyType(
         "batch norm": "a batch norm layer in the place of VCReg",
     }
 )
+
+# Those that are timed where they are named.
+COMPETITORS: Mapping[str, str] = MappingProxyType(
+    {
+        "DeCov": '`regularizer="decov"`, by autograd',
+        "WLD-Reg": '`regularizer="wld"`, by autograd',
+        "SIGReg": '`regularizer="sigreg"`, by autograd',
+        "Radial-VCReg": '`regularizer="radial"`, by autograd',
+    }
+)
+
+
+class BenchError(UserError, ValueError):
+    """A benchmark that cannot be run as it was asked for."""
+
+
+def chosen_variants(names: Iterable[str]) -> list[str]:
+    """Return the variants to be timed, the identity first.
+
+    **Raises:** `BenchError` for an unknown one.
+    """
+    known = [*VARIANTS, *COMPETITORS]
+    chosen = [IDENTITY, *(name for name in names if name != IDENTITY)]
+    if unknown := [name for name in chosen if name not in known]:
+        raise BenchError(f"There is no variant {unknown[0]!r}. There are {'; '.join(known)}.")
+    return chosen
 
 
 def make_variant(

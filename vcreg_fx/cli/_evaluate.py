@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,13 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
     probe: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="May be repeated; else all probes.")
     ] = None,
+    semi_supervised: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Fine-tune a copy on this share of the labels as well: 0.01 or 0.1.",
+        ),
+    ] = None,
     information: Annotated[
         bool, typer.Option(help="Estimate mutual information, which takes longest.")
     ] = True,
@@ -59,15 +67,16 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
     """
     import torch
 
-    from ..evaluation import PROBES, covariance_spectrum, extract_features, measure_features
-    from ..experiments import draw_spectra
+    from ..evaluation import (
+        PROBES,
+        covariance_spectrum,
+        extract_features,
+        measure_features,
+    )
     from ._images import load_data
     from ._model import device_of, load_checkpoint_if_any, load_model
 
-    if unknown := sorted(set(probe or ()) - set(PROBES)):
-        raise OptionError(
-            "--probe", f"There is no probe {unknown[0]}; there are {', '.join(PROBES)}."
-        )
+    _check(probe or (), semi_supervised or ())
     options = dict(option or ())
     where = device_of(device)
     if data == "digits" and (model.startswith("timm/") or not {"/", ":"} & {*model}):
@@ -95,14 +104,21 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
                 seed=seed,
             )
         spectra[name] = covariance_spectrum(features)
+    tuned = {
+        f"{share:.0%} of the labels": _fine_tuned(built, train, test, share, seed, where)
+        for share in semi_supervised or ()
+    }
     chance = float(new.labels.unique(return_counts=True)[1].max()) / len(new.labels)
     sentence = (
         f"{len(known.labels):,} images to train probes on, {len(new.labels):,} to test on. Chance "
         f"is {chance:.2%}: always the most frequent class."
     )
-    header, rows = ["on the test images", *found], _rows(found, len(new.labels))
+    tables = [(["on the test images", *found], _rows(found, len(new.labels)))]
+    if tuned:
+        tables.append((["fine-tuned on", *tuned], _rows(tuned, len(new.labels))))
     say(sentence)
-    print_table(header, rows, right=found)
+    for header, rows in tables:
+        print_table(header, rows, right=set(header[1:]))
     say(_INTERVALS)
     result = {
         "model": model,
@@ -121,18 +137,66 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an argument an option
         "seed": seed,
         "torch": torch.__version__,
         "sites": found,
+        **({"semi_supervised": tuned} if tuned else {}),
     }
+    body = "\n\n".join([*(markdown_table(*table) for table in tables), _INTERVALS])
+    _write(output, result, spectra, sentence, body)
+
+
+def _check(probes: Iterable[str], shares: Iterable[float]) -> None:
+    from ..evaluation import PROBES, SEMI_SUPERVISED
+
+    if unknown := sorted(set(probes) - set(PROBES)):
+        raise OptionError(
+            "--probe", f"There is no probe {unknown[0]}; there are {', '.join(PROBES)}."
+        )
+    if other := sorted(set(shares) - set(SEMI_SUPERVISED)):
+        raise OptionError(
+            "--semi-supervised", f"VICReg has settings for 0.01 and 0.1, none for {other[0]:g}."
+        )
+
+
+def _write(
+    output: Path, result: dict[str, Any], spectra: dict[str, Tensor], sentence: str, body: str
+) -> None:
+    from ..experiments import draw_spectra
+
     numbers, picture = output / "evaluation.json", output / "spectra.png"
     numbers.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    draw_spectra(spectra, picture, f"Covariance spectrum of {model}, test images")
+    draw_spectra(spectra, picture, f"Covariance spectrum of {result['model']}, test images")
     report = Report(
-        title=f"Features of {model}",
+        title=f"Features of {result['model']}",
         verdict=[sentence],
         figure=("Spectra of the features' covariances", picture.name),
-        body=f"{markdown_table(header, rows)}\n\n{_INTERVALS}",
+        body=body,
         settings={name: result[name] for name in ("model", "checkpoint", "data", "seed")},
     )
     say_written(numbers, picture, *report.write(output))
+
+
+def _fine_tuned(
+    model: Any, train: Any, test: Any, share: float, seed: int, device: Any
+) -> dict[str, float]:
+    from ..evaluation import semi_supervised_probe
+
+    with Progress(f"fine-tuning on {share:.0%} of the labels", passing=True):
+        pairs = _pairs(train), _pairs(test)
+        found = semi_supervised_probe(model, *pairs, share, seed=seed, device=device)
+    return {
+        "labelled": found.details["labelled"],
+        "accuracy": found.accuracy,
+        "class_accuracy": found.class_accuracy,
+        "top5_accuracy": float(found.top5_accuracy or 0),
+    }
+
+
+def _pairs(batches: Any) -> Any:
+    """Return batches as (image, label) pairs: the data set of a loader, or tensors."""
+    import torch
+
+    if isinstance(batches, list):
+        return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+    return batches.dataset
 
 
 def _small(batches: Any) -> Tensor:

@@ -19,11 +19,14 @@ from ._features import head_features as head_features
 from ._gradient_probe import ADAMW_PROBE as ADAMW_PROBE
 from ._gradient_probe import INATURALIST_PROBE as INATURALIST_PROBE
 from ._gradient_probe import PLACES_PROBE as PLACES_PROBE
+from ._gradient_probe import SEMI_SUPERVISED as SEMI_SUPERVISED
 from ._gradient_probe import SGD_PROBE as SGD_PROBE
 from ._gradient_probe import VICREG_INATURALIST_PROBE as VICREG_INATURALIST_PROBE
 from ._gradient_probe import VICREG_PLACES_PROBE as VICREG_PLACES_PROBE
 from ._gradient_probe import ProbeSettings as ProbeSettings
 from ._gradient_probe import gradient_probe as gradient_probe
+from ._gradient_probe import replace_classifier as replace_classifier
+from ._gradient_probe import semi_supervised_probe as semi_supervised_probe
 from ._measure import PROBES as PROBES
 from ._measure import measure_features as measure_features
 from ._mutual_information import mutual_information as mutual_information

@@ -9,11 +9,16 @@ from torch import Tensor
 
 from .._errors import InsertionError
 from .._shared.names import name_of, named_function
-from ..functional import decov_loss, wld_loss
+from ..functional import decov_loss, radial_vcreg_loss, sigreg_loss, wld_loss
 from ._config import VCRegConfig
 
 Penalize = Callable[[Tensor], Tensor]
-COMPETITORS: dict[str, Penalize] = {"decov": decov_loss, "wld": wld_loss}
+COMPETITORS: dict[str, Penalize] = {
+    "decov": decov_loss,
+    "wld": wld_loss,
+    "sigreg": sigreg_loss,
+    "radial": radial_vcreg_loss,
+}
 _NAMES = ("vcreg", "variance", *COMPETITORS)
 
 
@@ -26,7 +31,7 @@ def choose(
 
     **Arguments:**
 
-    - `regularizer`: ``"vcreg"``, ``"variance"``, ``"decov"``, ``"wld"``, a function of z (n, d)
+    - `regularizer`: ``"vcreg"``, ``"variance"``, a name of `COMPETITORS`, a function of z (n, d)
       that returns a scalar, or ``"module:function"``, which names one.
 
     **Raises:** `InsertionError` for anything else, and for a configuration that only VCReg has.

@@ -48,10 +48,11 @@ def insert(
     - `coefficients`: ``{site name: {"alpha": …, "beta": …}}`` to set sites apart, as `get_config`
       returns it; some of the sites that the rule selects, or all.
     - `regularizer`: what acts at the sites: ``"vcreg"``; ``"variance"``, its variance term alone
-      (VICReg's Eq. 1, fast); ``"decov"`` or ``"wld"``, as `vcreg_fx.functional.decov_loss` and
-      ``wld_loss`` define them; or any function of z (n, d) that returns a scalar, or its name,
-      ``"module:function"``. All but the first two are differentiated by autograd, and weighted by α
-      alone.
+      (VICReg's Eq. 1, fast); ``"decov"``, ``"wld"``, ``"sigreg"`` or ``"radial"``, as
+      ``decov_loss``, ``wld_loss``, ``sigreg_loss`` and ``radial_vcreg_loss`` of
+      `vcreg_fx.functional` define them; or any function of z (n, d) that returns a scalar, or its
+      name, ``"module:function"``. All but the first two are differentiated by autograd, and
+      weighted by α alone.
     - `overrides`: fields of the configuration to change: ``alpha=0.32``.
 
     **Returns:** the same model.

@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from ..._shared.files import replacing
 from ..._shared.keeping import seeded
 from ...ablation import Trial
-from ...evaluation import extract_features
+from ...evaluation import extract_features, replace_classifier
 from ...site import calibrate
-from ...surgery import plan
 from ..images import ImageData, ImageSet, balanced_indices, split_indices
 from ..training import accuracy, fit, predict, processes
 from ..training._resume import set_aside_if_damaged
@@ -216,12 +215,9 @@ def with_new_head(
     tuned = copy.deepcopy(model)
     if weights is not None:
         tuned.load_state_dict({**tuned.state_dict(), **weights})
-    example = (torch.zeros(2, *shape),)
-    paths = {site.path for site in plan(tuned, "head", example_inputs=example).sites}
-    head = tuned.get_submodule(paths.pop())
-    if paths or not isinstance(head, nn.Linear):
-        raise ReproductionError("Fine-tuning needs a network with one linear classifier.")
-    with seeded(seed):
-        fresh = nn.Linear(head.in_features, classes)
-    head.weight, head.bias, head.out_features = fresh.weight, fresh.bias, classes
+    try:
+        with seeded(seed):
+            replace_classifier(tuned, torch.zeros(2, *shape), classes)
+    except ValueError as error:
+        raise ReproductionError(str(error)) from error
     return tuned

@@ -250,6 +250,8 @@ def arms(preset: Preset) -> list[Arm]:
     """Return each method without VCReg, and with the parts of VCReg at the blocks.
 
     A site is called for each view; its penalty is the mean of both, as if a view were a batch.
+    SIGReg and Radial-VCReg, which came after the paper, act at the last block, where there are
+    fewest locations: the first costs most where there are many, and grows with their number.
     """
     found = []
     for method in preset["methods"]:
@@ -259,6 +261,9 @@ def arms(preset: Preset) -> list[Arm]:
             replace(arm, fixed={**fixed, **arm.fixed, "calls": "mean"}, versus=method)
             for arm in vcreg_arms(preset.grid, "blocks", f"{method} (VCReg)")
         ]
+        for name, regularizer in (("SIGReg", "sigreg"), ("Radial-VCReg", "radial")):
+            given = {**fixed, "regularizer": regularizer, "alpha": 1e-3, "calls": "mean"}
+            found.append(Arm(f"{method} ({name})", "last(blocks, 1)", given, versus=method))
     return found
 
 

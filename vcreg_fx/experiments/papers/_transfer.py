@@ -228,14 +228,21 @@ def presets(scale: str, data: str | None) -> Preset:
 
 
 def arms(preset: Preset) -> list[Arm]:
-    """Return what is compared: DeCov and WLD-Reg, VCReg's parts at the blocks, and elsewhere."""
+    """Return what is compared: other regularizers, VCReg's parts at the blocks, and elsewhere.
+
+    SIGReg and Radial-VCReg came after the paper. The first grows with the number of samples, and
+    the weights of the second's terms are large, so that their α are small.
+    """
     none, *at_blocks = baseline_and_vcreg(preset)
     others = {"alpha": (0.1, 0.01, 0.001)} if preset.grid["alpha"][1:] else {"alpha": (0.01,)}
+    later = {"alpha": (0.01, 0.001, 0.0001)} if preset.grid["alpha"][1:] else {"alpha": (0.001,)}
     elsewhere = ("VCReg1", "VCReg3", "VCReg4")
     return [
         none,
         Arm("DeCov", "head", {"regularizer": "decov"}, {**none.grid, **others}),
         Arm("WLD-Reg", "head", {"regularizer": "wld"}, {**none.grid, **others}),
+        Arm("SIGReg", "head", {"regularizer": "sigreg"}, {**none.grid, **later}),
+        Arm("Radial-VCReg", "head", {"regularizer": "radial"}, {**none.grid, **later}),
         *at_blocks,
         *(Arm(rule, rule, {"convention": "exact"}, preset.grid) for rule in elsewhere),
     ]
