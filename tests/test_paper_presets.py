@@ -20,6 +20,7 @@ from vcreg_fx.ablation import Trial
 from vcreg_fx.experiments.images import IMAGENET_SUBSETS, ImageSet, load_images, read_classes
 from vcreg_fx.experiments.images._datasets import RECIPES as IMAGENET_RECIPES
 from vcreg_fx.experiments.papers import EXPERIMENTS, NETWORKS
+from vcreg_fx.experiments.papers._vicreg_terms import method_of
 from vcreg_fx.experiments.training._self_supervised import Method
 from vcreg_fx.experiments.training._settings import (
     averaging_weight,
@@ -227,7 +228,7 @@ def test_self_supervised_settings_of_vcreg(tmp_path, method, base):
     preset = experiment.presets("paper", None)
     assert (preset.data, preset.network) == ("imagenet", "torchvision/resnet50")
     arms = [arm for arm in experiment.arms(preset) if arm.fixed["method"] == method]
-    assert [arm.rule for arm in arms] == [None, *["blocks"] * 5]
+    assert [arm.rule for arm in arms][:6] == [None, *["blocks"] * 5]
     for arm in arms:
         training = preset.training_with(arm.fixed)
         assert {key: getattr(training, key) for key in ZBONTAR} == ZBONTAR
@@ -248,6 +249,61 @@ def test_self_supervised_settings_of_vcreg(tmp_path, method, base):
         assert (method.invariance, method.variance, method.covariance) == (25, 25, 1)
     assert (preset.seeds, preset["views"], preset["probe"]) == (3, "vcreg", "sgd")
     assert len(preset["probes"]) == 8 and preset["crop"] is preset["drawn"] is None
+
+
+VICREG_C4 = {  # "identical to the setting described in section 4.2", but epochs and base rate
+    "optimizer": "lars", "momentum": 0.9, "weight_decay": 1e-6, "norm_weight_decay": 0.0,
+    "batch_size": 2048, "learning_rate": 0.3 * 8, "final_rate": 0.002, "constant_rate": None,
+}  # fmt: skip
+BYOL_C4 = {**VICREG_C4, "batch_size": 4096, "learning_rate": 0.45 * 16, "final_rate": 0.0}
+SIMSIAM_C4 = {
+    **VICREG_C4, "optimizer": "sgd", "weight_decay": 1e-4, "norm_weight_decay": None,
+    "learning_rate": 0.05 * 8, "final_rate": 0.0, "constant_rate": "predictor.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "views", "expander", "predictor"),
+    [
+        ("BYOL, ME SG PR BN", BYOL_C4, "byol", (4096, 256), (4096, 256)),
+        ("SimSiam, SG PR BN", SIMSIAM_C4, "simsiam", (2048, 2048, 2048), (512, 2048)),
+        ("SimSiam, SG PR", SIMSIAM_C4, "simsiam", (2048, 2048, 2048), (512, 2048)),
+        ("SimSiam, SG", {**SIMSIAM_C4, "constant_rate": None}, "simsiam", (2048,) * 3, ()),
+        ("VICReg, PR", VICREG_C4, "vicreg", (8192, 8192, 8192), (8192, 8192)),
+        ("VICReg, PR BN", VICREG_C4, "vicreg", (8192, 8192, 8192), (8192, 8192)),
+        ("VICReg, BN", VICREG_C4, "vicreg", (8192, 8192, 8192), ()),
+        ("VICReg", VICREG_C4, "vicreg", (8192, 8192, 8192), ()),
+    ],
+)
+def test_settings_of_vicregs_table_4(row, settings, views, expander, predictor):
+    """C.4, with the architectures of each method's paper; 100 epochs, 10 of them a warm-up."""
+    experiment = EXPERIMENTS["vicreg-terms"]
+    preset = experiment.presets("paper", None)
+    assert (preset.network, preset.seeds) == ("torchvision/resnet50", 2)
+    found = [arm for arm in experiment.arms(preset) if arm.fixed["row"] == row]
+    assert [arm.fixed["terms"] for arm in found] == ["none", "var", "var + cov"]
+    for arm in found:
+        training = preset.training_with(arm.fixed)
+        assert {key: getattr(training, key) for key in settings} == pytest.approx(settings)
+        assert (training.epochs, training.warmup_epochs) == (100, 10)
+        assert arm.fixed.get("views", preset["views"]) == views
+        method = method_of(row, arm.fixed["terms"], preset["heads"])
+        assert (tuple(method.expander), tuple(method.predictor)) == (expander, predictor)
+        assert method.momentum == (0.99 if row.startswith("BYOL") else 0.0)
+
+
+def test_settings_of_vicregs_ablations():
+    """Section 4.2 and C.4: an expander of 8192, λ = µ = 25, ν = 1, batches of 2048."""
+    preset = EXPERIMENTS["vicreg"].presets("paper", None)
+    assert {key: getattr(preset.training, key) for key in VICREG_C4} == VICREG_C4
+    assert (preset.training.epochs, preset.training.warmup_epochs) == (100, 10)
+    method = Method(**preset["methods"]["VICReg"])
+    assert method == Method() and tuple(method.expander) == (8192,) * 3
+    assert (method.invariance, method.variance, method.covariance) == (25, 25, 1)
+    assert (preset["views"], preset["probe"], preset.seeds) == ("vicreg", "sgd", 3)
+    assert preset["widths"] == (256, 512, 1024, 2048, 4096, 8192, 16384)
+    assert [*preset["batches"]] == [128, 256, 512, 1024, 2048, 4096]
+    assert [*preset["networks"]] == ["R101", "ViT-S"]
 
 
 def test_table_4_of_vcreg():
@@ -315,6 +371,33 @@ def test_vcregs_self_supervised_presets_learn(tmp_path, arm):
     task = experiment.task(preset, few_digits(), NETWORKS["resnet8-half"], tmp_path)
     found = self_supervised(task, next(a for a in experiment.arms(preset) if a.name == arm))
     assert found["own"] > 0.5 and found["std_z"] > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "arm"),
+    [
+        ("vicreg", "VICReg"), ("vicreg", "Barlow Twins"),
+        ("vicreg-terms", "BYOL, ME SG PR BN: var"), ("vicreg-terms", "SimSiam, SG PR BN: none"),
+        ("vicreg-terms", "VICReg, PR BN: var + cov"),
+    ],
+)  # fmt: skip
+def test_vicregs_presets_learn(tmp_path, name, arm):
+    """The same with VICReg's, BYOL's and SimSiam's settings: they learn, and do not collapse."""
+    experiment = EXPERIMENTS[name]
+    preset = experiment.presets("paper", None)
+    options = {**preset.options, "drawn": 4}
+    if name == "vicreg":
+        options["methods"] = {key: {**found, "expander": (64, 64, 32)}
+                              for key, found in preset["methods"].items()}  # fmt: skip
+    else:
+        options["heads"] = {"byol": ((64, 32), (64, 32)), "simsiam": ((32,) * 3, (16, 32)),
+                            "vicreg": ((64, 64, 32), (64, 32))}  # fmt: skip
+    training = replace(preset.training, amp="none", workers=0)
+    task = experiment.task(preset.but(training=training, options=options), few_digits(),
+                           NETWORKS["resnet8-half"], tmp_path)  # fmt: skip
+    found = self_supervised(task, next(a for a in experiment.arms(preset) if a.name == arm))
+    assert found["own"] > 0.5 and not found["collapsed"]
 
 
 def self_supervised(task, arm):

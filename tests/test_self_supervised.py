@@ -19,11 +19,13 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import vcreg_fx
-from vcreg_fx.experiments.images import DataError, ImageData, load_images
+from vcreg_fx.ablation import Trial
+from vcreg_fx.experiments.images import DataError, ImageData, ImageSet, load_images
 from vcreg_fx.experiments.images._glyphs import glyphs
 from vcreg_fx.experiments.images._views import VIEWS, Views
 from vcreg_fx.experiments.papers import EXPERIMENTS, NETWORKS, ReproductionError, reproduce
 from vcreg_fx.experiments.papers._ssl import without_head
+from vcreg_fx.experiments.papers._vicreg_terms import COLLAPSED, ROWS, method_of
 from vcreg_fx.experiments.training import Stopped, TrainSettings, fit
 from vcreg_fx.experiments.training._self_supervised import (
     Embedded,
@@ -113,6 +115,9 @@ def test_predictions_are_compared_as_equation_8_says(kind, distance, terms):
             lambda view: vcreg_fx.covariance_loss(view, normalization="vicreg"),
         )
     )
+    if kind != "mean square":  # of directions, whose standard deviation is to be 1/√d
+        units = [F.normalize(view, dim=1) for view in (z, other)]
+        variances = [vcreg_fx.variance_loss(view, 1 / math.sqrt(6)) for view in units]
     expected = expected + terms[0] * sum(variances) / 2 + terms[1] * sum(covariances)
     same(Objective(Method(kind, 1.0, *terms))(found), expected, found)
 
@@ -349,10 +354,10 @@ def test_the_rate_of_some_parameters_may_stay():
 @pytest.mark.parametrize("recipe", VIEWS)
 def test_views_of_images_in_memory(recipe):
     data = load_images("digits")
-    few = data.train.subset(torch.arange(12))
+    some = data.train.subset(torch.arange(12))
     torch.manual_seed(0)
-    views, label = Views(few, data, recipe)[3]
-    assert views.shape == (2, 1, 32, 32) and label == int(few.labels[3])
+    views, label = Views(some, data, recipe)[3]
+    assert views.shape == (2, 1, 32, 32) and label == int(some.labels[3])
     assert not torch.equal(views[0], views[1])
     low, high = data.train.pairs.tensors[0].aminmax()
     assert low <= views.min() and views.max() <= high
@@ -360,10 +365,10 @@ def test_views_of_images_in_memory(recipe):
 
 def test_views_may_be_drawn_beforehand():
     data = load_images("digits")
-    few = data.train.subset(torch.arange(5))
+    some = data.train.subset(torch.arange(5))
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    one, same, other = (Views(few, data, "vicreg", None, 3, seed) for seed in (0, 0, 1))
+    one, same, other = (Views(some, data, "vicreg", None, 3, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), state)
     assert one._kept.shape == (5, 3, 1, 32, 32)
     assert torch.equal(one._kept, same._kept) and not torch.equal(one._kept, other._kept)
@@ -372,7 +377,7 @@ def test_views_may_be_drawn_beforehand():
         first, second = (float(view.sum()) for view in one[index][0])
         assert first in known[index] and second in known[index] and first != second
     with pytest.raises(DataError, match="drawn=1 must be 2"):
-        Views(few, data, "vicreg", None, 1)
+        Views(some, data, "vicreg", None, 1)
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -431,12 +436,24 @@ def test_without_lightly_it_is_said_what_to_install(monkeypatch, tmp_path):
 # The experiment -----------------------------------------------------------------------------
 
 
+def few(each=12, side=8):
+    """Four classes of small images."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat_interleave(each)
+    sets = []
+    for _ in range(2):
+        images = torch.rand(len(labels), 1, side, side, generator=generator)
+        images[:, 0, 0, :4] += 2 * torch.eye(4)[labels]
+        sets.append(ImageSet.of(images, labels))
+    return ImageData("few", *sets, tuple("abcd"))
+
+
 def ssl_preset(**options):
     preset = EXPERIMENTS["ssl"].presets("quick", None)
     methods = {name: {**m, "expander": (16, 8)} for name, m in preset["methods"].items()}
     return preset.but(
         training=TrainSettings(epochs=2, batch_size=16),
-        train_images=48,
+        train_images=None,
         options={**preset.options, "methods": methods, "probes": (), "drawn": 2, **options},
     )
 
@@ -444,11 +461,11 @@ def ssl_preset(**options):
 def test_each_method_is_compared_with_itself(tmp_path):
     """The arms with VCReg have its sites in the encoder that is measured; tables are by method."""
     preset = ssl_preset()
-    arms = ["SimCLR", "VICReg", "VICReg (VCReg)", "VICReg (VCReg), mean removed"]
-    outcome = reproduce("ssl", tmp_path / "out", preset=preset, arms=arms)
+    arms = ["SimCLR", "VICReg", "VICReg (VCReg)"]
+    outcome = reproduce("ssl", tmp_path / "out", preset=preset, data=few(), arms=arms)
     rows = outcome.report["rows"]
-    assert [row["sites"] for row in rows] == [0, 0, 3, 3]
-    assert [row.get("versus") for row in rows] == [None, None, "VICReg", "VICReg"]
+    assert [row["sites"] for row in rows] == [0, 0, 3]
+    assert [row.get("versus") for row in rows] == [None, None, "VICReg"]
     text = outcome.to_markdown()
     assert "difference to VICReg |" in text and "difference to SimCLR |" not in text
     assert "- VICReg (VCReg) (" in text and "- VICReg (method" not in text
@@ -456,7 +473,7 @@ def test_each_method_is_compared_with_itself(tmp_path):
         for numbers in row["by_seed"].values():
             assert {"own", "std_z", "std_z_1", "std_z_2", "corr_y"} <= numbers.keys()
             assert "mean" not in numbers  # there are no other tasks
-    again = reproduce("ssl", tmp_path / "again", preset=preset, arms=arms[:1])
+    again = reproduce("ssl", tmp_path / "again", preset=preset, data=few(), arms=arms[:1])
     assert again.report["rows"][0]["by_seed"] == rows[0]["by_seed"]
 
 
@@ -491,6 +508,133 @@ def test_an_encoder_is_a_network_without_its_classifier():
         without_head(other, (1, 8, 8))
 
 
+# VICReg's own studies -----------------------------------------------------------------------
+
+
+def test_the_rows_of_table_4_are_what_section_6_says():
+    """Momentum encoder, stop-gradient, predictor, batch norm; and the terms on the embeddings."""
+    heads = EXPERIMENTS["vicreg-terms"].presets("paper", None)["heads"]
+    found = {}
+    for row in ROWS:
+        method = method_of(row, "none", heads)
+        letters = {"ME": method.momentum, "SG": method.stop_gradient, "PR": method.predictor,
+                   "BN": method.norm != "none"}  # fmt: skip
+        found[row] = " ".join(name for name, has in letters.items() if has)
+        assert method.variance == method.covariance == 0
+    assert list(found.values()) == [
+        "ME SG PR BN",
+        "SG PR BN",
+        "SG PR",
+        "SG",
+        "PR",
+        "PR BN",
+        "BN",
+        "",
+    ]
+    assert all(row.split(", ")[1:] == ([ticks] if ticks else []) for row, ticks in found.items())
+    distances = [method_of(row, "none", heads).loss for row in ROWS]
+    assert distances == ["normalized square", *["cosine"] * 3, *["mean square"] * 4]
+    assert [method_of(row, "var", heads).variance for row in ROWS] == [1.0] * 4 + [25.0] * 4
+    both = [method_of(row, "var + cov", heads) for row in ROWS]
+    assert [method.covariance for method in both] == [0.01] * 4 + [1.0] * 4
+    assert [method.invariance for method in both] == [1.0] * 4 + [25.0] * 4
+
+
+def test_table_4_has_its_cells_in_order():
+    experiment = EXPERIMENTS["vicreg-terms"]
+    arms = experiment.arms(experiment.presets("default", None))
+    assert len(arms) == 24
+    assert [arm.name for arm in arms[:3]] == [
+        "BYOL, ME SG PR BN: none", "BYOL, ME SG PR BN: var", "BYOL, ME SG PR BN: var + cov",
+    ]  # fmt: skip
+    assert {arm.versus for arm in arms} == {f"{row}: none" for row in ROWS}
+    assert list(experiment.paper.rows) == list(ROWS)
+    values = [value for row in experiment.paper.rows.values() for value in row]
+    assert values.count(None) == 5  # cells that collapse
+
+
+def small(name):
+    """The preset quick of a study with heads and data that are smaller still."""
+    preset = EXPERIMENTS[name].presets("quick", None)
+    options = {**preset.options, "drawn": 2}
+    if name == "vicreg-terms":
+        options["heads"] = {family: ((8,) * len(e), (4, 8)) for family, (e, _)
+                            in preset["heads"].items()}  # fmt: skip
+    else:
+        options["methods"] = {n: {**m, "expander": (8, 8, 8)} for n, m in preset["methods"].items()}
+        options["widths"], options["batches"] = (8, 4), {16: 4e-3, 8: 4e-3}
+    return preset.but(
+        training=TrainSettings(epochs=1, batch_size=16),
+        train_images=None,
+        options=options,
+    )
+
+
+def test_a_study_of_terms_says_what_collapsed(tmp_path):
+    arms = [f"{row}: {terms}" for row in ["SimSiam, SG PR BN"] for terms in ("none", "var")]
+    outcome = reproduce(
+        "vicreg-terms", tmp_path / "out", preset=small("vicreg-terms"), data=few(), arms=arms
+    )
+    for row in outcome.report["rows"]:
+        for numbers in row["by_seed"].values():
+            assert numbers["collapsed"] == float(numbers["std_z"] < COLLAPSED)
+            assert {"own", "corr_y", "std_z_1", "std_y_1"} <= numbers.keys()
+    text = outcome.to_markdown()
+    assert "| SimSiam, SG | collapse | 56.8 | 66.1 |" in text
+    assert "difference to SimSiam, SG PR BN: none |" in text
+    assert (tmp_path / "out" / "vicreg-terms.png").stat().st_size > 5_000
+
+
+def test_axes_of_vicreg():
+    """Each value of each axis once; VICReg as it is stands for what it shares with all of them."""
+    experiment = EXPERIMENTS["vicreg"]
+    preset = experiment.presets("paper", None)
+    arms = {arm.name: arm.fixed for arm in experiment.arms(preset)}
+    assert len(arms) == 1 + 10 + 4 + 11 + 6 + 5
+    assert set(arms) <= set(experiment.paper.rows)
+    shared = {"λ 25, µ 25, ν 1", "hidden Std, embedding None", "width 8192", "batch 2048"}
+    assert set(experiment.paper.rows) - set(arms) == shared
+    assert {experiment.paper.rows[name] for name in shared} == {(68.6,)}
+    assert experiment.paper.rows["hidden None, embedding None"] == (67.4,)  # as in table 4
+    assert arms["width 16384"]["width"] == 16384
+    rates = {name: f["learning_rate"] * 256 / f["batch_size"] for name, f in arms.items()
+             if name.startswith("batch")}  # fmt: skip
+    assert rates == pytest.approx({"batch 128": 0.8, "batch 256": 0.5, "batch 512": 0.4,
+                                   "batch 1024": 0.3, "batch 4096": 0.3})  # fmt: skip
+    some = experiment.arms(preset.but(options={**preset.options, "axes": ("width",)}))
+    assert [arm.name for arm in some[:2]] == ["VICReg", "width 256"] and len(some) == 7
+
+
+@pytest.mark.slow
+def test_every_axis_of_vicreg_trains(tmp_path):
+    """One arm of each; what it changes arrives where it acts."""
+    names = [
+        "VICReg", "λ 0, µ 25, ν 1", "hidden None, embedding L2", "VICReg, own weights",
+        "Barlow Twins", "Barlow Twins, ConvNeXt", "SimCLR, ResNet-14", "width 4", "batch 8",
+    ]  # fmt: skip
+    preset = small("vicreg")
+    outcome = reproduce("vicreg", tmp_path / "out", preset=preset, data=few(side=16), arms=names)
+    rows = {row["name"]: row for row in outcome.report["rows"]}
+    assert set(rows) == set(names)
+    accuracies = {row["by_seed"]["0"]["std_z"] for row in rows.values()}
+    assert len(accuracies) == len(names)  # no two are the same training
+    task = EXPERIMENTS["vicreg"].task(preset, few(side=16), NETWORKS["resnet8-half"], tmp_path)
+    arms = {arm.name: arm.fixed for arm in EXPERIMENTS["vicreg"].arms(preset)}
+    methods = {name: task.method(trial(**arms[name])) for name in names}
+    assert methods["width 4"].expander == (4, 4, 4)
+    assert methods["λ 0, µ 25, ν 1"].invariance == 0
+    assert methods["hidden None, embedding L2"].norm == "none"
+    assert preset.training_with(arms["batch 8"]).batch_size == 8
+    network, width = task.second(trial(**arms["Barlow Twins, ConvNeXt"]))
+    assert width == 128 and any("ConvNeXt" in type(m).__name__ for m in network.modules())
+    with pytest.raises(ReproductionError, match="no axis depth; there are coefficients"):
+        reproduce("vicreg", tmp_path / "two", preset=preset, options={"axes": ("depth",)})
+
+
+def trial(**params):
+    return Trial("baseline", None, 0, {}, {"split": "test", **params})
+
+
 @pytest.mark.slow
 def test_the_large_scale_trains(tmp_path):
     """ResNet-18 with the stem for small images, with few of its glyphs."""
@@ -498,9 +642,9 @@ def test_the_large_scale_trains(tmp_path):
     assert (preset.data, preset.network) == ("glyphs-200k", "resnet18-cifar")
     training = TrainSettings(epochs=1, batch_size=32)
     options = {**preset.options, "images": 60, "probes": ("glyphs-slant",), "drawn": 2}
-    few = replace(glyphs("glyphs", 244, 122), name="few")
+    some = replace(glyphs("glyphs", 244, 122), name="some")
     arms = ["SimCLR", "SimCLR (VCReg)"]
-    outcome = reproduce("ssl", tmp_path / "out", scale="large", data=few, seeds=2, arms=arms,
+    outcome = reproduce("ssl", tmp_path / "out", scale="large", data=some, seeds=2, arms=arms,
                         preset=preset.but(training=training, options=options))  # fmt: skip
     assert [row["sites"] for row in outcome.report["rows"]] == [0, 8]
 
@@ -510,9 +654,9 @@ def test_two_processes_learn_together(tmp_path):
     """Under ``torchrun``: embeddings are gathered, and only the first process writes."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from tests.test_self_supervised import ssl_preset\n"
+        "from tests.test_self_supervised import few, ssl_preset\n"
         "from vcreg_fx.experiments.papers import reproduce\n"
-        f"reproduce('ssl', {str(tmp_path / 'out')!r}, preset=ssl_preset(),\n"
+        f"reproduce('ssl', {str(tmp_path / 'out')!r}, preset=ssl_preset(), data=few(),\n"
         "          arms=['SimCLR', 'VICReg', 'VICReg (VCReg)'])\n"
     )
     result = subprocess.run(

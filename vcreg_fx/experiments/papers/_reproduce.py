@@ -29,6 +29,8 @@ from ._study import Study, announce, follow
 from ._timing import TIMING
 from ._transfer import TRANSFER
 from ._two_moons import TWO_MOONS
+from ._vicreg import VICREG
+from ._vicreg_terms import VICREG_TERMS
 from ._video import VIDEO, load_videos
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -43,7 +45,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         COLLAPSE,
         NOISE,
         TIMING,
-        SSL,
+        *(SSL, VICREG, VICREG_TERMS),
     )
 }
 """Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""

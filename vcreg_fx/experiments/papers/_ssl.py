@@ -46,7 +46,8 @@ class SelfSupervisedTask(TransferTask):
     The encoder is the network without its classifier. Of `TransferTask`'s options it has `probes`,
     `images` and `strengths`, and these:
 
-    - `methods`: name → a `Method`, or its fields. A trial names one, and may change its fields.
+    - `methods`: name → a `Method`, or its fields. A trial names one, and may change its fields, or
+      the `width` of all layers of its expander.
     - `probe`: of the classes of its own data: ``"sgd"`` (VICReg's C.2), ``"adamw"`` (VCReg's C.3)
       or ``"logistic"``.
     - `views`: one of `VIEWS`, where a trial does not say which.
@@ -76,7 +77,10 @@ class SelfSupervisedTask(TransferTask):
         """Return how a trial learns."""
         found = self.preset["methods"][trial["method"]]
         method = found if isinstance(found, Method) else Method(**found)
-        return method.changed_by(trial.params)
+        params = dict(trial.params)
+        if (width := params.get("width")) is not None:
+            params["expander"] = (width,) * len(method.expander)
+        return method.changed_by(params)
 
     def second(self, trial: Trial) -> tuple[nn.Module, int] | None:
         """Return the encoder of the second view, where it has one of its own, and its width."""

@@ -33,7 +33,9 @@ class Method:
       and the prediction of the other view: ``"mean square"`` (over features, VICReg), ``"normalized
       square"`` (of vectors of length 1, summed; BYOL) or ``"cosine"`` (negative; SimSiam).
     - `invariance`, `variance`, `covariance`: λ, µ and ν of VICReg's Eq. 6, on the embeddings. As in
-      its published code, the variance term is averaged over the two views, where Eq. 6 sums.
+      its published code, the variance term is averaged over the two views, where Eq. 6 sums. Where
+      D compares directions alone, as BYOL's and SimSiam's, it asks for a standard deviation of 1/√d
+      of embeddings of length 1: a larger mean would hide that of longer ones.
     - `expander`, `predictor`: the widths of their layers; a predictor without layers is none.
     - `norm`: batch norm after the ``"inner"`` layers of both, after ``"all"`` of the expander, or
       ``"none"``.
@@ -229,10 +231,12 @@ class Objective:
         if method.invariance:
             terms.append(method.invariance * self._invariance(found))
         if method.variance or method.covariance:
-            gamma = 1 / math.sqrt(z[0].shape[1]) if method.embedding == "l2" else 1.0
             z = [self._gathered(part) for part in z]
         if method.variance:
-            parts = [variance_loss(part, gamma) for part in z]
+            unit = method.embedding == "l2" or method.loss != "mean square"
+            gamma = 1 / math.sqrt(z[0].shape[1]) if unit else 1.0
+            spread = [_normalized(part, "l2") if unit else part for part in z]
+            parts = [variance_loss(part, gamma) for part in spread]
             terms.append(method.variance * (parts[0] + parts[1]) / 2)
         if method.covariance:
             parts = [covariance_loss(part, normalization="vicreg") for part in z]
