@@ -275,6 +275,13 @@ def test_a_missing_package_is_named_by_its_extra(monkeypatch, capsys, package, c
     assert found.startswith("Error: ") and found.endswith(f"is needed for this: {command}")
 
 
+def test_the_coverage_of_a_missing_library_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = CliRunner().invoke(app, ["coverage", "--source", "transformers"])
+    assert isinstance(result.exception, (SystemExit, ModuleNotFoundError))
+    assert result.exit_code == 1 and "failed" not in result.output
+
+
 def test_mistakes_of_the_library_are_not_hidden():
     with pytest.raises(ZeroDivisionError), clear_errors():
         raise ZeroDivisionError

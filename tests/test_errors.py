@@ -53,7 +53,17 @@ def test_the_same_site_twice() -> None:
 @pytest.mark.parametrize(
     ("rule", "match"),
     [
-        ("block", "no rule 'block'.*The rules are:.*blocks"),
+        ("block", "no rule 'block'. Did you mean 'blocks'.*The rules are:.*blocks"),
+        ("head | block", "no rule 'block' in 'head . block'"),
+        ("layer1", r"no rule 'layer1'. A module is named by modules\('layer1'\)"),
+        ("layer1.0", r"A module is named by modules\('layer1.0'\)"),
+        ("encoder.layers", r"A module is named by modules\('encoder.layers'\)"),
+        ("layer1.0:output", r"A site is named by at\('layer1.0:output'\)"),
+        ("at('layer1')", r'such as "layer1.0:output"\.$'),
+        ("a" * 100_000, r"There is no rule 'a{200}…'"),
+        (["blocks", "head"], 'not list. Several are joined by |: "blocks | head"'),
+        (torch.nn.Linear, r"rules.modules\(Linear\)"),
+        (torch.nn.Linear(1, 1), "Modules are named by their paths"),
         ("blocks +", "is not a rule"),
         ("blocks + head", "joined by"),
         ("'blocks'", "describes no rule"),
@@ -65,6 +75,26 @@ def test_the_same_site_twice() -> None:
 )
 def test_unknown_rules(rule: object, match: str) -> None:
     refuses(resnet18(), RuleSyntaxError, match, rule)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "match"),
+    [
+        ({"alpha": "0.1"}, ValueError, "alpha='0.1' must be a number"),
+        ({"alpha": torch.tensor(0.1)}, ValueError, "must be a number, such as 0.1, not Tensor"),
+        ({"alpha": None}, ValueError, "alpha=None must be a number"),
+        ({"ratio": "0.1"}, ValueError, "ratio='0.1' must be a number"),
+        ({"config": {"alpha": 1.0}}, TypeError, "is not a VCRegConfig. Coefficients are given by"),
+        ({"config": 0.64}, TypeError, r"alpha=0.64, beta=0.08"),
+    ],
+)
+def test_what_is_no_coefficient(given: dict, error: type[Exception], match: str) -> None:
+    refuses(resnet18(), error, match, **given)
+
+
+def test_a_plan_is_shown_as_its_table() -> None:
+    plan = vcreg_fx.plan(resnet18())
+    assert repr(plan) == str(plan) and "Conv2d" not in repr(plan)
 
 
 def test_a_rule_that_selects_nothing() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import operator
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from torch import fx
+from torch import fx, nn
 
 from .._errors import NoSiteError, PlacementError, RuleSyntaxError
 from ..recording import SYNTAX_TREES, Recording, Scope
@@ -169,6 +170,8 @@ def _unique(spots: Iterable[Spot]) -> list[Spot]:
 
 _SHOWN, _MOST = 200, 200  # letters of a rule in errors; signs in a rule, for Python's stack
 _STRINGS = re.compile(r"'[^']*'|\"[^\"]*\"")
+_PATH = re.compile(r"[\w*]+(\.[\w*]+)*")  # of a module
+_SITE = re.compile(_PATH.pattern + r":\w+")
 _SIGNS = re.compile(r"[^\w\s,]")
 _Named = TypeVar("_Named", bound=Rule | Callable[..., Rule])
 _NAMES: dict[str, Rule | Callable[..., Rule]] = {}
@@ -211,7 +214,9 @@ def parse(rule: Rule | str) -> Rule:
     if isinstance(rule, Rule):
         return rule
     if not isinstance(rule, str):
-        raise RuleSyntaxError(f"A rule is a string or a rule object, not {type(rule).__name__}.")
+        raise RuleSyntaxError(
+            f"A rule is a string or a rule object, not {type(rule).__name__}.{_instead_of(rule)}"
+        )
     shown = rule if len(rule) <= _SHOWN else f"{rule[:_SHOWN]}…"
     if (count := len(_SIGNS.findall(_STRINGS.sub("", rule)))) > _MOST:
         raise RuleSyntaxError(
@@ -222,7 +227,8 @@ def parse(rule: Rule | str) -> Rule:
         with SYNTAX_TREES:
             tree = ast.parse(rule.strip(), mode="eval")
     except SyntaxError as error:
-        raise RuleSyntaxError(f"{shown!r} is not a rule: {error.msg}.") from error
+        hint = _named_by(rule.strip())
+        raise RuleSyntaxError(f"{shown!r} is not a rule: {error.msg}.{hint}") from error
     except (ValueError, RecursionError, MemoryError) as error:  # a lone surrogate; "not not not …"
         raise RuleSyntaxError(f"{shown!r} is not a rule: {error}.") from error
     found = _evaluate(tree.body, shown)
@@ -241,7 +247,9 @@ def _evaluate(node: ast.expr, text: str) -> Any:
         case ast.Name():
             if node.id in _NAMES:
                 return _NAMES[node.id]
-            raise RuleSyntaxError(f"There is no rule {node.id!r} in {text!r}. {_known()}")
+            near = difflib.get_close_matches(node.id, _NAMES, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else _named_by(node.id)
+            raise RuleSyntaxError(f"There is no rule {_part(node, text)}.{hint} {_known()}")
         case ast.Constant():
             return node.value
         case ast.UnaryOp(op=ast.USub()):
@@ -255,8 +263,8 @@ def _evaluate(node: ast.expr, text: str) -> Any:
         case ast.Call():
             return _call(node, text)
     raise RuleSyntaxError(
-        f"{ast.unparse(node)!r} in {text!r} is not a rule. Rules are joined by |, & and -. "
-        f"{_known()}"
+        f"{_part(node, text)} is not a rule.{_named_by(ast.unparse(node))} Rules are joined by |, "
+        f"& and -. {_known()}"
     )
 
 
@@ -271,7 +279,35 @@ def _call(node: ast.Call, text: str) -> Any:
     except RuleSyntaxError:
         raise
     except (TypeError, PlacementError) as error:
-        raise RuleSyntaxError(f"{ast.unparse(node)!r} in {text!r}: {error}.") from error
+        why = str(error).removesuffix(".")
+        raise RuleSyntaxError(f"{_part(node, text)}: {why}.") from error
+
+
+def _part(node: ast.expr, text: str) -> str:
+    """Return a part of a rule as an error names it: with the rule, unless it is all of it."""
+    part = ast.unparse(node)
+    part = part if len(part) <= _SHOWN else f"{part[:_SHOWN]}…"
+    return repr(part) if part == text.strip() else f"{part!r} in {text!r}"
+
+
+def _named_by(text: str) -> str:
+    """Return a sentence on how a rule names the module or site a text may mean, or nothing."""
+    if len(text) > _SHOWN:
+        return ""
+    if _SITE.fullmatch(text):
+        return f" A site is named by at({text!r})."
+    return f" A module is named by modules({text!r})." if _PATH.fullmatch(text) else ""
+
+
+def _instead_of(rule: object) -> str:
+    """Return what to write instead of an object that is often taken for a rule."""
+    if isinstance(rule, (list, tuple, set, frozenset)):
+        return ' Several are joined by |: "blocks | head".'
+    if isinstance(rule, type):
+        return f" rules.modules({rule.__name__}) selects the modules of a class."
+    if isinstance(rule, nn.Module):
+        return " Modules are named by their paths: \"modules('layer1.*')\"."
+    return ""
 
 
 def _known() -> str:

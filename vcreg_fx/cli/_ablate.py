@@ -86,8 +86,9 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
 ) -> None:
     """Train once for every rule, setting and seed; print and draw the comparison.
 
-    With nothing else: ConvNeXt-Atto on embedded digits, VCReg1 to VCReg4 and without VCReg, two
-    seeds, in under 15 minutes on two cores. A run that was killed goes on where it was.
+    With nothing else: ConvNeXt-Atto on digits, VCReg1 to VCReg4 and without it,
+    two seeds, in under 15 minutes on two cores.
+    A run that was killed goes on where it was.
     """
     if context.invoked_subcommand is not None:
         return

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from statistics import median, quantiles
 from textwrap import shorten
@@ -68,6 +69,7 @@ def coverage(
 
     parse(rule)
     names = zoo(source, every)
+    import_module(source)  # where it is missing, no model needs to be tried
     torch.set_num_threads(1)  # small work on fake tensors; and so that times compare
     earlier = []
     if output is not None and output.exists():

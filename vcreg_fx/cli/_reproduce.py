@@ -111,8 +111,8 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
 ) -> None:
     """Run one of the papers' experiments and compare its numbers with the paper's.
 
-    A search on validation images chooses the coefficients; the test images are used once. A run
-    that was stopped goes on where it was when it is started again.
+    Coefficients are searched on validation images; test images are used once.
+    A run that was stopped goes on where it was when it is started again.
     """
     from ..experiments import papers
 

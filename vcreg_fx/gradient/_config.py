@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import torch
@@ -83,6 +84,11 @@ class VCRegConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        for name in ("alpha", "beta", "delta", "gamma", "eps", "ratio"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) and not (value is None and name in {"delta", "ratio"}):
+                kind = type(value).__name__
+                raise ValueError(f"{name}={value!r} must be a number, such as 0.1, not {kind}.")
         for name in ("alpha", "beta", "gamma"):
             check_coefficient(name, getattr(self, name))
         if self.delta is not None and not self.delta > 0:

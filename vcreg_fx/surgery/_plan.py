@@ -138,6 +138,10 @@ class Plan:
         }
         return json.dumps(data, indent=2, ensure_ascii=False)
 
+    def __repr__(self) -> str:
+        """Return the table, which a notebook or an interactive session then shows."""
+        return str(self)
+
     def __str__(self) -> str:
         """Return a table of the sites."""
         head = f"{type(self.model).__name__}: {len(self.sites)} sites for the rule {self.rule}\n"
@@ -207,8 +211,13 @@ def _edits(recording: Recording, sites: list[Site]) -> tuple[Edit, ...]:
 def make_config(config: VCRegConfig | None, overrides: dict[str, Any]) -> VCRegConfig:
     """Return the configuration with some fields changed.
 
-    **Raises:** `TypeError` that lists the fields, if one does not exist.
+    **Raises:** `TypeError` that lists the fields, if one does not exist, or if `config` is none.
     """
+    if config is not None and not isinstance(config, VCRegConfig):
+        raise TypeError(
+            f"config={config!r} is not a VCRegConfig. Coefficients are given by name, as in "
+            "alpha=0.64, beta=0.08, or as VCRegConfig(alpha=0.64, beta=0.08)."
+        )
     known = [item.name for item in dataclasses.fields(VCRegConfig)]
     if unknown := sorted(set(overrides) - set(known)):
         raise TypeError(
