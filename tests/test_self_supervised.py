@@ -610,15 +610,15 @@ def test_every_axis_of_vicreg_trains(tmp_path):
     """One arm of each; what it changes arrives where it acts."""
     names = [
         "VICReg", "λ 0, µ 25, ν 1", "hidden None, embedding L2", "VICReg, own weights",
-        "Barlow Twins", "Barlow Twins, ConvNeXt", "SimCLR, ResNet-14", "width 4", "batch 8",
+        "Barlow Twins", "Barlow Twins, ConvNeXt", "SimCLR, own weights", "width 4", "batch 8",
     ]  # fmt: skip
     preset = small("vicreg")
-    outcome = reproduce("vicreg", tmp_path / "out", preset=preset, data=few(side=16), arms=names)
+    outcome = reproduce("vicreg", tmp_path / "out", preset=preset, data=few(side=32), arms=names)
     rows = {row["name"]: row for row in outcome.report["rows"]}
     assert set(rows) == set(names)
     accuracies = {row["by_seed"]["0"]["std_z"] for row in rows.values()}
     assert len(accuracies) == len(names)  # no two are the same training
-    task = EXPERIMENTS["vicreg"].task(preset, few(side=16), NETWORKS["resnet8-half"], tmp_path)
+    task = EXPERIMENTS["vicreg"].task(preset, few(side=32), NETWORKS["resnet8-half"], tmp_path)
     arms = {arm.name: arm.fixed for arm in EXPERIMENTS["vicreg"].arms(preset)}
     methods = {name: task.method(trial(**arms[name])) for name in names}
     assert methods["width 4"].expander == (4, 4, 4)

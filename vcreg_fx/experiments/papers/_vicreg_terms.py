@@ -185,7 +185,7 @@ def draw_terms(report: dict[str, Any], path: Path) -> None:
     lines = [grid[0].plot([], [], color=color, label=terms)[0]
              for terms, color in zip(TERMS, COLORS, strict=False)]  # fmt: skip
     figure.legend(handles=lines, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=75)
+    figure.savefig(path, dpi=70)
 
 
 VICREG_TERMS = Experiment(
