@@ -488,6 +488,20 @@ def test_options_that_cannot_be(tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_pictures_in_files_are_left_for_views(tmp_path, monkeypatch):
+    """Every preset reads CIFAR and ImageNet so that views can be made of them."""
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Pictures)
+    for name in ("ssl", "vicreg", "vicreg-terms"):
+        experiment = EXPERIMENTS[name]
+        for scale in experiment.scales:
+            preset = experiment.presets(scale, "cifar10").but(train_images=None)
+            data = load_images("cifar10", "somewhere", augment=preset.augment)
+            preset = preset.but(options={**preset.options, "probes": ()})
+            task = experiment.task(preset, data, NETWORKS["resnet8-half"], tmp_path)
+            views = task.views(data.train, trial())
+            assert views[0][0].shape == (2, 3, 32, 32)
+
+
 def test_an_encoder_is_a_network_without_its_classifier():
     network = NETWORKS["resnet8-half"]((1, 8, 8), 5)
     logits = network(torch.ones(2, 1, 8, 8))

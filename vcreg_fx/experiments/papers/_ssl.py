@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -191,6 +192,11 @@ OWN: dict[str, Any] = {
 """What the options of the three experiments share."""
 
 
+def viewed(presets: Callable[[str, str | None], Preset]) -> Callable[[str, str | None], Preset]:
+    """Return presets that leave pictures in files as they are, for views."""
+    return lambda scale, data: presets(scale, data).but(augment="pictures")
+
+
 def presets(scale: str, data: str | None) -> Preset:
     """Return the preset of a scale."""
     if scale == "paper":
@@ -205,7 +211,6 @@ def presets(scale: str, data: str | None) -> Preset:
             lars(0.3, 4096, warmup_epochs=5),
             grid={"alpha": ALPHAS, "beta": BETAS},
             seeds=3,
-            augment="pictures",
             options={
                 **OWN, "probes": DOWNSTREAM, "views": "vcreg", "probe": "sgd", "methods": methods,
                 "rates": {
@@ -285,7 +290,7 @@ SSL = Experiment(
     name="ssl",
     title="Self-supervised learning with VCReg",
     summary="SimCLR and VICReg with VCReg at the blocks, then linear probes",
-    presets=presets,
+    presets=viewed(presets),
     scales=SCALES,
     arms=arms,
     task=SelfSupervisedTask,

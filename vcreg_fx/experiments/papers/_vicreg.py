@@ -11,7 +11,7 @@ from ..._shared.statistics import finite_values, summary_of
 from ..training import TrainSettings
 from ._experiment import Arm, Experiment, Metric, Paper, Preset, ReproductionError
 from ._pictures import COLORS
-from ._ssl import OWN, OWN_PROBE, SPREAD, lars
+from ._ssl import OWN, OWN_PROBE, SPREAD, lars, viewed
 from ._vicreg_terms import CollapsingTask
 
 BASE = "VICReg"
@@ -67,7 +67,6 @@ def presets(scale: str, data: str | None) -> Preset:
             lars(0.3, 2048, warmup_epochs=10, weight_decay=1e-6, final_rate=0.002),
             grid={},
             seeds=3,
-            augment="pictures",
             options={
                 **OWN, "probe": "sgd", "axes": AXES, "methods": methods_of(8192, 0.1),
                 "widths": tuple(_TABLE_12), "batches": {
@@ -196,7 +195,7 @@ VICREG = Experiment(
     name="vicreg",
     title="VICReg's ablations",
     summary="coefficients, normalizations, branches, width and batch, with SimCLR and Barlow Twins",
-    presets=presets,
+    presets=viewed(presets),
     arms=arms,
     task=VICRegTask,
     metrics=(OWN_PROBE, *SPREAD, Metric("collapsed", "collapsed", higher=False)),

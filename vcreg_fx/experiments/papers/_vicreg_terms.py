@@ -12,7 +12,7 @@ from ..training._self_supervised import Method
 from ._experiment import Arm, Experiment, Metric, Paper, Preset
 from ._image_task import Roles
 from ._pictures import COLORS
-from ._ssl import OWN, OWN_PROBE, SPREAD, SelfSupervisedTask, lars
+from ._ssl import OWN, OWN_PROBE, SPREAD, SelfSupervisedTask, lars, viewed
 
 COLLAPSED = 0.5
 """A std of l2-normalized embeddings below this share of 1/√d is a collapse."""
@@ -105,7 +105,6 @@ def presets(scale: str, data: str | None) -> Preset:
             lars(0.3, 2048, warmup_epochs=10, weight_decay=1e-6, final_rate=0.002),
             grid={},
             seeds=2,
-            augment="pictures",
             options={
                 **OWN, "probe": "sgd",
                 "heads": {
@@ -192,7 +191,7 @@ VICREG_TERMS = Experiment(
     name="vicreg-terms",
     title="What keeps features from collapsing",
     summary="BYOL, SimSiam and VICReg with a variance term, and a covariance term, and without",
-    presets=presets,
+    presets=viewed(presets),
     arms=arms,
     task=TermsTask,
     metrics=(OWN_PROBE, *SPREAD, Metric("collapsed", "collapsed", higher=False)),
