@@ -265,7 +265,7 @@ _EMBEDDED: dict[str, Any] = {
     **_PAPER, "frames": 8, "stride": 1, "clips": 3, "crops": 1, "drop_path": 0.1,
     "head_scale": 1.0, "masking": 0.6, "unlabelled": 3_000, "videos": (2_000, 600),
     "probes": ("letter", "face", "color"), "probe_videos": 1_200, "strengths": (0.01, 1.0, 100.0),
-    "pretraining": {"epochs": 15, "batch_size": 64, "learning_rate": 3e-3},
+    "pretraining": {"epochs": 12, "batch_size": 64, "learning_rate": 3e-3},
 }  # fmt: skip
 
 
@@ -278,9 +278,7 @@ def presets(scale: str, data: str | None) -> Preset:
         )  # fmt: skip
     embedded = data in {None, "moving-glyphs"}
     options = _EMBEDDED if embedded else {**_EMBEDDED, "probes": (), "pretraining": None}
-    training = TrainSettings(
-        epochs=20, batch_size=32, learning_rate=2e-3, layer_decay=0.8, bias_weight_decay=0.0
-    )
+    training = TrainSettings(epochs=16, batch_size=32, learning_rate=2e-3, bias_weight_decay=0.0)
     preset = Preset(
         data or "moving-glyphs", "videomae-tiny", training, size=24, grid=CORNERS,
         train_images=640 if embedded else None, validation=600 if embedded else 0.1,

@@ -35,7 +35,7 @@ _PIXELS = Callable[[int], np.ndarray]
 
 
 class _Scene(NamedTuple):
-    """What a video shows: everything that chance decides, but the noise."""
+    """What a video shows, and the random numbers for its path and colors."""
 
     letter: int
     face: int
@@ -75,7 +75,6 @@ def draw_video(index: int, part: str, size: int) -> Tensor:
     shift, turn, growth = _path(motion, rng)
     middle = size * (0.5 + rng.uniform(-0.08, 0.08, 2))
     turned = math.radians(rng.uniform(-15, 15))
-    noise = rng.uniform(0, 0.02)
     frames = []
     for t in along:
         x, y = middle + size * t * shift
@@ -89,8 +88,7 @@ def draw_video(index: int, part: str, size: int) -> Tensor:
             (size, size), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
         )
         frame = ground + (ink - ground) * (np.asarray(moved, np.float64) / 255)
-        frame += rng.normal(scale=noise, size=frame.shape)
-        frames.append((frame.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+        frames.append((frame * 255 + 0.5).astype(np.uint8))
     return torch.from_numpy(np.stack(frames))
 
 
