@@ -265,7 +265,7 @@ _EMBEDDED: dict[str, Any] = {
     **_PAPER, "frames": 8, "stride": 1, "clips": 3, "crops": 1, "drop_path": 0.1,
     "head_scale": 1.0, "masking": 0.6, "unlabelled": 3_000, "videos": (2_000, 600),
     "probes": ("letter", "face", "color"), "probe_videos": 1_200, "strengths": (0.01, 1.0, 100.0),
-    "pretraining": {"epochs": 12, "batch_size": 64, "learning_rate": 3e-3},
+    "pretraining": {"epochs": 6, "batch_size": 64, "learning_rate": 5e-4},
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class VideoNetwork:
     """
 
     kind: str
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, float]
     decoder: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -53,7 +53,9 @@ def _decoder(width: int, layers: int, heads: int) -> dict[str, int]:
 _SMALL = VideoNetwork("videomae", _sizes(384, 12, 6), _decoder(192, 4, 3))
 _BASE = VideoNetwork("videomae", _sizes(768, 12, 12), _decoder(384, 4, 6))
 VIDEO_NETWORKS: Mapping[str, VideoNetwork] = {
-    "videomae-tiny": VideoNetwork("videomae", _sizes(64, 4, 4), _decoder(32, 1, 2)),
+    "videomae-tiny": VideoNetwork(
+        "videomae", {**_sizes(64, 4, 4), "initializer_range": 0.1}, _decoder(32, 1, 2)
+    ),
     "videomae-small": _SMALL,
     "videomae-base": _BASE,
     "videomaev2-small": _SMALL,
