@@ -187,6 +187,11 @@ def test_what_fits_no_memory_names_its_option(here, command, option):
     assert line.startswith(f"Error: {option}: this needs more memory than there is")
 
 
+def test_the_digits_are_asked_for_settings_that_they_have(here):
+    line = fails("ablate", ["--set", "foo=1", "--seeds", "1"])
+    assert line.startswith("Error: --set: the digits have no setting foo; they have ")
+
+
 @pytest.mark.parametrize(("command", "option"), SWITCHES)
 def test_switches_take_no_value(here, command, option):
     assert option in fails(command, [f"{option}=3"])

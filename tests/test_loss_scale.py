@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -326,3 +327,11 @@ def test_calls_that_cannot_be_counted_are_refused() -> None:
         vcreg_fx.VCRegConfig(calls="mean", ratio=0.1)
     with pytest.raises(ValueError, match="calls='max' must be one of"):
         vcreg_fx.VCRegConfig(calls="max")
+
+
+@pytest.mark.parametrize("scale", [0, 0.0, -1.0, math.inf, math.nan])
+def test_a_scale_that_is_none_is_refused(scale):
+    model = vcreg_fx.insert(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), "head",
+                            example_inputs=(torch.zeros(2, 4),))  # fmt: skip
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        vcreg_fx.set_loss_scale(model, scale)

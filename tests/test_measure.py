@@ -162,3 +162,10 @@ def test_compiled_steps_have_metrics_and_follow_schedules() -> None:
         assert numbers.keys() == others.keys()
         assert all(math.isclose(numbers[key], others[key], rel_tol=1e-9) for key in numbers)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_criterion_that_takes_targets_is_refused_with_what_to_write():
+    model = vcreg_fx.insert(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)), "head",
+                            example_inputs=(torch.zeros(2, 4),))  # fmt: skip
+    with pytest.raises(vcreg_fx.InsertionError, match="loss=lambda output: cross_entropy"):
+        vcreg_fx.measure(model, torch.randn(8, 4), nn.functional.cross_entropy)

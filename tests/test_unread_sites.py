@@ -332,3 +332,80 @@ def test_loops_that_reach_all_sites_are_not_told(name: str) -> None:
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*scale.*|.*None of the inputs.*")
         LOOPS[name]()
+
+
+# Sites that have nothing to do ---------------------------------------------------------------
+
+
+class Backbone(nn.Module):
+    """A backbone of two blocks, and a head that may be left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.fc = nn.Linear(4, 3)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x))
+
+
+def ten_steps(model: nn.Module, call: Callable[[Tensor], Tensor]) -> list[str]:
+    """Return what is said in twelve steps."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(12):
+            optimizer.zero_grad()
+            call(X.float()).square().sum().backward()
+            optimizer.step()  # the line that is told of
+    assert all(found.filename == __file__ for found in told)
+    return [str(found.message) for found in told]
+
+
+IDLE_RULE = "modules('first') | head"
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_model_in_eval_mode_is_reported_once(compiled):
+    model = vcreg_fx.insert(Backbone().eval(), IDLE_RULE, example_inputs=(X.float(),))
+    told = ten_steps(model, torch.compile(model, backend="eager") if compiled else model)
+    if compiled:  # what passes compiled code is not noted
+        assert told == []
+        return
+    (message,) = told
+    assert message.startswith("VCReg has done nothing at any site in 10 steps of SGD: the model is")
+    assert "eval mode" in message
+
+
+def test_a_frozen_model_is_reported_once():
+    model = vcreg_fx.insert(Backbone(), "head", example_inputs=(X.float(),))
+    model.first.requires_grad_(False)
+    model.second.requires_grad_(False)
+    (message,) = ten_steps(model, model)
+    assert "nothing before the sites is trained" in message
+
+
+def test_a_site_that_is_never_run_is_reported_by_name():
+    model = vcreg_fx.insert(Backbone(), IDLE_RULE, example_inputs=(X.float(),))
+    (message,) = ten_steps(model, model.features)
+    assert message.startswith("VCReg has done nothing at fc:input in 10 steps of SGD: no forward")
+
+
+@pytest.mark.parametrize("mode", ["gradient", "loss"])
+def test_sites_that_act_and_parts_that_are_frozen_are_no_matter(mode):
+    model = vcreg_fx.insert(Backbone(), IDLE_RULE, example_inputs=(X.float(),), mode=mode)
+    model.first.requires_grad_(False)
+
+    def call(x: Tensor) -> Tensor:
+        return model(x) + (vcreg_fx.penalty(model) if mode == "loss" else 0)
+
+    assert ten_steps(model, call) == []
+    assert ten_steps(model.eval(), call if mode == "gradient" else model) == []
+
+
+def test_a_compiled_model_that_trains_is_no_matter():
+    model = vcreg_fx.insert(Backbone(), IDLE_RULE, example_inputs=(X.float(),), interval=4)
+    assert ten_steps(model, torch.compile(model, backend="eager")) == []

@@ -93,11 +93,17 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
     if context.invoked_subcommand is not None:
         return
     from .. import ablation
+    from ..ablation._trials import INSERT
 
     given, options = _functions(task)
     if rule:
         given["rules"] = rule
     axes: dict[str, Any] = dict(axis or ())
+    known = (*INSERT, "steps")
+    if task is None and (unknown := sorted(axes.keys() - {*known})):
+        raise OptionError(
+            "--set", f"the digits have no setting {unknown[0]}; they have {', '.join(known)}."
+        )
     if task is None and "steps" not in axes:
         from ..experiments import digits_ablation
 

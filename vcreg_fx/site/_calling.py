@@ -17,7 +17,12 @@ from torch import Tensor
 
 _NEAR = 14  # a scaler calls the optimizer directly, through a few wrappers
 _DEPTH = 400
-_INSIDE = (os.path.dirname(torch.__file__), os.path.dirname(__file__), "<vcreg_fx")
+_HERE = os.path.dirname(os.path.dirname(__file__))
+_INSIDE = (
+    os.path.dirname(torch.__file__),
+    *(os.path.join(_HERE, room) for room in ("gradient", "site", "surgery")),
+    "<vcreg_fx",
+)
 _BACKWARD = torch.autograd.backward.__code__
 # Scalar arithmetic through which a loss is followed to the terms that it sums.
 _SUMS = (
@@ -77,9 +82,7 @@ def what_follows() -> str:
 
 def outside_torch() -> int:
     """Return the ``stacklevel`` with which the caller warns at the line that called torch."""
-    level = 1
-    for frame in _frames(_DEPTH):
-        level += 1
+    for level, frame in enumerate(_frames(_DEPTH), start=1):
         if not frame.f_code.co_filename.startswith(_INSIDE):
             return level
     return 1

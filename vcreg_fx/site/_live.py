@@ -44,7 +44,7 @@ from ..gradient import (
     start_moments,
     working_dtype,
 )
-from ._calling import what_follows
+from ._calling import outside_torch, what_follows
 from ._loss_scale import LossScale
 from ._passes import Passes
 from ._positions import Positions
@@ -187,7 +187,11 @@ class LiveSite:
         exporting = is_exporting()
         if training and torch.is_grad_enabled():
             refuse_batches(self.name)
+        if torch.compiler.is_compiling() and not exporting:
+            _note_compiled(self)
         if not training or not (exporting or (torch.is_grad_enabled() and h.requires_grad)):
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                self.passes.rested = "frozen" if training else "eval"
             return False
         if h.ndim != self.layout.ndim:
             raise LayoutError(
@@ -442,7 +446,7 @@ class LiveSite:
     def _warn_once(self, message: str) -> None:
         if message[:60] not in self._warned and not torch.compiler.is_compiling():
             self._warned.add(message[:60])
-            warnings.warn(message, stacklevel=2)
+            warnings.warn(message, stacklevel=outside_torch())
 
     def _note_injection(self) -> None:
         self.passes.injected = True
@@ -477,4 +481,10 @@ def _tell_of_compilations(site: LiveSite) -> None:
     )
 
 
+def _note_compiled(site: LiveSite) -> None:
+    """Note, while a forward is traced, that what passes the site will not be seen."""
+    site.passes.unseen = True
+
+
 mark_constant(_tell_of_compilations)
+mark_constant(_note_compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ class LossScale:
             raise TypeError(
                 f"scale must be a number, a tensor or a GradScaler, not {type(scale).__name__}."
             )
+        if isinstance(scale, (int, float)) and not 0 < scale < math.inf:
+            raise ValueError(f"A loss scale of {scale} is none; it must be positive and finite.")
         self.scale = scale
         self.accumulation_steps = accumulation_steps
 

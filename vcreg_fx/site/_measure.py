@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -117,7 +118,9 @@ def measure(
         if train:
             model.train()
         with torch.enable_grad():
-            value = loss(_call(model, inputs))
+            output = _call(model, inputs)
+            _check_loss(loss, output)
+            value = loss(output)
         pairs = [(site, *noted) for site in sites for noted in seen[site.name]]
         if not pairs:
             raise InsertionError(
@@ -133,6 +136,21 @@ def measure(
             count = reached[site.name] if site.config.calls == "mean" else 1
             calls.setdefault(site.name, []).append(_measured(site, h, absent, grad, max(count, 1)))
     return Measurement(row for rows in calls.values() for row in rows)
+
+
+def _check_loss(loss: Callable[[Any], Tensor], output: Any) -> None:
+    """Refuse a criterion that takes targets, too."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):
+        return  # some functions of C have none
+    try:
+        signature.bind(output)
+    except TypeError as error:
+        raise InsertionError(
+            f"loss is called with the model's output alone, and this one takes {signature}: "
+            f"{error}. Write loss=lambda output: cross_entropy(output, labels)."
+        ) from error
 
 
 def _measured(

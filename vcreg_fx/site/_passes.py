@@ -17,11 +17,15 @@ class Passes:
     - `pending`: with ``mode="loss"``, the penalties that were not read yet.
     - `came_back`: whether a gradient came to the site since its last forward pass.
     - `injected`: and whether it came through what the site returned.
+    - `began`: whether a training forward pass has ever come, in which something was to be done.
+    - `rested`: why there was nothing to do in a forward pass; empty if none has come.
+    - `unseen`: whether the site was compiled, where passes are not noted.
     """
 
     def __init__(self) -> None:
         self.pending: list[Tensor] = []
-        self.came_back = self.injected = False
+        self.came_back = self.injected = self.began = self.unseen = False
+        self.rested = ""
         self._left = [False]  # whether one came in the backward pass of the latest forward pass
         self._since_step = False  # whether a training forward has come since the last step
         self._ever = False  # whether a gradient has ever come
@@ -34,7 +38,7 @@ class Passes:
     def forward(self, h: Tensor) -> None:
         """Note a forward pass, and what will come back of it."""
         self.came_back = self.injected = False
-        self._since_step = True
+        self._since_step = self.began = True
         self._left = left = [False]
 
         def note_backward(grad: Tensor) -> None:  # noqa: ARG001 (a hook's argument)

@@ -21,6 +21,8 @@ from torch import Tensor, fx, nn
 from placement_rules import Layout, leaves
 from placement_rules._torch import graph_task, in_backward
 
+from ._calling import outside_torch
+
 MASKS = "vcreg_masks"  # the attribute of a model that lists what its calls note
 # Masks whose meaning is fixed: whether what is not zero is padding, and what they are masks of.
 KNOWN_MASKS: dict[str, tuple[bool, tuple[str, ...]]] = {
@@ -148,7 +150,7 @@ class Masks:
                 f"VCReg: {reason}. There, padded positions count as samples. To leave them out, "
                 "insert with mask=, the name of the argument or a function that returns a mask of "
                 "(batch, length); mask=None says that every position is to count.",
-                stacklevel=2,
+                stacklevel=outside_torch(),
             )
 
     # The sites ---------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from placement_rules import at
 from placement_rules._torch import children_of
 
 from .._errors import InsertionError
+from ._calling import outside_torch
 from ._live import LiveSite
 from ._steps import watch_of, watch_steps
 
@@ -218,5 +219,5 @@ def watch_sites(model: nn.Module) -> None:
         f"VCReg no longer acts at {', '.join(fresh)}: the modules were replaced after insert (as "
         "reset_classifier and convert_sync_batchnorm do). Call vcreg_fx.remove(model), then insert "
         "again.",
-        stacklevel=3,
+        stacklevel=outside_torch(),
     )

@@ -25,6 +25,10 @@ FORGOTTEN = (
 )
 _LOOKED = 10  # the first steps of an optimizer, in which a GradScaler is looked for
 _MISSED = 10  # steps without a gradient, after which a site is reported
+_IDLE = {
+    "eval": "the model is in eval mode, in which from_pretrained leaves it (call model.train())",
+    "frozen": "nothing before the sites is trained, so that no gradient passes them",
+}
 _watches: weakref.WeakKeyDictionary[nn.Module, StepWatch] = weakref.WeakKeyDictionary()
 _hooks: list[Any] = []
 
@@ -60,7 +64,8 @@ class StepWatch:
         self.unreached: weakref.WeakSet[Watched] = weakref.WeakSet()  # to which none came yet
         self._model = weakref.ref(model)
         self._passes = 0
-        self._told = self._told_unread = False
+        self._told = self._told_unread = self._told_idle = False
+        self._steps = 0  # since the sites are watched
         self._first: _Count | None = None  # until the optimizer is known
         self._counts: weakref.WeakKeyDictionary[Optimizer, _Count] = weakref.WeakKeyDictionary()
 
@@ -84,6 +89,8 @@ class StepWatch:
         if count.holds:
             self.look_for_unread()
             self._look_for_unreached()
+            if not self._told_idle:
+                self._look_for_idle(type(optimizer).__name__)
         if self._told:
             return
         k = self._passes - count.base - count.summed
@@ -124,6 +131,30 @@ class StepWatch:
                 "place. Use a rule that leaves it out, or a loss that depends on it.",
                 stacklevel=outside_torch(),
             )
+
+    def _look_for_idle(self, optimizer: str) -> None:
+        """Warn once, after the first steps, where no site had anything to do, or one was not run.
+
+        Sites that only rest beside others that act, as in a model that is frozen in part, are as
+        they were meant.
+        """
+        idle = [site for site in self.sites if not (site.passes.began or site.has_acted)]
+        self._steps += 1
+        self._told_idle = not idle or self._steps >= _MISSED
+        if not idle or self._steps < _MISSED or any(site.passes.unseen for site in idle):
+            return
+        if len(idle) == len(self.sites) and (reasons := {s.passes.rested for s in idle} - {""}):
+            why = " and ".join(_IDLE[reason] for reason in sorted(reasons))
+            where = "at any site"
+        elif idle := [site for site in idle if not site.passes.rested]:
+            why = "no forward pass has come through what they stand in"
+            where = f"at {', '.join(sorted(site.name for site in idle))}"
+        else:
+            return
+        warnings.warn(
+            f"VCReg has done nothing {where} in {_MISSED} steps of {optimizer}: {why}.",
+            stacklevel=outside_torch(),
+        )
 
     def _meet(self, optimizer: Optimizer) -> _Count:
         """Start to count for an optimizer; what was counted before its first step is its own."""
