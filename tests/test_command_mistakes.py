@@ -78,6 +78,7 @@ MISTAKES = {
         "--size": f"{MODEL} --size 0",
         "--device": f"{MODEL} --device cuda:99",
         "--probe": f"{MODEL} --probe trees",
+        "--semi-supervised": f"{MODEL} --semi-supervised 0.5",
         "--seed": f"{MODEL} --seed 1.5",
         "--output": f"{MODEL} -o text.pt",
     },
