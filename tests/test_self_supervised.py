@@ -25,7 +25,7 @@ from vcreg_fx.experiments.images._glyphs import glyphs
 from vcreg_fx.experiments.images._views import VIEWS, Views
 from vcreg_fx.experiments.papers import EXPERIMENTS, NETWORKS, ReproductionError, reproduce
 from vcreg_fx.experiments.papers._ssl import without_head
-from vcreg_fx.experiments.papers._vicreg_terms import COLLAPSED, ROWS, method_of
+from vcreg_fx.experiments.papers._vicreg_terms import COLLAPSED, ROWS, TERMS, method_of
 from vcreg_fx.experiments.training import Stopped, TrainSettings, fit
 from vcreg_fx.experiments.training._self_supervised import (
     Embedded,
@@ -597,6 +597,21 @@ def test_a_study_of_terms_says_what_collapsed(tmp_path):
     assert "| SimSiam, SG | collapse | 56.8 | 66.1 |" in text
     assert "difference to SimSiam, SG PR BN: none |" in text
     assert (tmp_path / "out" / "vicreg-terms.png").stat().st_size > 5_000
+
+
+@pytest.mark.slow
+def test_cells_that_collapse_are_told_by_their_spread(tmp_path):
+    """Those that the paper prints as a collapse, and cells beside them."""
+    preset = EXPERIMENTS["vicreg-terms"].presets("quick", None)
+    preset = preset.but(training=replace(preset.training, epochs=8, batch_size=32))
+    arms = ["SimSiam, SG PR BN: none", "SimSiam, SG: none", "VICReg: none", "VICReg, BN: var"]
+    outcome = reproduce("vicreg-terms", tmp_path / "out", preset=preset, arms=arms)
+    printed = EXPERIMENTS["vicreg-terms"].paper.rows
+    for found in outcome.report["rows"]:
+        row, _, terms = found["name"].partition(": ")
+        collapses = printed[row][list(TERMS).index(terms)] is None
+        for numbers in found["by_seed"].values():
+            assert numbers["collapsed"] == float(collapses), (found["name"], numbers["std_z"])
 
 
 def test_axes_of_vicreg():

@@ -93,7 +93,7 @@ def presets(scale: str, data: str | None) -> Preset:
         data or "fashion-mnist",
         "resnet8-half",
         TrainSettings(epochs=6, batch_size=32, learning_rate=4e-3),
-        train_images=800,
+        train_images=600,
         validation=4_000,
         grid={},
         seeds=3,
