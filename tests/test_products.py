@@ -16,8 +16,7 @@ from vcreg_fx import LiveSite, VCRegConfig, vcreg_loss
 from vcreg_fx.gradient import _blocks
 from vcreg_fx.gradient._blocks import Blocks
 from vcreg_fx.gradient._closed_form import Step, few_samples
-from vcreg_fx.gradient._products import add_product, add_small_product, moments
-from vcreg_fx.gradient._symmetric_sum import gram
+from vcreg_fx.gradient._products import add_product, add_small_product, gram, moments
 from vcreg_fx.site._loss_scale import LossScale
 
 SHAPES = {"NC": (400, 0), "NLC": (6, 70, 0), "NCHW": (7, 0, 9, 8), "NHWC": (7, 9, 8, 0)}

@@ -1,11 +1,11 @@
 """Sites, live: their coefficients, their strength, the numbers of their last step."""
 
-from ._calibrate import Calibration as Calibration
-from ._calibrate import calibrate as calibrate
 from ._live import LiveSite as LiveSite
 from ._loss_scale import LossScale as LossScale
+from ._measure import Calibration as Calibration
 from ._measure import Measurement as Measurement
 from ._measure import SiteMeasurement as SiteMeasurement
+from ._measure import calibrate as calibrate
 from ._measure import measure as measure
 from ._metrics import metrics as metrics
 from ._positions import KNOWN_MASKS as KNOWN_MASKS
