@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,69 +18,10 @@ from ._drive import Workers, drive
 from ._records import Record
 from ._result import AblationResult
 from ._store import Store
-from ._task import Build, Evaluate, Task, Train
-from ._trials import ARGUMENTS, AblationError, RuleLike, make_trials
+from ._task import LOOK, AblationOptions, Build, Evaluate, Task, Train
+from ._trials import ARGUMENTS, RuleLike, make_trials
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AblationOptions:
-    """How an ablation is run and shown.
-
-    **Arguments:**
-
-    - `example_inputs`, `example_kwargs`: of one forward call, where `insert` cannot work them out.
-    - `shard`: (i, n) runs the i-th of n equal shares of the trials, i from 1.
-    - `retry_failed`: run trials again that failed in an earlier run.
-    - `retries`: how often a trial is run again whose process died while it ran alone. The store
-      counts it, so it holds over several calls.
-    - `timeout`: seconds after which a trial is ended and has failed. Each trial then runs in a
-      process of its own, also where trials run here one after the other.
-    - `lost_after`: seconds after which a process that no longer renews its claim is given up.
-    - `threads`: torch's CPU threads in each trial; by default left as they are. Sums depend on it
-      in their last digits, so set it where numbers are to be equal on different machines.
-    - `progress`: show progress; by default where the output is a terminal.
-    - `on_record`: called with each record as it is finished.
-    - `title`: the architecture, for the table.
-    - `higher_is_better`, `lower_is_better`: metrics of which the largest, or the smallest value is
-      the best. In the column of a metric that neither names nothing is bold.
-    - `percent`: metrics shown as percentages.
-    """
-
-    example_inputs: tuple[Any, ...] | None = None
-    example_kwargs: Mapping[str, Any] | None = None
-    shard: tuple[int, int] | None = None
-    retry_failed: bool = False
-    retries: int = 2
-    timeout: float | None = None
-    lost_after: float = 60.0
-    threads: int | None = None
-    progress: bool | None = None
-    on_record: Callable[[Record], object] | None = None
-    title: str = ""
-    higher_is_better: Collection[str] = ()
-    lower_is_better: Collection[str] = ()
-    percent: Collection[str] = ()
-
-    def __post_init__(self) -> None:
-        """Check what would fail late."""
-        if self.shard is not None:
-            i, n = self.shard
-            if not 1 <= i <= n:
-                raise AblationError(
-                    f"shard {i}/{n} does not exist; shards go from 1/{n} to {n}/{n}."
-                )
-        if self.retries < 0 or not self.lost_after > 0:
-            raise AblationError("retries must be at least 0 and lost_after positive.")
-        if self.timeout is not None and not self.timeout > 0:
-            raise AblationError("timeout must be positive, in seconds.")
-        for name in ("higher_is_better", "lower_is_better", "percent"):
-            if isinstance(getattr(self, name), str):
-                raise AblationError(f"{name} is a list of metrics, not a string.")
-        if both := sorted({*self.higher_is_better} & {*self.lower_is_better}):
-            raise AblationError(f"{both[0]} is in higher_is_better and in lower_is_better.")
-
 
 PAPER = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
 
@@ -145,20 +86,9 @@ def ablate(
     trials = make_trials(rules, seeds, baseline, {} if axes is None else axes, example)
     folder = Store(store, options.lost_after)
     functions = (build, train, evaluate)
-    tasks = [
-        Task(
-            trial,
-            *functions,
-            folder.path,
-            options.lost_after,
-            options.threads,
-            options.example_inputs,
-            options.example_kwargs,
-            options.retries,
-            options.timeout,
-        )
-        for trial in trials
-    ]
+    look: dict[str, Any] = dict.fromkeys(LOOK, ())
+    sent = replace(options, on_record=None, **look)  # what other processes have to know
+    tasks = [Task(trial, *functions, folder.path, sent) for trial in trials]
     with Workers(executor) as workers:
         workers.check(tasks[0])
         folder.create()
@@ -232,9 +162,7 @@ def _notes(options: AblationOptions, *functions: Any) -> dict[str, Any]:
     names = ("build", "train", "evaluate")
     return {
         "title": options.title,
-        "higher_is_better": sorted(options.higher_is_better),
-        "lower_is_better": sorted(options.lower_is_better),
-        "percent": sorted(options.percent),
+        **{name: sorted(getattr(options, name)) for name in LOOK},
         "functions": {
             name: _identity(function) for name, function in zip(names, functions, strict=True)
         },

@@ -105,7 +105,7 @@ class Workers:
 
         **Raises:** `AblationError` that says how to write them.
         """
-        if task.timeout is None and not isinstance(self.executor, ProcessPoolExecutor):
+        if task.options.timeout is None and not isinstance(self.executor, ProcessPoolExecutor):
             return
         try:
             pickle.dumps(task)
@@ -188,10 +188,22 @@ def drive(
     **Raises:** `AblationError` if workers fail outside of trials.
     """
     open_tasks = {task.trial.id: task for task in tasks}
-    first, barren = _standings(open_tasks, store), 0
+
+    def drop_finished(names: Iterable[str]) -> None:
+        for name in list(names):
+            if name in open_tasks and store.is_done(name):
+                del open_tasks[name]
+                store.claims.clear(name)
+                on_finished(name)
+
+    def standings() -> dict[str, Standing]:
+        found = store.claims.standings()
+        return {name: found.get(name, Standing()) for name in open_tasks}
+
+    first, barren = standings(), 0
     while open_tasks:
-        _drop_finished(open_tasks, store, on_finished)
-        before = _standings(open_tasks, store)
+        drop_finished(open_tasks)
+        before = standings()
         free = [name for name, standing in before.items() if standing.holder is None]
         if not free:
             if open_tasks:
@@ -203,15 +215,15 @@ def drive(
         chosen = [name for name in free if name not in suspects] or suspects[:1]
         alone = workers.isolated or chosen == suspects[:1]
         ready = [replace(open_tasks[name], alone=alone) for name in chosen]
-        broken = _round(ready, open_tasks, store, workers, on_finished)
+        broken = _round(ready, store, workers, drop_finished)
         if broken and workers.is_broken:
             workers.replace()
-        _drop_finished(open_tasks, store, on_finished)
-        if len(open_tasks) < len(before) or _standings(open_tasks, store) != before:
+        drop_finished(open_tasks)
+        if len(open_tasks) < len(before) or standings() != before:
             barren = 0
         elif broken:
             barren += 1
-            if barren > tasks[0].retries:
+            if barren > tasks[0].options.retries:
                 raise AblationError(
                     "The executor's workers die before they begin a trial. Its first error was "
                     f"{broken}"
@@ -220,17 +232,11 @@ def drive(
             time.sleep(_PAUSE)  # all of them were claimed by other processes in the meantime
 
 
-def _standings(open_tasks: Iterable[str], store: Store) -> dict[str, Standing]:
-    found = store.claims.standings()
-    return {name: found.get(name, Standing()) for name in open_tasks}
-
-
 def _round(
     ready: Sequence[Task],
-    open_tasks: dict[str, Task],
     store: Store,
     workers: Workers,
-    on_finished: Callable[[str], object],
+    drop_finished: Callable[[Iterable[str]], None],
 ) -> str:
     """Submit trials and wait for them; return the error that told of a lost worker, if any."""
     broken = ""
@@ -241,7 +247,7 @@ def _round(
             futures[future] = task.trial.id
             if future.done() and future.exception() is not None:
                 break  # what cannot be written now cannot be written after the next trial either
-            _drop_finished(open_tasks, store, on_finished, [task.trial.id])
+            drop_finished([task.trial.id])
     except BrokenExecutor as error:
         workers.is_broken = True
         broken = repr(error)
@@ -255,7 +261,7 @@ def _round(
                 broken = repr(error)
             except lost_worker_errors() as error:  # the executor itself goes on, as Dask's does
                 broken = repr(error)
-            _drop_finished(open_tasks, store, on_finished, [futures[future]])
+            drop_finished([futures[future]])
     except AblationError:
         raise
     except Exception as error:
@@ -267,16 +273,3 @@ def _round(
         for future in futures:
             future.cancel()
     return broken
-
-
-def _drop_finished(
-    open_tasks: dict[str, Task],
-    store: Store,
-    on_finished: Callable[[str], object],
-    names: Sequence[str] | None = None,
-) -> None:
-    for name in list(open_tasks) if names is None else names:
-        if name in open_tasks and store.is_done(name):
-            del open_tasks[name]
-            store.claims.clear(name)
-            on_finished(name)

@@ -12,6 +12,7 @@ from ._plots import MOST_ROWS, draw_heatmaps, draw_placements
 from ._records import Comparison
 from ._store import Store
 from ._table import beside, markdown, verdicts
+from ._task import LOOK
 from ._trials import COLUMNS
 
 
@@ -52,16 +53,13 @@ class AblationResult(Comparison):
             notes = (store.plans() or [{}])[-1]
         records = store.records(trials)
         found = [record.id for record in records]
-        look = ("lower_is_better", "percent", "higher_is_better")
-        lower, percent, higher = (frozenset(notes.get(name, ())) for name in look)
+        look: dict[str, Any] = {name: frozenset(notes.get(name, ())) for name in LOOK}
         return cls(
             records,
             store.missing(records, trials),
             store.path,
             notes.get("title", ""),
-            lower,
-            percent,
-            higher,
+            **look,
             from_store=len(found if before is None else {*found} & {*before}),
             damaged=tuple(str(error) for error in store.damaged.values()),
         )

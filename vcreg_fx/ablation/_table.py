@@ -23,15 +23,12 @@ def markdown(result: Comparison) -> str:
     rows = result.rows
     parts = [_means(result, rows), *_differences(result, rows)]
     if failed := result.failed:
-        lines = [
+        parts += [
             f"{len(failed)} of {len(result.records)} trials failed:",
-            "",
-            *(f"- {in_markdown(f'`{record.id}`: {record.reason}')}" for record in failed),
-            "",
+            "\n".join(f"- {in_markdown(f'`{r.id}`: {r.reason}')}" for r in failed),
             "`trials/<name>/traceback.txt` in the store says where. They are run again on request "
             "only: `retry_failed`, `--retry-failed`.",
         ]
-        parts.append("\n".join(lines))
     if result.missing:
         parts.append(f"{len(result.missing)} trials are not finished.")
     if result.from_store:
@@ -41,7 +38,7 @@ def markdown(result: Comparison) -> str:
         )
     if result.damaged:
         lines = [f"- {in_markdown(line)}" for line in result.damaged]
-        parts.append("\n".join(["Left out, until ablate runs these again:", "", *lines]))
+        parts += ["Left out, until ablate runs these again:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 

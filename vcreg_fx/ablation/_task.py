@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,67 @@ Evaluate = Callable[[nn.Module, Trial], Mapping[str, float]]
 
 # Seeds are those of a process, so one process runs one trial at a time, whatever its threads.
 _alone = threading.RLock()
-
-
 _kept: dict[tuple[Path, str], Record] = {}  # finished trials that could not be written
+
+LOOK = ("lower_is_better", "percent", "higher_is_better")  # what metrics are in a table
+
+
+@dataclass(frozen=True)
+class AblationOptions:
+    """How an ablation is run and shown.
+
+    **Arguments:**
+
+    - `example_inputs`, `example_kwargs`: of one forward call, where `insert` cannot work them out.
+    - `shard`: (i, n) runs the i-th of n equal shares of the trials, i from 1.
+    - `retry_failed`: run trials again that failed in an earlier run.
+    - `retries`: how often a trial is run again whose process died while it ran alone. The store
+      counts it, so it holds over several calls.
+    - `timeout`: seconds after which a trial is ended and has failed. Each trial then runs in a
+      process of its own, also where trials run here one after the other.
+    - `lost_after`: seconds after which a process that no longer renews its claim is given up.
+    - `threads`: torch's CPU threads in each trial; by default left as they are. Sums depend on it
+      in their last digits, so set it where numbers are to be equal on different machines.
+    - `progress`: show progress; by default where the output is a terminal.
+    - `on_record`: called with each record as it is finished.
+    - `title`: the architecture, for the table.
+    - `higher_is_better`, `lower_is_better`: metrics of which the largest, or the smallest value is
+      the best. In the column of a metric that neither names nothing is bold.
+    - `percent`: metrics shown as percentages.
+    """
+
+    example_inputs: tuple[Any, ...] | None = None
+    example_kwargs: Mapping[str, Any] | None = None
+    shard: tuple[int, int] | None = None
+    retry_failed: bool = False
+    retries: int = 2
+    timeout: float | None = None
+    lost_after: float = 60.0
+    threads: int | None = None
+    progress: bool | None = None
+    on_record: Callable[[Record], object] | None = None
+    title: str = ""
+    higher_is_better: Collection[str] = ()
+    lower_is_better: Collection[str] = ()
+    percent: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        """Check what would fail late."""
+        if self.shard is not None:
+            i, n = self.shard
+            if not 1 <= i <= n:
+                raise AblationError(
+                    f"shard {i}/{n} does not exist; shards go from 1/{n} to {n}/{n}."
+                )
+        if self.retries < 0 or not self.lost_after > 0:
+            raise AblationError("retries must be at least 0 and lost_after positive.")
+        if self.timeout is not None and not self.timeout > 0:
+            raise AblationError("timeout must be positive, in seconds.")
+        for name in LOOK:
+            if isinstance(getattr(self, name), str):
+                raise AblationError(f"{name} is a list of metrics, not a string.")
+        if both := sorted({*self.higher_is_better} & {*self.lower_is_better}):
+            raise AblationError(f"{both[0]} is in higher_is_better and in lower_is_better.")
 
 
 @dataclass(frozen=True)
@@ -40,8 +98,7 @@ class Task:
 
     **Attributes:**
 
-    - `retries`, `timeout`, `lost_after`, `threads`, `example_inputs`, `example_kwargs`: as in
-      `AblationOptions`.
+    - `options`: what they say of running it.
     - `alone`: whether the worker would not be ended because another trial's worker died.
     """
 
@@ -50,12 +107,7 @@ class Task:
     train: Train
     evaluate: Evaluate
     store: Path
-    lost_after: float = 60.0
-    threads: int | None = None
-    example_inputs: tuple[Any, ...] | None = None
-    example_kwargs: Mapping[str, Any] | None = None
-    retries: int = 2
-    timeout: float | None = None
+    options: AblationOptions
     alone: bool = True
 
 
@@ -68,7 +120,7 @@ def work(task: Task) -> None:
     **Raises:** `AblationError` if the store cannot be seen from here, or the record cannot be
     written; `OSError` if no claim can be written.
     """
-    store = Store(task.store, task.lost_after)
+    store = Store(task.store, task.options.lost_after)
     store.require()
     kept = store.path, task.trial.id
     with _alone:
@@ -92,14 +144,16 @@ def work(task: Task) -> None:
 
 
 def _attempt(task: Task, claim: Claim) -> Record:
-    if claim.deaths > task.retries:
+    if claim.deaths > task.options.retries:
         return _given_up(task.trial, claim.deaths)
-    if task.timeout is None:
+    options = task.options
+    if options.timeout is None:
         return run(task)
-    here = replace(task, threads=task.threads or torch.get_num_threads())
+    threads = options.threads or torch.get_num_threads()
+    here = replace(task, options=replace(options, threads=threads))
     began = False
-    for _ in range(claim.deaths, task.retries + 1):
-        record, begun = _run_in_child(here, task.timeout)
+    for _ in range(claim.deaths, options.retries + 1):
+        record, begun = _run_in_child(here, options.timeout)
         if record is not None:
             return record
         began |= begun
@@ -109,7 +163,7 @@ def _attempt(task: Task, claim: Claim) -> Record:
             'the top level of a module, and a script calls ablate below `if __name__ == "__main__":'
             "`; the process has written above what it died of."
         )
-    return _given_up(task.trial, task.retries + 1)
+    return _given_up(task.trial, options.retries + 1)
 
 
 def _given_up(trial: Trial, times: int) -> Record:
@@ -182,7 +236,7 @@ def run(task: Task) -> Record:
     """Run a trial and return its record; torch's, NumPy's and Python's random states stay."""
     began = time.perf_counter()
     names: list[str] = []
-    with keeping_randomness(), using_threads(task.threads):
+    with keeping_randomness(), using_threads(task.options.threads):
         try:
             metrics = _train_and_evaluate(task, names)
         except (Exception, SystemExit):
@@ -201,8 +255,8 @@ def _train_and_evaluate(task: Task, names: list[str]) -> dict[str, float]:
         insert(
             model,
             trial.rule,
-            example_inputs=task.example_inputs,
-            example_kwargs=task.example_kwargs,
+            example_inputs=task.options.example_inputs,
+            example_kwargs=task.options.example_kwargs,
             **trial.config,
         )
         names += [site.name for site in sites(model)]

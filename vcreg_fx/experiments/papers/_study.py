@@ -160,18 +160,14 @@ def follow(task: Any, example: tuple[Any, ...], folder: Path, threads: int | Non
 
     **Raises:** `RuntimeError` with the traceback if a trial fails here.
     """
+    options = AblationOptions(threads=threads, example_inputs=example)
     while True:
         told: list[Trial | None] = [None]
         distributed.broadcast_object_list(told, src=0)
         trial = told[0]
         if trial is None:
             return
-        record = run(
-            AblationTask(trial, task.build, task.train, _nothing, folder, 60.0, threads, example)
-        )
+        functions = (task.build, task.train, lambda *_: {"followed": 1.0})
+        record = run(AblationTask(trial, *functions, folder, options))
         if record.status == "failed" and not diverged(record):  # it diverges in all alike
             raise RuntimeError(f"{record.id} failed in this process:\n{record.traceback}")
-
-
-def _nothing(model: Any, trial: Trial) -> dict[str, float]:  # noqa: ARG001 - as evaluate
-    return {"followed": 1.0}
