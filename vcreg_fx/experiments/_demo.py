@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -21,10 +22,10 @@ from ..evaluation import (
 from ..gradient import VCRegConfig
 from ..surgery import Plan, plan
 from ._demo_report import DemoResult, DemoSettings, Measurements, write_report
-from ._digits_ablation import build, train_classifier
+from ._digits_ablation import TRAINING, build
 from ._gradient_check import SiteCheck, check_gradients
 from .images._digits import Split, load_digits
-from .training import accuracy, predict
+from .training import accuracy, fit, predict
 
 
 class Observer:
@@ -108,17 +109,16 @@ def _train_and_measure(
     model: nn.Module, training: Split, test: Split, settings: DemoSettings, observer: Observer
 ) -> Measurements:
     began = time.perf_counter()
-    loss = train_classifier(
-        model,
-        training.images,
-        training.groups,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        seed=settings.seed,
-        on_step=observer.advanced,
-    )
+    losses: list[float] = []
+
+    def stepped(loss: float) -> None:
+        losses.append(loss)
+        observer.advanced(loss)
+
+    names = ("steps", "batch_size", "learning_rate", "weight_decay")
+    how = replace(TRAINING, **{name: getattr(settings, name) for name in names})
+    data = TensorDataset(training.images, training.groups)
+    fit(model, data, how, seed=settings.seed, on_step=stepped, progress=False)
     seconds = time.perf_counter() - began
     predicted = predict(model, TensorDataset(test.images, test.groups))
     features = head_features(model, test.images)
@@ -130,7 +130,7 @@ def _train_and_measure(
         low_spread=share_below(features, 1.0),
         correlation=mean_correlation(features),
         rank=effective_rank(features),
-        train_loss=loss,
+        train_loss=losses[-1],
         seconds=seconds,
         spectrum=covariance_spectrum(features),
         probe_right=probe.predictions == test.digits,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from ..evaluation import sign_test
 from ..exporting import draw
 from ..gradient import VCRegConfig
 from ..surgery import Plan
-from ._digits_ablation import BATCH_SIZE, LEARNING_RATE, STEPS, WEIGHT_DECAY
+from ._digits_ablation import STEPS, TRAINING
 from ._gradient_check import SiteCheck
 from .images._digits import GROUPS
 
@@ -48,9 +47,9 @@ class DemoSettings:
 
     seed: int = 0
     steps: int = STEPS
-    batch_size: int = BATCH_SIZE
-    learning_rate: float = LEARNING_RATE
-    weight_decay: float = WEIGHT_DECAY
+    batch_size: int = TRAINING.batch_size
+    learning_rate: float = TRAINING.learning_rate
+    weight_decay: float = TRAINING.weight_decay
     rule: str = "blocks | head"
     alpha: float = VCRegConfig.alpha
     beta: float = VCRegConfig.beta
@@ -256,7 +255,7 @@ def _body(result: DemoResult) -> str:
     settings = result.settings
     members = {name: ", ".join(map(str, digits)) for name, digits in GROUPS.items()}
     groups = ", ".join(f"{name} ({digits})" for name, digits in members.items())
-    lines = [
+    parts = [
         "A ConvNeXt-Atto was trained twice on scikit-learn's digits, enlarged to 32×32 pixels: "
         f"from the same weights, on the same batches in the same order, for {settings.steps} steps "
         f"of {settings.batch_size} images (seed {settings.seed}). The labels are coarse, three "
@@ -265,30 +264,22 @@ def _body(result: DemoResult) -> str:
         f"It was trained on the training images; every number below is measured on the "
         f"{len(result.vcreg.probe_right)} test images, which neither model nor classifier has "
         "seen.",
-        "",
         markdown_table(COLUMNS, rows(result)),
-        "",
         "## The gradient",
-        "",
         "VCReg's injected gradient was compared with that of the naive loss by autograd, one site "
         "at a time, over all parameters. The largest relative error is "
         f"{result.largest_error:.1e} in float32 and "
         f"{max(check.float64 for check in result.checks):.1e} in float64.",
-        "",
         markdown_table(
             ("site", "float32", "float64"),
             [(f"`{c.name}`", f"{c.float32:.1e}", f"{c.float64:.1e}") for c in result.checks],
         ),
-        "",
         "## The model",
-        "",
         f"VCReg (α = {settings.alpha:g}, β = {settings.beta:g}) was inserted by the rule "
         f"`{settings.rule}` at {len(result.plan.sites)} sites.",
-        "",
         "![The model with its sites](model.png)",
-        "",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(parts)
 
 
 _LEAST = 1e-3  # of the mean: what lies below is next to nothing, and rounding in the end
@@ -306,12 +297,14 @@ def draw_spectra(spectra: Mapping[str, Tensor], path: str | Path, title: str) ->
     - `path`: where the picture goes; its ending says in which format.
     - `title`: stands above.
     """
+    from matplotlib.rcsetup import cycler
+
     figure, [axes] = panels(1, (7.2, 4.6))
-    styles = ((color, line) for line in itertools.cycle(_LINES) for color in _COLORS)
-    for (label, values), (color, line) in zip(spectra.items(), styles, strict=False):
+    axes.set_prop_cycle(cycler(linestyle=_LINES) * cycler(color=_COLORS))
+    for label, values in spectra.items():
         shares = (values / values.mean()).tolist() if values.sum() > 0 else []
         places = range(1, len(shares) + 1)
-        axes.plot(places, shares, line, color=color, linewidth=2, label=label)
+        axes.plot(places, shares, linewidth=2, label=label)
     axes.axhline(1, color="#9aa2ab", linewidth=1, label="all directions alike")
     axes.set_xscale("log")
     axes.set_yscale("log")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from ..ablation import Trial
@@ -19,7 +19,15 @@ from ..evaluation import (
 from .images._digits import GROUPS, load_digits
 from .training import TrainSettings, accuracy, fit, predict
 
-STEPS, BATCH_SIZE, LEARNING_RATE, WEIGHT_DECAY = 300, 64, 4e-3, 0.05
+STEPS = 300
+TRAINING = TrainSettings(
+    steps=STEPS,
+    batch_size=64,
+    learning_rate=4e-3,
+    weight_decay=0.05,
+    norm_weight_decay=None,
+    device="cpu",
+)
 PERCENT = ("coarse", "linear", "knn")
 HIGHER_IS_BETTER = PERCENT
 LOWER_IS_BETTER = ("correlation",)
@@ -42,40 +50,9 @@ def build() -> nn.Module:
 def train(model: nn.Module, trial: Trial) -> None:
     """Train on the coarse labels; the trial's seed decides on the split and on the order."""
     images, _ = load_digits(trial.seed)
-    steps = trial.params.get("steps", STEPS)
-    train_classifier(model, images.images, images.groups, steps=steps, seed=trial.seed)
-
-
-def train_classifier(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    steps: int,
-    seed: int,
-    batch_size: int = BATCH_SIZE,
-    learning_rate: float = LEARNING_RATE,
-    weight_decay: float = WEIGHT_DECAY,
-    on_step: Callable[[float], object] = lambda _: None,
-) -> float:
-    """Train a classifier on the CPU for some steps, 3 at least, and return the last one's loss."""
-    losses: list[float] = []
-
-    def stepped(loss: float) -> None:
-        losses.append(loss)
-        on_step(loss)
-
-    settings = TrainSettings(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        norm_weight_decay=None,
-        device="cpu",
-    )
-    data = TensorDataset(images, labels)
-    fit(model, data, settings, seed=seed, on_step=stepped, progress=False)
-    return losses[-1]
+    settings = replace(TRAINING, steps=trial.params.get("steps", TRAINING.steps))
+    data = TensorDataset(images.images, images.groups)
+    fit(model, data, settings, seed=trial.seed, progress=False)
 
 
 def evaluate(model: nn.Module, trial: Trial) -> dict[str, float]:

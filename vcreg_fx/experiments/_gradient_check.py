@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,42 +75,24 @@ def _errors(
         untouched(images)
     errors = {}
     for site in plan.sites:
-        loss = torch.stack(
-            [
-                vcreg_loss(
-                    h,
-                    config.alpha,
-                    config.beta,
-                    config.delta,
-                    site.layout,
-                    gamma=config.gamma,
-                    eps=config.eps,
-                )
-                for h in tensors[site.name]
-            ]
-        ).sum()
-        naive = _flat(
-            untouched,
-            torch.autograd.grad(
-                loss, list(untouched.parameters()), retain_graph=True, allow_unused=True
-            ),
-        )
+        how = (config.alpha, config.beta, config.delta, site.layout)
+        losses = [
+            vcreg_loss(h, *how, gamma=config.gamma, eps=config.eps) for h in tensors[site.name]
+        ]
+        naive = _gradient(torch.stack(losses).sum(), untouched)
         for name, other in live.items():
             other.alpha = config.alpha if name == site.name else 0.0
             other.beta = config.beta if name == site.name else 0.0
-        nothing = inserted(images).sum() * 0
-        injected = _flat(
-            inserted, torch.autograd.grad(nothing, list(inserted.parameters()), allow_unused=True)
-        )
+        injected = _gradient(inserted(images).sum() * 0, inserted)
         errors[site.name] = float((injected - naive).norm() / naive.norm())
         on_site()
     return errors
 
 
-def _flat(model: nn.Module, gradients: Iterable[Tensor | None]) -> Tensor:
-    return torch.cat(
-        [
-            torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()
-            for parameter, gradient in zip(model.parameters(), gradients, strict=True)
-        ]
+def _gradient(loss: Tensor, model: nn.Module) -> Tensor:
+    """Return the gradient of all parameters as one vector; the graph stays for the next site."""
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(
+        loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
     )
+    return torch.cat([gradient.flatten() for gradient in found])

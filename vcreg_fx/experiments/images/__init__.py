@@ -14,8 +14,8 @@ from ._glyphs import draw_glyphs as draw_glyphs
 from ._image_set import DataError as DataError
 from ._image_set import ImageData as ImageData
 from ._image_set import ImageSet as ImageSet
-from ._subsets import balanced_indices as balanced_indices
-from ._subsets import long_tail_counts as long_tail_counts
-from ._subsets import long_tail_indices as long_tail_indices
-from ._subsets import shot_groups as shot_groups
-from ._subsets import split_indices as split_indices
+from ._image_set import balanced_indices as balanced_indices
+from ._image_set import long_tail_counts as long_tail_counts
+from ._image_set import long_tail_indices as long_tail_indices
+from ._image_set import shot_groups as shot_groups
+from ._image_set import split_indices as split_indices

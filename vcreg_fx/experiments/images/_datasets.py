@@ -126,15 +126,9 @@ def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
 
     kind = getattr(datasets, name.upper())
     plain = prepare([], *_CIFAR)
-    changes: dict[str, list[Any]] = {
-        "none": [],
-        "crop": [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()],
-        "torchvision": [
-            v2.RandomCrop(32, padding=4),
-            v2.RandomHorizontalFlip(),
-            v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR),
-        ],
-    }
+    crop: list[Any] = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
+    wide = v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)
+    changes = {"none": [], "crop": crop, "torchvision": [*crop, wide]}
     after = [v2.RandomErasing(0.1)] if augment == "torchvision" else []
     changed = None if augment == "pictures" else prepare(changes[augment], *_CIFAR, after)
     train, augmented, test = (

@@ -15,8 +15,7 @@ from torch.utils.data import Dataset
 from ...evaluation import INATURALIST_PROBE, PLACES_PROBE, ProbeSettings
 from ._datasets import DATA, GLYPHS, IMAGENET_STATISTICS, load_images, open_data, prepare
 from ._glyphs import glyphs
-from ._image_set import DataError, ImageSet
-from ._subsets import balanced_indices
+from ._image_set import DataError, ImageSet, balanced_indices
 
 Criterion = Literal["accuracy", "class_accuracy"]
 

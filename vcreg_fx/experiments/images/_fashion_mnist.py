@@ -68,7 +68,6 @@ def _find(root: str | Path | None) -> Path:
 
 def _read(folder: Path, name: str, header: int) -> Tensor:
     packed = folder / f"{name}.gz"
-    content = gzip.decompress(packed.read_bytes()) if packed.exists() else None
-    if content is None:
-        content = (folder / name).read_bytes()
+    plain = folder / name
+    content = gzip.decompress(packed.read_bytes()) if packed.exists() else plain.read_bytes()
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy())

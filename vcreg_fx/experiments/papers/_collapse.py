@@ -12,16 +12,14 @@ from ...evaluation import cdnv, mutual_information, nearest_center_accuracy
 from ..images import ImageSet, balanced_indices
 from ..training import TrainSettings
 from ._experiment import (
-    IMAGENET_TRAINING,
+    APPENDIX_A,
     LARGE,
-    PAPER_GRID,
-    QUICK_GRID,
+    QUICK,
     SCALES,
     Experiment,
     Metric,
     Paper,
     Preset,
-    baseline_and_vcreg,
 )
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_curves
@@ -80,29 +78,17 @@ def _pixels(images: ImageSet) -> Tensor:
 def presets(scale: str, data: str | None) -> Preset:
     """Return the preset of a scale."""
     if scale == "paper":
-        return Preset(
-            data or "imagenet",
-            "convnext-atto",
-            IMAGENET_TRAINING,
-            grid=PAPER_GRID,
-            seeds=3,
-            augment="torchvision",
-            options={
-                "epochs": (1, 10, 30, 60, 90), "images": 50_000,
-                "information_images": 10_000, "steps": 20_000,
-            },
-        )  # fmt: skip
+        options = {"epochs": (1, 10, 30, 60, 90), "images": 50_000, "information_images": 10_000,
+                   "steps": 20_000}  # fmt: skip
+        return Preset(data or "imagenet", **APPENDIX_A, options=options)
     if scale == "large":
         options = {"epochs": (1, 5, 20), "images": 20_000, "information_images": 10_000,
                    "steps": 500}  # fmt: skip
         return Preset(data or "glyphs-200k", **LARGE, options=options)
     if scale == "quick":
-        return Preset(
-            data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
-            train_images=600, validation=300, seeds=2,
-            grid=QUICK_GRID,
-            options={"epochs": (1, 4), "images": 500, "information_images": 500, "steps": 100},
-        )  # fmt: skip
+        options = {"epochs": (1, 4), "images": 500, "information_images": 500, "steps": 100}
+        training = TrainSettings(epochs=4, batch_size=64)
+        return Preset(data or "digits", **QUICK, training=training, seeds=2, options=options)
     digits = data == "digits"
     return Preset(
         data or "fashion-mnist",
@@ -125,7 +111,6 @@ COLLAPSE = Experiment(
     summary="CDNV, NCC and mutual information over training",
     presets=presets,
     scales=SCALES,
-    arms=baseline_and_vcreg,
     task=CollapseTask,
     metrics=(
         Metric("cdnv", "CDNV"),

@@ -48,6 +48,16 @@ LARGE: Mapping[str, Any] = {
 QUICK_GRID: Mapping[str, Sequence[Any]] = {**DEFAULTS, "beta": SMALL_GRID["beta"]}
 """Two values of β, to see that everything works."""
 
+QUICK: Mapping[str, Any] = {
+    "network": "resnet8-half", "train_images": 600, "validation": 300, "grid": QUICK_GRID,
+}  # fmt: skip
+"""What the presets ``"quick"`` share: digits, to see that everything works."""
+
+APPENDIX_A: Mapping[str, Any] = {
+    "network": "convnext-atto", "training": IMAGENET_TRAINING, "grid": PAPER_GRID, "seeds": 3,
+    "augment": "torchvision",
+}  # fmt: skip
+"""What the presets ``"paper"`` share that train as Appendix A says."""
 
 SCALES = ("quick", "default", "large", "paper")
 """Minutes, tens of minutes of a CPU core, half an hour of a GPU, and days of several."""
@@ -266,7 +276,7 @@ class Experiment:
     presets: Callable[[str, str | None], Preset] = _no_study
     scales: tuple[str, ...] = ("quick", "default", "paper")
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    arms: Callable[[Preset], list[Arm]] = _no_study
+    arms: Callable[[Preset], list[Arm]] = baseline_and_vcreg
     task: Callable[..., Any] = _no_study
     metrics: tuple[Metric, ...] = ()
     criterion: str = ""

@@ -11,17 +11,16 @@ from ...evaluation import gradient_probe, mean_correlation
 from ..images import ImageSet
 from ..training import TrainSettings
 from ._experiment import (
+    APPENDIX_A,
     IMAGENET_TRAINING,
     LARGE,
-    PAPER_GRID,
-    QUICK_GRID,
+    QUICK,
     SCALES,
     Experiment,
     Metric,
     Paper,
     Preset,
     ReproductionError,
-    baseline_and_vcreg,
     small_glyphs,
 )
 from ._image_task import ImageTask, Roles
@@ -63,22 +62,13 @@ class HierarchyTask(ImageTask):
 def presets(scale: str, data: str | None) -> Preset:
     """Return the preset of a scale."""
     if scale == "paper":
-        return Preset(
-            data or "cifar100",
-            "convnext-atto",
-            dataclasses.replace(IMAGENET_TRAINING, epochs=200, workers=8, amp="none"),
-            grid=PAPER_GRID,
-            seeds=3,
-            augment="torchvision",
-        )  # fmt: skip
+        training = dataclasses.replace(IMAGENET_TRAINING, epochs=200, workers=8, amp="none")
+        return Preset(data or "cifar100", **{**APPENDIX_A, "training": training})
     if scale == "large":
         return Preset(data or "glyphs-200k", **LARGE)
     if scale == "quick":
-        return Preset(
-            data or "digits", "resnet8-half", TrainSettings(epochs=4, batch_size=64),
-            train_images=600, validation=300, seeds=3,
-            grid=QUICK_GRID,
-        )  # fmt: skip
+        training = TrainSettings(epochs=4, batch_size=64)
+        return Preset(data or "digits", **QUICK, training=training, seeds=3)
     images, epochs, held_out = {
         "digits": (900, 30, 290),
         "fashion-mnist": (10_000, 6, 5_000),
@@ -100,7 +90,6 @@ HIERARCHY = Experiment(
     summary="train on superclasses, probe subclasses",
     presets=presets,
     scales=SCALES,
-    arms=baseline_and_vcreg,
     task=HierarchyTask,
     metrics=(
         Metric("subclass", "subclass probe", percent=True),

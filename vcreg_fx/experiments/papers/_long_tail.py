@@ -10,12 +10,11 @@ from ..images import long_tail_counts, long_tail_indices, shot_groups, split_ind
 from ..training import TrainSettings, accuracy
 from ._experiment import (
     PAPER_GRID,
-    QUICK_GRID,
+    QUICK,
     Experiment,
     Metric,
     Paper,
     Preset,
-    baseline_and_vcreg,
 )
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_scatter
@@ -81,11 +80,10 @@ def presets(scale: str, data: str | None) -> Preset:
         )
     digits = (data or ("digits" if scale == "quick" else "")) == "digits"
     if scale == "quick":
-        return Preset(
-            data or "digits", "resnet8-half", TrainSettings(epochs=6, batch_size=32),
-            validation=300, seeds=3, grid=QUICK_GRID,
-            options={"largest": 80, "imbalance": 20, "thresholds": None},
-        )  # fmt: skip
+        training = TrainSettings(epochs=6, batch_size=32)
+        options = {"largest": 80, "imbalance": 20, "thresholds": None}
+        how = {**QUICK, "train_images": None, "training": training, "seeds": 3}
+        return Preset(data or "digits", **how, options=options)
     return Preset(
         data or "fashion-mnist",
         "resnet8-half",
@@ -104,7 +102,6 @@ LONG_TAIL = Experiment(
     title="Long-tail learning",
     summary="train on a long-tailed subset, test on balanced images",
     presets=presets,
-    arms=baseline_and_vcreg,
     task=LongTailTask,
     metrics=(
         Metric("accuracy", "accuracy", percent=True),

@@ -14,7 +14,7 @@ from ..._shared.files import remove_unfinished, write_text
 from ..._shared.report import to_html
 from ..._shared.tables import markdown_table
 from ._experiment import Experiment, ReproductionError
-from ._render import compared, conclusions, directed, render, span, verdict
+from ._render import compared, directed, render, said, span, verdict
 from ._study import Found
 
 _NAME = "experiment.json"
@@ -152,14 +152,10 @@ def write_outcome(experiment: Experiment, report: dict[str, Any], folder: Path) 
     write_text(folder / f"{experiment.name}.json", text + "\n")
     write_text(folder / f"{experiment.name}.md", render(report))
     experiment.draw(report, folder / f"{experiment.name}.png")
-    title, picture = report["title"], f"{experiment.name}.png"
-    text = f"# {title}\n\n{_said(report)}\n\n![{title}]({picture})\n\n{render(report)}"
+    title, body = report["title"], render(report, verdicts=False)
+    text = f"# {title}\n\n{said(report)}\n\n![{title}]({experiment.name}.png)\n\n{body}"
     write_text(folder / "report.html", to_html(text, folder))
     return Outcome(report, folder)
-
-
-def _said(report: dict[str, Any]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in conclusions(report))
 
 
 def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:

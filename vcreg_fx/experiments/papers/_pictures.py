@@ -14,8 +14,6 @@ from ._render import compared
 COLORS = (
     "#d1495b", "#2e7d8c", "#8a63a6", "#c98a1b", "#5b6470", "#4c956c", "#d97fb0", "#6f4e37",
 )  # fmt: skip
-
-
 _COLUMNS = 4  # of panels, at the most
 
 

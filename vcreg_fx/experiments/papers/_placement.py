@@ -6,9 +6,8 @@ from ...evaluation import STRENGTHS
 from ..images._downstream import TORCHVISION
 from ..training import TrainSettings
 from ._experiment import (
+    APPENDIX_A,
     DEFAULTS,
-    IMAGENET_TRAINING,
-    PAPER_GRID,
     Arm,
     Experiment,
     Paper,
@@ -17,7 +16,7 @@ from ._experiment import (
     strength_arms,
     vcreg_arms,
 )
-from ._transfer import METRICS, OPTIONS, TransferTask, draw_tasks
+from ._transfer import METRICS, OPTIONS, TransferTask, draw_tasks, quick
 
 RULES = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
 
@@ -25,21 +24,10 @@ RULES = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
 def presets(scale: str, data: str | None) -> Preset:
     """Return the preset of a scale."""
     if scale == "paper":
-        return Preset(
-            data or "imagenet",
-            "convnext-atto",
-            IMAGENET_TRAINING,
-            grid=PAPER_GRID,
-            seeds=3,
-            augment="torchvision",
-            options={**OPTIONS, "probes": tuple(TORCHVISION), "strengths": STRENGTHS},
-        )
+        options = {**OPTIONS, "probes": tuple(TORCHVISION), "strengths": STRENGTHS}
+        return Preset(data or "imagenet", **APPENDIX_A, options=options)
     if scale == "quick":
-        return Preset(
-            data or "digits", "convnext-mini", TrainSettings(epochs=3, batch_size=64),
-            train_images=600, validation=300, seeds=2, grid=DEFAULTS,
-            options={**OPTIONS, "seen": 6, "probes": ("unseen", "all"), "strengths": (0.01, 1.0)},
-        )  # fmt: skip
+        return quick(data).but(network="convnext-mini")
     digits = data == "digits"
     return Preset(
         data or "fashion-mnist",

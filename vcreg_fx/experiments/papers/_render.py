@@ -16,7 +16,7 @@ _NOTE = (
 )
 
 
-def render(report: dict[str, Any]) -> str:
+def render(report: dict[str, Any], *, verdicts: bool = True) -> str:
     """Return what was done, our numbers, the paper's, the differences, and what they say."""
     parts = [
         how(report),
@@ -26,7 +26,7 @@ def render(report: dict[str, Any]) -> str:
         _rival(report),
         _differences(report, "mean removal alone", _beyond_the_layer(report)),
         _per_class(report),
-        "\n".join(f"- {sentence}" for sentence in conclusions(report)),
+        said(report) if verdicts else "",
         _paper(report),
         searched(report),
         repeat(report),
@@ -55,16 +55,13 @@ def _ours(report: dict[str, Any]) -> str:
             )
             for metric in metrics
         ]
-        body.append([row["name"], *cells, _seeds(row)])
+        finished, lost = len(row["by_seed"]), row.get("diverged", 0)
+        seeds = f"{finished}, {lost} diverged" if lost else str(finished)
+        body.append([row["name"], *cells, seeds])
     note = "Mean ± standard deviation over seeds, on the test data."
     if any(row.get("diverged") for row in report["rows"]):
         note += " Seeds of which the training diverged are left out of an arm's numbers."
     return f"{markdown_table(header, body)}\n\n{note}"
-
-
-def _seeds(row: dict[str, Any]) -> str:
-    finished, lost = len(row["by_seed"]), row.get("diverged", 0)
-    return f"{finished}, {lost} diverged" if lost else str(finished)
 
 
 _Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -149,8 +146,7 @@ def _paper(report: dict[str, Any]) -> str:
         [name, *("collapse" if value is None else f"{value:g}" for value in values)]
         for name, values in paper["rows"].items()
     ]
-    notes = [text for text in (f"In {paper['unit']}." if paper["unit"] else "",) if text]
-    notes.append(paper["protocol"])
+    notes = [f"In {paper['unit']}." if paper["unit"] else "", paper["protocol"]]
     return f"{markdown_table(header, body)}\n\n{' '.join(note for note in notes if note)}"
 
 
@@ -211,21 +207,20 @@ def _begun(options: dict[str, Any]) -> str:
     return f" It begins {begun}. Tested on {options['clips']} clips × {options['crops']} crops."
 
 
-def conclusions(report: dict[str, Any]) -> list[str]:
+def said(report: dict[str, Any]) -> str:
     """Return a sentence an arm: what its intervals say, whichever way they went."""
     metrics = [m for name in report["headline"] for m in _shown(report) if m["name"] == name]
     sentences = []
     for row, other in compared(report):
         settings = ", ".join(f"{k} = {v}" for k, v in row["settings"].items())
-        said = "; ".join(_said(row, other, metric) for metric in metrics)
+        each = "; ".join(
+            f"{metric['title']} {span(row, other, metric)}, {verdict(row, other, metric)}"
+            for metric in metrics
+        )
         lost = row.get("diverged", 0)
         also = f"; **diverged** with {lost} seed{'s' * (lost > 1)} more" if lost else ""
-        sentences.append(f"{row['name']}{f' ({settings})' if settings else ''}: {said}{also}.")
-    return sentences
-
-
-def _said(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> str:
-    return f"{metric['title']} {span(row, first, metric)}, {verdict(row, first, metric)}"
+        sentences.append(f"- {row['name']}{f' ({settings})' if settings else ''}: {each}{also}.")
+    return "\n".join(sentences)
 
 
 def span(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> str:
@@ -272,7 +267,9 @@ def searched(report: dict[str, Any]) -> str:
 
 def _attempt(attempt: dict[str, Any], varying: list[str], metric: dict[str, Any]) -> str:
     settings = ", ".join(f"{name} {attempt['settings'][name]:g}" for name in varying)
-    return f"{settings}: {_value(attempt['mean'], metric)}"
+    if not math.isfinite(mean := attempt["mean"]):
+        return f"{settings}: failed"
+    return f"{settings}: {f'{100 * mean:.2f} %' if metric['percent'] else f'{mean:.3f}'}"
 
 
 def repeat(report: dict[str, Any]) -> str:
@@ -287,9 +284,3 @@ def repeat(report: dict[str, Any]) -> str:
         f"```bash\nvcreg-fx reproduce {report['experiment']}{options} --seeds {seeds}\n```\n\n"
         f"Versions: {versions}."
     )
-
-
-def _value(value: float, metric: dict[str, Any]) -> str:
-    if not math.isfinite(value):
-        return "failed"
-    return f"{100 * value:.2f} %" if metric["percent"] else f"{value:.3f}"

@@ -21,6 +21,7 @@ from ._experiment import (
     BETAS,
     DEFAULTS,
     LARGE,
+    QUICK,
     SCALES,
     Arm,
     Experiment,
@@ -210,11 +211,7 @@ def presets(scale: str, data: str | None) -> Preset:
         options = {**embedded, "probes": (*_TASKS, "digits")}
         return Preset(data or "glyphs-200k", **{**LARGE, "seeds": 2}, options=options)
     if scale == "quick":
-        return Preset(
-            data or "digits", "resnet8-half", TrainSettings(epochs=3, batch_size=64),
-            train_images=600, validation=300, seeds=2, grid=DEFAULTS,
-            options={**OPTIONS, "seen": 6, "probes": ("unseen", "all"), "strengths": (0.01, 1.0)},
-        )  # fmt: skip
+        return quick(data)
     return Preset(
         data or "glyphs",
         "resnet14-half",
@@ -224,6 +221,17 @@ def presets(scale: str, data: str | None) -> Preset:
         grid=DEFAULTS,
         size=small_glyphs(data) or 32,
         options={**embedded, "probes": (*_TASKS, "digits", "fashion-mnist")},
+    )
+
+
+def quick(data: str | None) -> Preset:
+    """Return the preset ``"quick"``."""
+    return Preset(
+        data or "digits",
+        **{**QUICK, "grid": DEFAULTS},
+        training=TrainSettings(epochs=3, batch_size=64),
+        seeds=2,
+        options={**OPTIONS, "seen": 6, "probes": ("unseen", "all"), "strengths": (0.01, 1.0)},
     )
 
 
