@@ -229,7 +229,7 @@ def test_freed_memory_can_be_kept(keep: bool) -> None:
     """
     code = (
         "import torch\n"
-        "from vcreg_fx.benchmark._machine import keep_freed_memory\n"
+        "from vcreg_fx.benchmark._step import keep_freed_memory\n"
         f"kept = keep_freed_memory() if {keep} else False\n"
         "work = lambda: torch.empty(20_000_000)\n"
         "work().fill_(1), work().fill_(1)\n"

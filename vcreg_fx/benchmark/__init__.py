@@ -6,10 +6,10 @@ Not part of the core: needs timm or torchvision for the models, and matplotlib f
 from ._bench import bench as bench
 from ._one_site import Scaling as Scaling
 from ._one_site import measure_scaling as measure_scaling
-from ._pictures import write_results as write_results
 from ._result import BenchResult as BenchResult
 from ._result import ModelResult as ModelResult
 from ._result import Row as Row
+from ._result import write_results as write_results
 from ._sites import SiteKind as SiteKind
 from ._sites import SitesOfModel as SitesOfModel
 from ._sites import SitesResult as SitesResult

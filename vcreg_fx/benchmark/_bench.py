@@ -16,11 +16,10 @@ from placement_rules._torch import room_to_compile
 
 from ..gradient import product_dtype
 from ..surgery import plan
-from ._machine import describe_machine, keep_freed_memory
 from ._one_site import measure_bias, measure_scaling
 from ._ranks import measure_ranks
 from ._result import BenchResult, ModelResult, Row
-from ._step import DTYPES, Clock, Floor, Step, peak_bytes, quartiles, saved_bytes
+from ._step import DTYPES, Clock, Floor, Step, begin, peak_bytes, quartiles, saved_bytes
 from ._variants import IDENTITY, VARIANTS, BenchError, chosen_variants, make_variant
 
 Time = tuple[float, float]  # of forward and of backward, in seconds
@@ -74,7 +73,7 @@ def bench(  # noqa: PLR0913 (all by name, but two)
     if rounds < 1:
         raise BenchError(f"rounds={rounds} must be at least 1.")
     place = torch.device(device)
-    kept = place.type == "cuda" or (keep_memory and keep_freed_memory())
+    begun = begin(place, keep_memory, dtype=dtype, rule=rule, rounds=rounds, compiled=compile)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     try:
@@ -87,27 +86,17 @@ def bench(  # noqa: PLR0913 (all by name, but two)
                 )
                 if ranks > 1:
                     progress(f"{name}: {ranks} ranks")
-                    of_ranks = measure_ranks(
-                        model,
-                        inputs[name],
-                        rule,
-                        ranks=ranks,
-                        rounds=rounds,
-                        keep_memory=keep_memory,
-                    )
-                    one = replace(one, ranks=of_ranks)
+                    how: dict[str, Any] = {"rounds": rounds, "keep_memory": keep_memory}
+                    rows = measure_ranks(model, inputs[name], rule, ranks=ranks, **how)
+                    one = replace(one, ranks=rows)
                 found.append(one)
     finally:
         torch.set_float32_matmul_precision(precision)
     if scaling:
         progress("one site over n and d")
-    settings = {
-        "device": str(place), "dtype": dtype, "rule": rule, "rounds": rounds, "compiled": compile,
-        "clock": Clock(place).name, "freed memory": "kept" if kept else "given back",
-    }  # fmt: skip
     growth = measure_scaling(place) if scaling else []
     bias = measure_bias() if scaling else []
-    return BenchResult(describe_machine(place), settings, found, growth, bias)
+    return BenchResult(*begun, found, growth, bias)
 
 
 def _bench_model(

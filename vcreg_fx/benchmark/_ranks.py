@@ -19,8 +19,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..surgery import insert
-from ._machine import keep_freed_memory
-from ._step import Quartiles, Step, quartiles
+from ._step import Quartiles, Step, keep_freed_memory, quartiles
 from ._variants import IDENTITY
 
 RANK_VARIANTS: dict[str, dict[str, Any] | None] = {

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,12 +18,12 @@ from placement_rules._torch import room_to_compile
 from .._shared.tables import markdown_table
 from ..site import StandIn, replace_site
 from ..surgery import insert, sites
-from ._machine import describe_machine, keep_freed_memory
-from ._result import cost, spread
-from ._step import Clock, Floor, Quartiles, Step, quartiles
+from ._result import Result, spread
+from ._step import Clock, Floor, Quartiles, Step, begin, quartiles
 from ._variants import IDENTITY, VARIANTS, added_loss, chosen_variants, make_variant
 
 _REPEATS = 3  # of each timing, of which the fastest counts
+_FLOOR = "floor"  # what stands for it among variants
 
 
 @dataclass(frozen=True)
@@ -110,43 +109,28 @@ class SitesOfModel:
 
 
 @dataclass(frozen=True)
-class SitesResult:
-    """What was found, and on what."""
+class SitesResult(Result):
+    """What was found at the sites alone, and on what."""
 
-    machine: dict[str, str | int]
-    settings: dict[str, Any]
     models: tuple[SitesOfModel, ...]
 
-    def to_json(self) -> str:
-        """Return it as text."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    def _verdict(self) -> list[str]:
-        return [
-            f"- {cost(found.model, row.share, row.floors[1])}"
+    def parts(self) -> Iterator[str]:
+        """Yield the head, and a table a model."""
+        costs = [
+            (found.model, row.share, row.floors[1])
             for found in self.models
             for row in found.rows
             if row.variant == "ours"
         ]
-
-    def to_markdown(self) -> str:
-        """Return the tables."""
-        settings = "; ".join(f"{key} {value}" for key, value in self.settings.items())
-        lines = ["# At the sites alone", "", *self._verdict(), ""]
-        lines += [f"Written by `vcreg-fx bench --sites`; not edited. {settings}.", ""]
-        lines += [*(f"- {key}: {value}" for key, value in self.machine.items()), ""]
+        yield from self.head("At the sites alone", costs, "", "vcreg-fx bench --sites")
         for found in self.models:
-            lines += [
-                f"## {found.model}, batch {found.batch}",
-                "",
+            yield f"## {found.model}, batch {found.batch}"
+            yield (
                 f"A step of the model itself takes {found.step * 1e3:.0f} ms; the two products of "
                 f"all sites, the floor, {found.floor * 1e3:.1f} ms, {found.floor / found.step:.1%} "
-                "of it.",
-                "",
-                markdown_table(*found.table()),
-                "",
-            ]
-        return "\n".join(lines)
+                "of it."
+            )
+            yield markdown_table(*found.table())
 
 
 def bench_sites(
@@ -173,7 +157,7 @@ def bench_sites(
     **Raises:** `BenchError` for an unknown variant; what `vcreg_fx.plan` raises.
     """
     place = torch.device(device)
-    kept = place.type == "cuda" or (keep_memory and keep_freed_memory())
+    begun = begin(place, keep_memory, dtype=dtype, rule=rule, rounds=rounds, compiled=compile)
     chosen = chosen_variants(variants)[1:]
     found = []
     for name, given in models.items():
@@ -189,11 +173,7 @@ def bench_sites(
             with room_to_compile(8 * (1 + len(chosen))) if compile else nullcontext():
                 timed.append(_Timed(kind, chosen, dtype, place, compile).rounds(rounds))
         found.append(_of_model(name, len(batch), step, kinds, timed, chosen))
-    settings = {
-        "device": str(place), "dtype": dtype, "rule": rule, "rounds": rounds, "compiled": compile,
-        "clock": Clock(place).name, "freed memory": "kept" if kept else "given back",
-    }  # fmt: skip
-    return SitesResult(describe_machine(place), settings, tuple(found))
+    return SitesResult(*begun, tuple(found))
 
 
 def site_kinds(model: nn.Module, batch: Tensor, rule: str, dtype: str) -> tuple[SiteKind, ...]:
@@ -257,7 +237,7 @@ class _Timed:
         factors = torch.bfloat16 if dtype == "amp" else torch.float32
         self._floor = Floor([kind.size], factors, device)
 
-    def rounds(self, count: int) -> list[tuple[dict[str, float], float]]:
+    def rounds(self, count: int) -> list[dict[str, float]]:
         """Return, for each round, what each variant adds, and the floor, in seconds."""
         order, found = random.Random(0), []
         for _ in range(count + 1):
@@ -266,8 +246,8 @@ class _Timed:
                 if name != IDENTITY:
                     base = self._fastest(IDENTITY)
                     added[name] = self._fastest(name) - base
-            floor = min(self._floor.timed(self._clock) for _ in range(_REPEATS))
-            found.append((added, floor))
+            added[_FLOOR] = min(self._floor.timed(self._clock) for _ in range(_REPEATS))
+            found.append(added)
         return found[1:]
 
     def _fastest(self, name: str) -> float:
@@ -290,22 +270,20 @@ def _of_model(
     batch: int,
     step: float,
     kinds: tuple[SiteKind, ...],
-    timed: list[list[tuple[dict[str, float], float]]],
+    timed: list[list[dict[str, float]]],
     variants: list[str],
 ) -> SitesOfModel:
-    counts = [kind.count for kind in kinds]
-    floors = [
-        sum(count * floor for count, (_, floor) in zip(counts, turn, strict=True))
-        for turn in zip(*timed, strict=True)
-    ]
-    rows = []
-    for variant in variants:
-        added = [
-            sum(count * seen[variant] for count, (seen, _) in zip(counts, turn, strict=True))
+    def at_all_sites(what: str) -> list[float]:
+        return [
+            sum(kind.count * seen[what] for kind, seen in zip(kinds, turn, strict=True))
             for turn in zip(*timed, strict=True)
         ]
+
+    floors, rows = at_all_sites(_FLOOR), []
+    for variant in variants:
+        added = at_all_sites(variant)
         by_kind = tuple(
-            quartiles([seen[variant] / floor for seen, floor in turns])[1] for turns in timed
+            quartiles([seen[variant] / seen[_FLOOR] for seen in turns])[1] for turns in timed
         )
         over = quartiles([a / b for a, b in zip(added, floors, strict=True)])
         seconds = quartiles(added)[1]

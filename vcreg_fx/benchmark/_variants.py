@@ -73,48 +73,32 @@ def batch_norm(site: LiveSite, weight: Tensor) -> StandIn:
 
 
 IDENTITY = "identity"
-_CONFIGS: dict[str, dict[str, Any]] = {
-    "naive": {"backend": "naive"},
-    "ours": {},
-    'ours, mode="loss"': {"mode": "loss"},
-    'ours, demean="activations"': {"demean": "activations"},
-    "ours, interval=8": {"interval": 8},
-    "ours, interval=16": {"interval": 16},
-    "ours, sample=256": {"sample": 256},
-    "DeCov": {"regularizer": "decov"},
-    "WLD-Reg": {"regularizer": "wld"},
-    "SIGReg": {"regularizer": "sigreg"},
-    "Radial-VCReg": {"regularizer": "radial"},
-}
-_STAND_INS: dict[str, Callable[[LiveSite, Tensor], StandIn]] = {
-    "Algorithm 1 as printed": printed,
-    "batch norm": batch_norm,
-}
+# What is timed: what it is, and how it is inserted, or what stands at its sites.
+_TABLE: dict[str, tuple[str, dict[str, Any] | Callable[[LiveSite, Tensor], StandIn]]] = {
+    IDENTITY: ("the model itself", {}),
+    "naive": ("the loss, differentiated by autograd", {"backend": "naive"}),
+    "Algorithm 1 as printed": (
+        "a demean layer and the pseudo-code of VCReg's Appendix B", printed,
+    ),
+    "ours": ("`vcreg_fx.insert(model, rule)`", {}),
+    'ours, mode="loss"': ("the penalty as part of the loss", {"mode": "loss"}),
+    'ours, demean="activations"': ("the activation itself demeaned", {"demean": "activations"}),
+    "ours, interval=8": ("an estimate: every eighth step, times eight", {"interval": 8}),
+    "ours, interval=16": ("an estimate: every sixteenth step, times sixteen", {"interval": 16}),
+    "ours, sample=256": ("an estimate: from 256 samples a site", {"sample": 256}),
+    "batch norm": ("a batch norm layer in the place of VCReg", batch_norm),
+}  # fmt: skip
 # Variant → what it is, in the order of the table.
-VARIANTS: Mapping[str, str] = MappingProxyType(
-    {
-        IDENTITY: "the model itself",
-        "naive": "the loss, differentiated by autograd",
-        "Algorithm 1 as printed": "a demean layer and the pseudo-code of VCReg's Appendix B",
-        "ours": "`vcreg_fx.insert(model, rule)`",
-        'ours, mode="loss"': "the penalty as part of the loss",
-        'ours, demean="activations"': "the activation itself demeaned",
-        "ours, interval=8": "an estimate: every eighth step, times eight",
-        "ours, interval=16": "an estimate: every sixteenth step, times sixteen",
-        "ours, sample=256": "an estimate: from 256 samples a site",
-        "batch norm": "a batch norm layer in the place of VCReg",
-    }
-)
+VARIANTS: Mapping[str, str] = MappingProxyType({name: what for name, (what, _) in _TABLE.items()})
 
-# Those that are timed where they are named.
+# Those that are timed where they are named: other regularizers, by autograd.
 COMPETITORS: Mapping[str, str] = MappingProxyType(
-    {
-        "DeCov": '`regularizer="decov"`, by autograd',
-        "WLD-Reg": '`regularizer="wld"`, by autograd',
-        "SIGReg": '`regularizer="sigreg"`, by autograd',
-        "Radial-VCReg": '`regularizer="radial"`, by autograd',
-    }
+    {"DeCov": "decov", "WLD-Reg": "wld", "SIGReg": "sigreg", "Radial-VCReg": "radial"}
 )
+_HOW = {
+    **{name: how for name, (_, how) in _TABLE.items()},
+    **{name: {"regularizer": key} for name, key in COMPETITORS.items()},
+}
 
 
 class BenchError(UserError, ValueError):
@@ -126,10 +110,9 @@ def chosen_variants(names: Iterable[str]) -> list[str]:
 
     **Raises:** `BenchError` for an unknown one.
     """
-    known = [*VARIANTS, *COMPETITORS]
     chosen = [IDENTITY, *(name for name in names if name != IDENTITY)]
-    if unknown := [name for name in chosen if name not in known]:
-        raise BenchError(f"There is no variant {unknown[0]!r}. There are {'; '.join(known)}.")
+    if unknown := [name for name in chosen if name not in _HOW]:
+        raise BenchError(f"There is no variant {unknown[0]!r}. There are {'; '.join(_HOW)}.")
     return chosen
 
 
@@ -145,13 +128,16 @@ def make_variant(
     variant = copy.deepcopy(model, {id(tensor): tensor for tensor in own})
     if name == IDENTITY:
         return variant
-    insert(variant, rule, example_inputs=example, layout=layout, **_CONFIGS.get(name, {}))
-    if make := _STAND_INS.get(name):
+    how = _HOW[name]
+    config = how if isinstance(how, dict) else {}
+    insert(variant, rule, example_inputs=example, layout=layout, **config)
+    if not isinstance(how, dict):
         for site in sites(variant):
-            replace_site(variant, site.name, make(site, next(variant.parameters())))
+            replace_site(variant, site.name, how(site, next(variant.parameters())))
     return variant
 
 
 def added_loss(name: str, model: nn.Module) -> Tensor | float:
     """Return what a variant adds to the loss."""
-    return penalty(model) if _CONFIGS.get(name, {}).get("mode") == "loss" else 0.0
+    how = _HOW.get(name, {})
+    return penalty(model) if isinstance(how, dict) and how.get("mode") == "loss" else 0.0

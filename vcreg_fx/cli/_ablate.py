@@ -13,12 +13,12 @@ from rich.console import Console
 
 from placement_rules import UserError
 
-from ._console import print_markdown, say, say_written
+from ._console import print_markdown, say_trial, say_written
 from ._errors import Command, OptionError
-from ._options import MOST_THREADS, finite, parse_value, to_folder
+from ._options import finite, parse_value, threads_option, to_folder
 
 if TYPE_CHECKING:
-    from ..ablation import AblationResult, Record
+    from ..ablation import Record
 
 _FUNCTIONS = ("build", "train", "evaluate")
 _HINTS = ("title", "percent", "higher_is_better", "lower_is_better")  # in capitals
@@ -74,9 +74,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
     steps: Annotated[
         int | None, typer.Option(min=3, help="Training steps of the digits; else 300.")
     ] = None,
-    threads: Annotated[
-        int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads of each trial.")
-    ] = 1,
+    threads: Annotated[int, threads_option("CPU threads of each trial.")] = 1,
     timeout: Annotated[
         float | None,
         typer.Option(
@@ -128,7 +126,7 @@ def ablate(  # noqa: PLR0913, PLR0917 - an argument an option
             ),
         )
     print_markdown(result.to_markdown())
-    _write(ablation.report(store))
+    say_written(*ablation.report(store).write())
     if result.failed:
         raise typer.Exit(1)
 
@@ -142,7 +140,7 @@ def report(
 
     result = ablation.report(store)
     print_markdown(result.to_markdown())
-    _write(result)
+    say_written(*result.write())
 
 
 def _functions(task: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -185,12 +183,5 @@ def _executor(dask: str | None, workers: int | None) -> Iterator[Any]:
 
 
 def _print_record(record: Record) -> None:
-    if Console(stderr=True).is_terminal:
-        return  # the progress bar shows it
-    found = ", ".join(f"{name} {value:.4g}" for name, value in record.metrics.items())
-    say(f"{record.name}: {found or record.reason} ({record.seconds:.0f} s)", err=True)
-
-
-def _write(result: AblationResult) -> None:
-    """Write the report and its pictures beside the trials."""
-    say_written(*result.write())
+    if not Console(stderr=True).is_terminal:  # where the progress bar shows it
+        say_trial(record, list(record.metrics))

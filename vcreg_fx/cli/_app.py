@@ -13,13 +13,12 @@ from ._ablate import app as ablate
 from ._bench import bench
 from ._coverage import Coverage, coverage
 from ._demo import demo
-from ._draw import draw
 from ._errors import Command, Group, Lasting, LastingGroup
 from ._evaluate import evaluate
 from ._export import export
 from ._measure import measure
 from ._reproduce import reproduce
-from ._sites import sites
+from ._sites import draw, sites
 
 app = typer.Typer(
     cls=Group,

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .._shared.progress import Progress
 from ._console import print_table, say, say_written
-from ._options import MOST_SEED, MOST_THREADS, to_file, to_folder
+from ._options import folder_option, json_option, seed_option, threads_option
 
 if TYPE_CHECKING:
     from ..benchmark import BenchResult, SitesResult
 
 _CPU_BATCH = {"torchvision/vit_b_32": 16}
 _OTHER_BATCH, _GPU_BATCH = 8, 128
-_NUMBERS = ("step", "ratio", "forward", "backward", "overhead / floor", "saved", "peak")
 
 
 def bench(  # noqa: PLR0913, PLR0917 (the options)
@@ -42,7 +42,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         str, typer.Option(help="float32, tf32, bf16, or amp (autocast in bfloat16).")
     ] = "float32",
     rounds: Annotated[int, typer.Option(min=1, help="Timed steps of each variant.")] = 9,
-    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="Of torch, on a CPU.")] = 1,
+    threads: Annotated[int, threads_option("Of torch, on a CPU.")] = 1,
     compile: Annotated[  # noqa: A002 (the name of the option)
         bool, typer.Option("--compile", help="Time torch.compile(model).")
     ] = False,
@@ -59,21 +59,9 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         bool,
         typer.Option(help="Keep memory that a step frees, on a CPU: times vary far less."),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of weights and images.")] = 0,
-    json: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", callback=to_file, help="Write everything there."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR",
-            callback=to_folder,
-            help="Write tables, numbers and pictures.",
-        ),
-    ] = None,
+    seed: Annotated[int, seed_option("Of weights and images.")] = 0,
+    json: Annotated[Path | None, json_option("Write everything there.")] = None,
+    output: Annotated[Path | None, folder_option("Write tables, numbers and pictures.")] = None,
 ) -> None:
     """Time training steps with VCReg and without, side by side (table 8 of the paper)."""
     # Torch's profiler, which measures the peak, warns of memory that it saw nobody allocate.
@@ -81,7 +69,7 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
     import torch
     from torchvision import models as torchvision
 
-    from ..benchmark import VARIANTS, BenchError, bench_sites, write_results
+    from ..benchmark import VARIANTS, BenchError, SitesResult, bench_sites, write_results
     from ..benchmark import bench as run
     from ._model import device_of, load_model, noise_for
 
@@ -100,46 +88,28 @@ def bench(  # noqa: PLR0913, PLR0917 (the options)
         for name, model in built.items()
     }
     chosen = [name.strip() for name in variants.split(";")] if variants else list(VARIANTS)
-    if at_sites:
-        if ranks > 1 or dtype not in {"float32", "amp"}:
-            raise BenchError("--sites is for one process, in float32 or amp.")
-        with Progress("benchmark", passing=True) as bar:
-            alone = bench_sites(
-                built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
-                rounds=rounds, compile=compile, keep_memory=keep_memory,
-                progress=partial(bar.advance, steps=0),
-            )  # fmt: skip
-        written = _write_sites(alone, json, output)
-        _print_sites(alone)
-        say_written(*written)
-        return
+    if at_sites and (ranks > 1 or dtype not in {"float32", "amp"}):
+        raise BenchError("--sites is for one process, in float32 or amp.")
     with Progress("benchmark", passing=True) as bar:
-        result = run(
-            built, inputs, rule=rule, variants=chosen, dtype=dtype, device=device,
-            rounds=rounds, compile=compile, ranks=ranks, keep_memory=keep_memory,
-            progress=partial(bar.advance, steps=0),
-        )  # fmt: skip
+        how: dict[str, Any] = {
+            "rule": rule, "variants": chosen, "dtype": dtype, "device": device, "rounds": rounds,
+            "compile": compile, "keep_memory": keep_memory,
+            "progress": partial(bar.advance, steps=0),
+        }  # fmt: skip
+        found: BenchResult | SitesResult = (
+            bench_sites(built, inputs, **how)
+            if at_sites
+            else run(built, inputs, ranks=ranks, **how)
+        )
+    written = [] if output is None else [output, write_results(found, output)]
     if json is not None:
-        json.write_text(result.to_json(), "utf-8")
-    if output is not None:
-        write_results(result, output)
-    _print(result)
-    report = None if output is None else output / "report.html"
-    say_written(*(path for path in (json, output, report) if path is not None))
-
-
-def _write_sites(result: SitesResult, json: Path | None, output: Path | None) -> list[Path]:
-    from .._shared.report import to_html
-
-    files = {} if json is None else {json: result.to_json()}
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        files[output / "sites.json"] = result.to_json()
-        files[output / "sites.md"] = result.to_markdown()
-        files[output / "report.html"] = to_html(result.to_markdown(), output)
-    for path, text in files.items():
-        path.write_text(text, "utf-8")
-    return list(files)
+        json.write_text(found.to_json(), "utf-8")
+        written.insert(0, json)
+    if isinstance(found, SitesResult):
+        _print_sites(found)
+    else:
+        _print(found)
+    say_written(*written)
 
 
 def _print_sites(result: SitesResult) -> None:
@@ -148,8 +118,7 @@ def _print_sites(result: SitesResult) -> None:
             f"{found.model}, batch {found.batch}: a step of the model itself takes "
             f"{found.step * 1e3:.0f} ms, the two products of all sites {found.floor * 1e3:.1f} ms"
         )
-        header, body = found.table()
-        print_table(header[:4], [row[:4] for row in body], right=set(header[1:4]))
+        _print_table(*found.table(), 4)  # without those of each kind of sites
 
 
 def _print(result: BenchResult) -> None:
@@ -158,20 +127,7 @@ def _print(result: BenchResult) -> None:
             f"{found.model}, batch {found.batch}, {len(found.sites)} sites: the floor is "
             f"{found.floor * 1e3:.1f} ms, {found.floor_share:.1%} of identity's step"
         )
-        rows = [
-            (
-                row.variant,
-                f"{row.seconds * 1e3:.0f} ms",
-                f"{row.ratio[1]:.3f} ({row.ratio[0]:.3f}–{row.ratio[2]:.3f})",
-                f"{row.forward:.3f}",
-                f"{row.backward:.3f}",
-                f"{row.floors[1]:.2f} ({row.floors[0]:.2f}–{row.floors[2]:.2f})",
-                f"{row.saved / 2**20:+.2f} MiB",
-                f"{row.peak:.3f}",
-            )
-            for row in found.rows
-        ]
-        print_table(["variant", *_NUMBERS], rows, right=_NUMBERS)
+        _print_table(*found.table(), 8)  # without the paper's
         for of_ranks in found.ranks:
             say(
                 f"ranks, {of_ranks.variant}: {of_ranks.ratio[1]:.3f} × identity, "
@@ -182,3 +138,8 @@ def _print(result: BenchResult) -> None:
             f"one site: time ∝ {growth.varied}^{growth.exponent:.2f} for {growth.varied} from "
             f"{growth.sizes[0]:,} to {growth.sizes[-1]:,}"
         )
+
+
+def _print_table(header: Sequence[str], body: list[list[str]], columns: int) -> None:
+    names = header[:columns]
+    print_table(names, [row[:columns] for row in body], right=names[1:])

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from ..ablation import Record
     from ..surgery import Plan
 
 
@@ -29,6 +30,12 @@ def say_written(*paths: Path) -> None:
     """Say which files were written, a line each."""
     for path in paths:
         say(f"Written: {path}")
+
+
+def say_trial(record: Record, metrics: Sequence[str]) -> None:
+    """Say on stderr what was found in a trial, in some of its metrics."""
+    found = ", ".join(f"{name} {record.metrics[name]:.4g}" for name in metrics)
+    say(f"{record.name}: {found or record.reason} ({record.seconds:.0f} s)", err=True)
 
 
 def print_table(
@@ -60,23 +67,12 @@ def print_markdown(text: str) -> None:
 
 def print_sites(plan: Plan) -> None:
     """Print the sites of a plan as a table, and what is to be said of them."""
-    from ..surgery import notes
+    from ..surgery import cells, notes
 
     count = len(plan.sites)
     model = type(plan.model).__name__
     say(f"{model}: {count} site{'s' * (count != 1)} for the rule {plan.rule}")
-    rows = [
-        (
-            site.name,
-            " × ".join(map(str, site.shape)),
-            str(site.layout),
-            str(site.channels),
-            str(site.calls),
-            site.form if site.clone is None else f"{site.form}, cloned",
-        )
-        for site in plan.sites
-    ]
-    columns = ("site", "shape", "layout", "channels", "calls", "form")
-    print_table(columns, rows, right={"channels", "calls"})
+    head, *rows = cells(plan.sites)
+    print_table(head, rows, right={"channels", "calls"})
     for note in notes(plan.sites):
         say(note)

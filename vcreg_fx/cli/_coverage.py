@@ -18,7 +18,7 @@ from .._shared.files import write_text
 from .._shared.progress import Progress
 from ._console import print_table, say, say_written
 from ._errors import Lasting, OptionError, go_on
-from ._options import to_file
+from ._options import json_option
 
 if TYPE_CHECKING:
     from ._row import Row
@@ -49,15 +49,7 @@ def coverage(
             "gradients with the plain model and the naive losses.",
         ),
     ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--json",
-            metavar="FILE",
-            callback=to_file,
-            help="Write rows there; a second run goes on.",
-        ),
-    ] = None,
+    output: Annotated[Path | None, json_option("Write rows there; a second run goes on.")] = None,
 ) -> None:
     """Try a rule on a library's models, a row a model. Nothing is downloaded or trained."""
     import torch

@@ -8,44 +8,24 @@ from typing import Annotated
 
 import typer
 
-from ._options import MOST_SEED, MOST_THREADS, finite, given, to_folder
+from ._options import Alpha, Beta, folder_option, given, seed_option, threads_option
 
 _QUICK_STEPS = 40
 
 
 def demo(
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", metavar="DIR", callback=to_folder, help="Where the report goes."
-        ),
-    ] = Path("demo"),
+    output: Annotated[Path, folder_option("Where the report goes.")] = Path("demo"),
     quick: Annotated[
         bool, typer.Option("--quick", help="Train less, to see that everything works.")
     ] = False,
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=MOST_SEED, help="Of the split, the weights, the order of the images."
-        ),
-    ] = 0,
+    seed: Annotated[int, seed_option("Of the split, the weights, the order of the images.")] = 0,
     steps: Annotated[int | None, typer.Option(min=3, help="Training steps of each model.")] = None,
     rule: Annotated[
         str | None, typer.Option(metavar="EXPR", help="Where VCReg is inserted.")
     ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(min=0, callback=finite, help="The weight of the variance loss.")
-    ] = None,
-    beta: Annotated[
-        float | None,
-        typer.Option(min=0, callback=finite, help="The weight of the covariance loss."),
-    ] = None,
-    threads: Annotated[
-        int,
-        typer.Option(
-            min=1, max=MOST_THREADS, help="CPU threads; with 1, all machines train alike."
-        ),
-    ] = 1,
+    alpha: Alpha = None,
+    beta: Beta = None,
+    threads: Annotated[int, threads_option("CPU threads; with 1, all machines train alike.")] = 1,
 ) -> None:
     """Train a ConvNeXt-Atto on handwritten digits, with and without VCReg, and report.
 

@@ -215,15 +215,19 @@ def go_on(params: Mapping[str, Any]) -> str:
     return f"The same command goes on where it was{f': {place}' if place else ''}."
 
 
-class Command(TyperCommand):
-    """A command whose errors are one line."""
+class _Clear:
+    """What errors of a command, or of all in a group, are: one line."""
 
     again = staticmethod(begin_anew)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         with clear_errors(ctx):
-            return super().invoke(ctx)
+            return super().invoke(ctx)  # type: ignore[misc]
+
+
+class Command(_Clear, TyperCommand):
+    """A command whose errors are one line."""
 
 
 class Lasting(Command):
@@ -232,15 +236,8 @@ class Lasting(Command):
     again = staticmethod(go_on)
 
 
-class Group(TyperGroup):
+class Group(_Clear, TyperGroup):
     """A command with others below it; errors of all of them are one line."""
-
-    again = staticmethod(begin_anew)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        with clear_errors(ctx):
-            return super().invoke(ctx)
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run it. Mistyped options, too, are one line."""

@@ -10,7 +10,6 @@ import typer
 from .._shared.progress import Progress
 from ._console import print_table
 from ._options import (
-    MOST_SEED,
     Alpha,
     Beta,
     Checkpoint,
@@ -21,6 +20,7 @@ from ._options import (
     Settings,
     finite,
     given,
+    seed_option,
 )
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ def measure(  # noqa: PLR0913, PLR0917 - an argument an option
             help="Find α and β that make VCReg's gradient RATIO times the task's at each site.",
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MOST_SEED, help="Of weights, images and labels.")
-    ] = 0,
+    seed: Annotated[int, seed_option("Of weights, images and labels.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
 ) -> None:
     """Compare VCReg's gradient with the task's at each site, on one batch of noise.

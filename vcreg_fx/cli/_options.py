@@ -55,6 +55,31 @@ def _check_access(path: Path) -> None:
         raise typer.BadParameter(f"{path} cannot be written to.")
 
 
+def folder_option(help: str) -> Any:  # noqa: A002 (as typer has it)
+    """Return the option of a folder to write to: ``-o DIR``."""
+    return typer.Option("-o", "--output", metavar="DIR", callback=to_folder, help=help)
+
+
+def json_option(help: str) -> Any:  # noqa: A002
+    """Return the option of a file for numbers: ``--json FILE``."""
+    return typer.Option("--json", metavar="FILE", callback=to_file, help=help)
+
+
+def seed_option(help: str) -> Any:  # noqa: A002
+    """Return the option of a seed that NumPy and scikit-learn take."""
+    return typer.Option(min=0, max=MOST_SEED, help=help)
+
+
+def threads_option(help: str) -> Any:  # noqa: A002
+    """Return the option of a number of threads."""
+    return typer.Option(min=1, max=MOST_THREADS, help=help)
+
+
+def settings_option(help: str) -> Any:  # noqa: A002
+    """Return the option of settings by their names: ``--set NAME=VALUE``."""
+    return typer.Option("--set", metavar="NAME=VALUE", parser=parse_setting, help=help)
+
+
 Alpha = Annotated[
     float | None,
     typer.Option(min=0, callback=finite, help="α, of the variance loss; else VCRegConfig's."),
@@ -97,12 +122,7 @@ def _parse_size(text: str) -> tuple[int, ...]:
 
 Settings = Annotated[
     list[Any] | None,  # pairs of name and value
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        parser=parse_setting,
-        help="For building the model, such as num_classes=10; may be repeated.",
-    ),
+    settings_option("For building the model, such as num_classes=10; may be repeated."),
 ]
 InputSize = Annotated[
     Any,  # whole numbers, or None

@@ -10,9 +10,9 @@ import typer
 from placement_rules import UserError
 
 from .._shared.progress import Progress
-from ._console import print_markdown, say, say_written
+from ._console import print_markdown, say_trial, say_written
 from ._errors import OptionError
-from ._options import MOST_THREADS, parse_setting, to_folder
+from ._options import folder_option, settings_option, threads_option
 
 if TYPE_CHECKING:
     from ..ablation import Record
@@ -70,12 +70,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     ] = None,
     option: Annotated[
         list[Any] | None,  # pairs of name and value
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            parser=parse_setting,
-            help="Of the preset, such as protocol=finetune; may be repeated.",
-        ),
+        settings_option("Of the preset, such as protocol=finetune; may be repeated."),
     ] = None,
     weights: Annotated[
         Path | None,
@@ -87,17 +82,8 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     seeds: Annotated[
         int | None, typer.Option(min=2, help="How many runs of each, from seed 0.")
     ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="DIR",
-            callback=to_folder,
-            help="Goes on with what is there.",
-        ),
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads.")] = 1,
+    output: Annotated[Path | None, folder_option("Goes on with what is there.")] = None,
+    threads: Annotated[int, threads_option("CPU threads.")] = 1,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write the numbers of each epoch to DIR/logs.")
     ] = False,
@@ -131,7 +117,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
 
         def finished(record: Record) -> None:
             bar.advance(note=record.name)
-            _print_record(record)
+            say_trial(record, [metric for metric in record.metrics if "_" not in metric])
 
         outcome = papers.reproduce(
             name,
@@ -160,9 +146,3 @@ def _scale(quick: bool, preset: str | None) -> str:
     if quick and preset:
         raise UserError(f"--quick and --preset {preset} are different sizes; choose one.")
     return "quick" if quick else preset or "default"
-
-
-def _print_record(record: Record) -> None:
-    numbers = [f"{name} {value:.4g}" for name, value in record.metrics.items() if "_" not in name]
-    found = ", ".join(numbers) or record.reason
-    say(f"{record.name}: {found} ({record.seconds:.0f} s)", err=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -151,14 +150,10 @@ def _error(planned: Plan, plain: nn.Module, inserted: nn.Module, example: Exampl
             outputs = _run(model, example)
         loss = torch.stack([output.square().mean() for output in outputs]).sum()
         (loss + sum(penalties)).backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    difference, size = 0.0, 0.0
-    for expected, found in zip(*gradients, strict=True):
-        if expected is not None:
-            missing = torch.zeros_like(expected) if found is None else found
-            difference += float((missing - expected).double().square().sum())
-            size += float(expected.double().square().sum())
-    return math.sqrt(difference / size)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        gradients.append(torch.cat([grad.double().flatten() for grad in grads]))
+    expected, found = gradients
+    return float((found - expected).norm() / expected.norm())
 
 
 @contextmanager
