@@ -45,7 +45,7 @@ def test_the_step_that_follows_has_the_ratio() -> None:
     vcreg_fx.insert(model, "modules('1')", example_inputs=(x,))
     vcreg_fx.calibrate(model, x, task_loss, ratio=0.2)
     found = []
-    for scale in (0.0, 1.0):
+    for scale in (1e-12, 1.0):  # a scale is positive
         vcreg_fx.set_loss_scale(model, scale)
         seen: list[Tensor] = []
         handle = model[0].register_forward_hook(
