@@ -74,7 +74,7 @@ ROOT = Path(__file__).resolve().parent.parent
 QUICK = (
     "transfer", "video", "noise", "placement", "hierarchy", "long-tail", "two-moons", "collapse",
 )  # fmt: skip
-SELF_SUPERVISED = ("ssl", "vicreg", "vicreg-terms")
+SELF_SUPERVISED = ("ssl", "vicreg", "vicreg-terms", "modalities")
 
 
 def trial(split, seed=0, **params):

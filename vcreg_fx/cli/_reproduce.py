@@ -24,7 +24,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
         typer.Argument(
             metavar="NAME",
             help="transfer, video, placement, hierarchy, long-tail, two-moons, collapse, noise, "
-            "timing, ssl, vicreg or vicreg-terms.",
+            "timing, ssl, vicreg, vicreg-terms or modalities.",
         ),
     ],
     quick: Annotated[

@@ -231,7 +231,8 @@ class Paper:
     **Attributes:**
 
     - `where`: the table or figure.
-    - `columns`, `rows`: its numbers; a row has one number a column, or None for a collapse.
+    - `columns`, `rows`: its numbers; a row has one number a column, or None for a collapse, and may
+      end early.
     - `unit`: of the numbers.
     - `protocol`: how they were obtained, in short.
     """

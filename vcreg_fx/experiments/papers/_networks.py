@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,49 @@ class CifarResNet(nn.Module):
         """Return logits, shape (n, classes)."""
         logits: Tensor = self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))
         return logits
+
+
+class PlainBlock(nn.Module):
+    """ResNet-18's block, in one dimension or two: its shortcut is a convolution where it must."""
+
+    def __init__(self, before: int, width: int, stride: int, dimensions: int) -> None:
+        super().__init__()
+        conv, norm = _LAYERS[dimensions][:2]
+        self.body = nn.Sequential(
+            conv(before, width, 3, stride, 1, bias=False), norm(width), nn.ReLU(),
+            conv(width, width, 3, 1, 1, bias=False), norm(width),
+        )  # fmt: skip
+        self.skip = nn.Sequential()
+        if stride > 1 or before != width:
+            self.skip = nn.Sequential(conv(before, width, 1, stride, bias=False), norm(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(f(x) + shortcut(x))."""
+        return torch.relu(self.body(x) + self.skip(x))
+
+
+_LAYERS: dict[int, tuple[Any, ...]] = {
+    1: (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d),
+    2: (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
+}
+
+
+def plain_resnet18(dimensions: int, width: int) -> nn.Module:
+    """Return a ResNet-18 for one channel, without a classifier: 8 × `width` features.
+
+    **Arguments:**
+
+    - `dimensions`: 1 for waveforms, 2 for images.
+    - `width`: of the first stage; 64 as published, and 48 for the 384 features of VICReg's D.2.
+    """
+    conv, norm, pool, mean = _LAYERS[dimensions]
+    layers = [conv(1, width, 7, 2, 3, bias=False), norm(width), nn.ReLU(), pool(3, 2, 1)]
+    before = width
+    for stage in range(4):
+        for stride in (min(stage + 1, 2), 1):
+            layers.append(PlainBlock(before, width << stage, stride, dimensions))
+            before = width << stage
+    return nn.Sequential(*layers, mean(1), nn.Flatten())
 
 
 def _resnet(depth: int, stem_stride: int) -> Factory:

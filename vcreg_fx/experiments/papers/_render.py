@@ -142,10 +142,10 @@ def _paper(report: dict[str, Any]) -> str:
     if not paper["rows"]:
         return f"The paper ({paper['where']}): {paper['protocol']}" if paper["protocol"] else ""
     header = [f"the paper, {paper['where']}", *paper["columns"]]
-    body = [
-        [name, *("collapse" if value is None else f"{value:g}" for value in values)]
-        for name, values in paper["rows"].items()
-    ]
+    body = []
+    for name, values in paper["rows"].items():
+        cells = ["collapse" if value is None else f"{value:g}" for value in values]
+        body.append([name, *cells, *["–"] * (len(paper["columns"]) - len(cells))])
     notes = [f"In {paper['unit']}." if paper["unit"] else "", paper["protocol"]]
     return f"{markdown_table(header, body)}\n\n{' '.join(note for note in notes if note)}"
 
@@ -177,6 +177,8 @@ def how(report: dict[str, Any]) -> str:
     options = preset["options"]
     if "points" in options:
         drawn = f"{options['points']} points, drawn by the seed"
+    if "clips" in options:
+        drawn += f", and {options['clips']:,} sounds"
     if "largest" in options:
         drawn = (
             f"long-tailed: {options['largest']:,} images of the first class, "
@@ -276,7 +278,7 @@ def repeat(report: dict[str, Any]) -> str:
     """Return how to do it again."""
     scale = report["scale"]
     options = {"quick": " --quick", "default": ""}.get(scale, f" --scale {scale}")
-    if report["data"] != "two moons":
+    if report["data"] not in {"two moons", "letters and sounds"}:  # their own
         options += f" --data {report['preset']['data']}"
     seeds = report["preset"]["seeds"]
     versions = ", ".join(f"{name} {found}" for name, found in report["versions"].items())

@@ -20,6 +20,7 @@ from ._collapse import COLLAPSE
 from ._experiment import Arm, Experiment, Preset, ReproductionError
 from ._hierarchy import HIERARCHY
 from ._long_tail import LONG_TAIL
+from ._modalities import MODALITIES
 from ._networks import Factory, find_network
 from ._noise import NOISE
 from ._outcome import Outcome, claim_folder, make_report, read_report, write_outcome
@@ -45,7 +46,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         COLLAPSE,
         NOISE,
         TIMING,
-        *(SSL, VICREG, VICREG_TERMS),
+        *(SSL, VICREG, VICREG_TERMS, MODALITIES),
     )
 }
 """Every experiment that ``vcreg-fx reproduce`` knows; another one is added here."""
