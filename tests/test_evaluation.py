@@ -727,7 +727,8 @@ def test_semi_supervised_probe_is_two_rates_of_sgd(kind):
     given = [torch.utils.data.TensorDataset(*p) for p in (train, test)]
     pairs = given if kind == "data set" else (train, test)
     random = torch.get_rng_state()
-    how = {"classifier": kind != "encoder", "seed": 3}
+    given_labels = train[1] if kind == "data set" else None
+    how = {"labels": given_labels, "classifier": kind != "encoder", "seed": 3}
     found = evaluation.semi_supervised_probe(model, *pairs, 1.0, settings, **how)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())

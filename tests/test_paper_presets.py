@@ -248,6 +248,7 @@ def test_self_supervised_settings_of_vcreg(tmp_path, method, base):
         assert (method.loss, method.expander, method.norm) == ("mean square", (8192, 8192), "all")
         assert (method.invariance, method.variance, method.covariance) == (25, 25, 1)
     assert (preset.seeds, preset["views"], preset["probe"]) == (3, "vcreg", "sgd")
+    assert preset["labelled"] == (0.01, 0.1)  # VICReg's C.2, semi-supervised
     assert len(preset["probes"]) == 8 and preset["crop"] is preset["drawn"] is None
 
 

@@ -460,7 +460,7 @@ def ssl_preset(**options):
 
 def test_each_method_is_compared_with_itself(tmp_path):
     """The arms with VCReg have its sites in the encoder that is measured; tables are by method."""
-    preset = ssl_preset()
+    preset = ssl_preset(labelled=(0.1,))
     arms = ["SimCLR", "VICReg", "VICReg (VCReg)"]
     outcome = reproduce("ssl", tmp_path / "out", preset=preset, data=few(), arms=arms)
     rows = outcome.report["rows"]
@@ -471,6 +471,7 @@ def test_each_method_is_compared_with_itself(tmp_path):
     assert "- VICReg (VCReg) (" in text and "- VICReg (method" not in text
     for row in rows:
         for numbers in row["by_seed"].values():
+            assert 0 <= numbers["labels_0.1"] <= numbers["labels_0.1_top5"] == 1
             assert {"own", "std_z", "std_z_1", "std_z_2", "corr_y"} <= numbers.keys()
             assert "mean" not in numbers  # there are no other tasks
     again = reproduce("ssl", tmp_path / "again", preset=preset, data=few(), arms=arms[:1])

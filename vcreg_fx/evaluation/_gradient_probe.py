@@ -137,6 +137,7 @@ def semi_supervised_probe(
     share: float = 0.1,
     settings: ProbeSettings | None = None,
     *,
+    labels: Tensor | None = None,
     classifier: bool = True,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -156,6 +157,7 @@ def semi_supervised_probe(
     - `share`: of each class's training images that are labelled, one image at least.
     - `settings`: with an `encoder_rate`; by default those of `SEMI_SUPERVISED`, for shares of 0.01
       and 0.1.
+    - `labels`: of the training images, shape (n,), where reading them image by image takes long.
     - `seed`: of the choice of images, of their order and of the classifier's weights.
     - `device`: where to train; by default where the model is.
     - `workers`: processes that load images.
@@ -176,7 +178,8 @@ def semi_supervised_probe(
         )
     known: Any = TensorDataset(*train) if isinstance(train, tuple) else train
     new: Any = TensorDataset(*test) if isinstance(test, tuple) else test
-    labels = torch.tensor([int(known[i][1]) for i in range(len(known))])
+    if labels is None:
+        labels = torch.tensor([int(known[i][1]) for i in range(len(known))])
     classes = labels.unique()
     if len(classes) < 2:
         raise ValueError("The training labels have one class only; a probe needs two.")

@@ -12,7 +12,13 @@ from torch.utils.data import Dataset
 
 from ..._shared.keeping import seeded
 from ...ablation import Trial
-from ...evaluation import ADAMW_PROBE, SGD_PROBE, STRENGTHS
+from ...evaluation import (
+    ADAMW_PROBE,
+    SEMI_SUPERVISED,
+    SGD_PROBE,
+    STRENGTHS,
+    semi_supervised_probe,
+)
 from ...surgery import plan
 from ..images import ImageSet
 from ..images._downstream import DOWNSTREAM, Downstream
@@ -53,6 +59,8 @@ class SelfSupervisedTask(TransferTask):
       or ``"logistic"``.
     - `views`: one of `VIEWS`, where a trial does not say which.
     - `crop`, `drawn`: of `Views`.
+    - `labelled`: shares of the labels with which a copy is fine-tuned as well (VICReg's C.2), where
+      there is such an option.
     - `rates`: method → what its arms have of `TrainSettings`.
     """
 
@@ -130,6 +138,13 @@ class SelfSupervisedTask(TransferTask):
     def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return what each probe reports, their mean, the own classes', and what was measured."""
         found = super().score(model, roles, trial)
+        for share in self.preset.options.get("labelled", ()):
+            probed = semi_supervised_probe(
+                model, roles.train.pairs, roles.measure.pairs, share, labels=roles.train.labels,
+                classifier=False, seed=trial.seed, workers=self.preset.training.workers,
+            )  # fmt: skip
+            found[f"labels_{share:g}"] = probed.accuracy
+            found[f"labels_{share:g}_top5"] = float(probed.top5_accuracy or 0)
         for numbers in self.history:
             for name in _MEASURES & numbers.keys():
                 found[name] = found[f"{name}_{numbers['epoch']:.0f}"] = numbers[name]
@@ -213,6 +228,7 @@ def presets(scale: str, data: str | None) -> Preset:
             seeds=3,
             options={
                 **OWN, "probes": DOWNSTREAM, "views": "vcreg", "probe": "sgd", "methods": methods,
+                "labelled": tuple(SEMI_SUPERVISED),
                 "rates": {
                     name: {"learning_rate": found.learning_rate, "final_rate": found.final_rate}
                     for name, found in rates.items()
@@ -277,6 +293,11 @@ def arms(preset: Preset) -> list[Arm]:
 
 
 OWN_PROBE = Metric("own", "own classes", percent=True)
+FEW = tuple(
+    Metric(f"labels_{share:g}{top}", f"{share:.0%} of the labels{title}", percent=True)
+    for share in SEMI_SUPERVISED
+    for top, title in (("", ""), ("_top5", ", top-5"))
+)
 SPREAD = (
     Metric("std_z", "std of embeddings, of 1/√d"),
     Metric("std_y", "std of representations, of 1/√d"),
@@ -294,7 +315,7 @@ SSL = Experiment(
     scales=SCALES,
     arms=arms,
     task=SelfSupervisedTask,
-    metrics=(*TASKS[:-1], OWN_PROBE, SPREAD[0]),
+    metrics=(*TASKS[:-1], OWN_PROBE, *FEW, SPREAD[0]),
     criterion="mean",
     headline=("mean", "own"),
     paper=Paper(
