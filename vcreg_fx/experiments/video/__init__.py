@@ -5,9 +5,7 @@ from ._clips import Clips as Clips
 from ._clips import ClipSet as ClipSet
 from ._clips import Sampling as Sampling
 from ._clips import Video as Video
-from ._clips import VideoFile as VideoFile
 from ._clips import VideoInMemory as VideoInMemory
-from ._clips import VideoMAEAugmentation as VideoMAEAugmentation
 from ._clips import Views as Views
 from ._clips import average_logits as average_logits
 from ._clips import crops_of as crops_of
@@ -16,6 +14,8 @@ from ._clips import stream as stream
 from ._clips import uniform_clips as uniform_clips
 from ._datasets import BROKEN as BROKEN
 from ._datasets import CLIPS as CLIPS
+from ._datasets import VideoFile as VideoFile
+from ._datasets import VideoMAEAugmentation as VideoMAEAugmentation
 from ._datasets import load_clips as load_clips
 from ._moving_glyphs import MOTIONS as MOTIONS
 from ._moving_glyphs import MOVING_LABELS as MOVING_LABELS

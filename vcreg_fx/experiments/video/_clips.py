@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from ..._shared.keeping import frozen, keeping_randomness, seed_all
+from ..._shared.keeping import frozen
 from ..images import DataError, ImageData, ImageSet, split_indices
 from ..images._datasets import IMAGENET_STATISTICS
-
-_LACKING = 0.1  # of the frames that a file announces may be missing at its end
 
 
 class Video(Protocol):
@@ -55,75 +51,6 @@ class VideoInMemory:
     def frames(self, numbers: Sequence[int]) -> Iterator[Tensor]:
         """Yield frames by their numbers."""
         yield from (self.pixels[number] for number in numbers)
-
-
-@dataclass(frozen=True)
-class VideoFile:
-    """A file that PyAV decodes whenever frames are asked for, ``pip install "vcreg-fx[video]"``."""
-
-    path: Path
-    count: int
-
-    @property
-    def name(self) -> str:
-        """Its place among files of its class."""
-        return f"{self.path.parent.name}/{self.path.name}"
-
-    @classmethod
-    def look(cls, path: Path) -> VideoFile:
-        """Return a file after its packets have been counted and its first frame decoded.
-
-        **Raises:** `DataError` if it is no video, or a broken one; `ModuleNotFoundError` without
-        PyAV.
-        """
-        with _opened(path) as container:
-            packets = sum(packet.size > 0 for packet in container.demux(video=0))
-        found = cls(path, packets)
-        next(found.frames([0]))
-        return found
-
-    def frames(self, numbers: Sequence[int]) -> Iterator[Tensor]:
-        """Yield frames by their numbers, which ascend; one is decoded at a time.
-
-        Where a codec returns fewer frames than there are packets, the last one is repeated.
-
-        **Raises:** `DataError` if the file is broken.
-        """
-        wanted, frame, decoded = iter(numbers), None, 0
-        number = next(wanted, None)
-        with _opened(self.path) as container:
-            for frame in container.decode(video=0):
-                while number == decoded:
-                    yield _pixels(frame)
-                    number = next(wanted, None)
-                decoded += 1
-                if number is None:
-                    return
-        if frame is None or decoded < (1 - _LACKING) * self.count:
-            raise DataError(
-                f"{self.path} is broken: {decoded} of its {self.count} frames can be decoded."
-            )
-        while number is not None:
-            yield _pixels(frame)
-            number = next(wanted, None)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} is broken: there are no pictures in it.")
-            container.streams.video[0].thread_count = 1  # the loader's processes share the cores
-            yield container
-    except av.FFmpegError as error:
-        raise DataError(f"{path} is broken: {error.strerror}.") from error
-
-
-def _pixels(frame: Any) -> Tensor:
-    return torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
 
 
 # Which frames, and which part of them -----------------------------------------------------------
@@ -205,47 +132,16 @@ def crops_of(clip: Tensor, size: int, crops: int) -> Tensor:
         else clip[..., int(place) :][..., :size]
         for place in places
     ]  # fmt: skip
-    return _standardized(torch.stack(found))
+    return standardized(torch.stack(found))
 
 
-def _standardized(clip: Tensor) -> Tensor:
+def standardized(clip: Tensor) -> Tensor:
+    """Return bytes as numbers with ImageNet's mean and standard deviation taken out."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET_STATISTICS)
     return (clip.float() / 255 - mean) / std
 
 
 Change = Callable[[Tensor], Tensor]
-
-
-class VideoMAEAugmentation:
-    """What VideoMAE's fine-tuning does to a clip, from bytes to a standardized clip.
-
-    Its ``rand-m7-n4-mstd0.5-inc1`` on whole frames, a crop of 8 to 100 % of the area, a flip, and a
-    box of noise in a quarter of the clips. All frames of a clip are changed alike.
-    """
-
-    def __init__(self, size: int) -> None:
-        from timm.data import rand_augment_transform
-        from torchvision.transforms import v2
-
-        gray = tuple(round(255 * value) for value in IMAGENET_STATISTICS[0])
-        self._policy = rand_augment_transform("rand-m7-n4-mstd0.5-inc1", {"img_mean": gray})
-        self._crop = v2.Compose(
-            [v2.RandomResizedCrop(size, (0.08, 1.0)), v2.RandomHorizontalFlip()]
-        )
-        self._erase = v2.RandomErasing(0.25, value="random")
-
-    def __call__(self, clip: Tensor) -> Tensor:
-        """Return a clip, shape (frames, 3, size, size), of bytes of any size."""
-        from torchvision.transforms.v2 import functional
-
-        seed, found = int(torch.randint(2**31, ())), []
-        for frame in clip:
-            with keeping_randomness():
-                seed_all(seed)
-                changed = self._policy(functional.to_pil_image(frame))
-            found.append(functional.pil_to_tensor(changed))
-        mixed: Tensor = self._erase(_standardized(self._crop(torch.stack(found))))
-        return mixed
 
 
 # As data ----------------------------------------------------------------------------------------
