@@ -130,7 +130,7 @@ def test_normalized_embeddings():
     expected = vcreg_fx.vicreg_loss(*standard, 25 / 6, 12.5)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-3)  # torch's ε
     unit = [F.normalize(z, dim=1) for z in found.embeddings]
-    expected = vcreg_fx.vicreg_loss(*unit, 25, 12.5, gamma=1 / math.sqrt(6))
+    expected = vcreg_fx.vicreg_loss(*unit, 25 / 6, 12.5, gamma=1 / math.sqrt(6))
     same(Objective(Method(embedding="l2"))(found), expected, found)
 
 

@@ -43,7 +43,7 @@ class Method:
     - `momentum`: where targets are a moving average's of encoder and expander, the weight of the
       old average at the beginning, which rises to 1 by a cosine; 0 for none.
     - `embedding`: ``"none"``, ``"std"`` (standardized over the batch) or ``"l2"`` (of length 1;
-      γ is 1/√d then, and the invariance that of BYOL), see VICReg's table 8.
+      γ is 1/√d then), see VICReg's table 8.
     - `branches`: ``"shared"`` weights, or ``"own"`` ones for each view.
     - `temperature`: of SimCLR.
     """
@@ -249,8 +249,7 @@ class Objective:
             [_normalized(part, self.method.embedding) for part in pair]
             for pair in (found.predictions, found.targets)
         )
-        kind = "normalized square" if self.method.embedding == "l2" else self.method.loss
-        distance = _DISTANCES[kind]
+        distance = _DISTANCES[self.method.loss]
         return (distance(targets[0], p[1]) + distance(targets[1], p[0])) / 2
 
     def _gathered(self, z: Tensor) -> Tensor:
@@ -272,7 +271,8 @@ class Objective:
         if self._last is None:
             return {}
         found = {}
-        for name, pair in (("z", self._last.embeddings), ("y", self._last.representations)):
+        z = [_normalized(part, self.method.embedding) for part in self._last.embeddings]
+        for name, pair in (("z", z), ("y", self._last.representations)):
             views = [part.detach().float() for part in pair]
             spread = [float(std_of_l2_normalized(v)) * math.sqrt(v.shape[1]) for v in views]
             found[f"std_{name}"] = sum(spread) / 2
