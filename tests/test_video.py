@@ -913,7 +913,9 @@ def test_reports_say_how_a_network_began():
     report["preset"]["options"]["weights"] = "k400"
     assert "with the weights in `k400`" in render(report)
     report["preset"] = EXPERIMENTS["video"].presets("default", None).to_dict()
-    assert "pretrained by masking, 6 epochs on 3,000 other videos" in render(report)
+    text = render(report)
+    assert "pretrained by masking, 6 epochs on 3,000 other videos" in text
+    assert "drawn by the seed, clips of 8 frames;" in text
 
 
 # Whole experiments ------------------------------------------------------------------------------

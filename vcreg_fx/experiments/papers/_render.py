@@ -177,7 +177,7 @@ def how(report: dict[str, Any]) -> str:
     options = preset["options"]
     if "points" in options:
         drawn = f"{options['points']} points, drawn by the seed"
-    if "clips" in options:
+    if "clips" in options and "frames" not in options:  # of sounds, not of videos
         drawn += f", and {options['clips']:,} sounds"
     if "largest" in options:
         drawn = (

@@ -343,10 +343,7 @@ VIDEO = Experiment(
         "code does it, with VCReg at the input of the head, α ∈ {1, 3, 5} and β ∈ {0.1, 0.3, 0.5} "
         "by validation; 10 clips × 3 crops.",
     ),
-    draw=lambda report, path: draw_scatter(report, path, _drawn(report)),
+    draw=lambda report, path: draw_scatter(
+        report, path, ["accuracy", *report["preset"]["options"]["probes"]]
+    ),
 )
-
-
-def _drawn(report: dict[str, Any]) -> list[str]:
-    probes = report["preset"]["options"]["probes"]
-    return ["accuracy", *(["transfer", *probes] if probes else [])]
