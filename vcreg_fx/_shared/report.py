@@ -100,7 +100,8 @@ def _inlined(picture: Path) -> str:
 
 def _command_line() -> str:
     """Return the command that this process was started with, if it is one of ours."""
-    own = Path(sys.argv[0]).stem in {"vcreg-fx", "__main__"}
+    program = Path(sys.argv[0])
+    own = program.stem == "vcreg-fx" or program.parts[-2:] == ("vcreg_fx", "__main__.py")
     return shlex.join(["vcreg-fx", *sys.argv[1:]]) if own else ""
 
 
