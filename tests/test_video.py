@@ -945,4 +945,4 @@ def test_the_papers_preset_shrunk_in_data_and_model_alone(tmp_path, name, data, 
     assert [row["sites"] for row in outcome.report["rows"]] == [0, 1]
     assert [len(row["by_seed"]) for row in outcome.report["rows"]] == [seeds, seeds]
     assert "VideoMAE-B (VCReg) | 83 |" in str(outcome) or name == "noise"
-    assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5_000
