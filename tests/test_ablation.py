@@ -684,7 +684,8 @@ def command(*arguments):
     ("arguments", "message"),
     [
         (["--set", "alpha"], "is no axis"),
-        (["--set", "store=3"], "is no axis"),
+        (["--task", "tests.ablation_task", "--set", "store=3"], "cannot be named 'store'"),
+        (["--set", "store=3"], "the digits have no setting store"),
         (["--shard", "2"], "is no shard"),
         (["--shard", "3/2"], "shards go from 1/2 to 2/2"),
         (["--set", "alpha=-1"], "must be a finite number"),
