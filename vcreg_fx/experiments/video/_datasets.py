@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..._shared.keeping import keeping_randomness, seed_all
+from ..._shared.keeping import keeping_randomness
 from ..images import DataError
 from ..images._datasets import IMAGENET_STATISTICS
 from ._clips import Change, ClipData, ClipSet, Sampling, standardized
@@ -121,11 +123,12 @@ class VideoMAEAugmentation:
         from torchvision.transforms.v2 import functional
 
         seed, found = int(torch.randint(2**31, ())), []
-        for frame in clip:
-            with keeping_randomness():
-                seed_all(seed)
+        with keeping_randomness():
+            for frame in clip:
+                random.seed(seed)  # timm draws from Python and NumPy, the same for each frame
+                np.random.seed(seed)
                 changed = self._policy(functional.to_pil_image(frame))
-            found.append(functional.pil_to_tensor(changed))
+                found.append(functional.pil_to_tensor(changed))
         mixed: Tensor = self._erase(standardized(self._crop(torch.stack(found))))
         return mixed
 
