@@ -85,7 +85,7 @@ class Workers:
         options = {"pure": False} if self._is_dask else {}
         return self.executor.submit(work, task, **options)
 
-    def wait(
+    def finished(
         self, futures: Mapping[Future[Any], str], is_done: Callable[[str], bool]
     ) -> Iterator[Future[Any]]:
         """Yield each future when it is done, or when its trial is.
@@ -252,7 +252,7 @@ def _round(
         workers.is_broken = True
         broken = repr(error)
     try:
-        for future in workers.wait(futures, store.is_done):
+        for future in workers.finished(futures, store.is_done):
             try:
                 if future.done():
                     future.result()

@@ -248,13 +248,22 @@ def replace_classifier(model: nn.Module, example: Tensor, classes: int) -> nn.Li
 
     **Raises:** `ValueError` if it has none, several, or one that is not linear.
     """
-    paths = {site.path for site in plan(model, "head", example_inputs=(example,)).sites}
-    head = model.get_submodule(paths.pop())
-    if paths or not isinstance(head, nn.Linear):
-        raise ValueError("Fine-tuning needs a network with one linear classifier.")
+    _, head = linear_classifier(model, example, "Fine-tuning")
     fresh = nn.Linear(head.in_features, classes).to(head.weight)
     head.weight, head.bias, head.out_features = fresh.weight, fresh.bias, classes
     return head
+
+
+def linear_classifier(model: nn.Module, example: Tensor, purpose: str) -> tuple[str, nn.Linear]:
+    """Return the path of a model's only classifier, and the layer.
+
+    **Raises:** `ValueError` that names the purpose, if there are several, or it is not linear.
+    """
+    path, *others = {site.path for site in plan(model, "head", example_inputs=(example,)).sites}
+    head = model.get_submodule(path)
+    if others or not isinstance(head, nn.Linear):
+        raise ValueError(f"{purpose} needs a network with one linear classifier.")
+    return path, head
 
 
 def _some_of_each(labels: Tensor, share: float) -> Tensor:

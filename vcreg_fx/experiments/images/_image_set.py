@@ -100,6 +100,14 @@ class ImageData:
         image, _ = self.train.pairs[0]
         return tuple(image.shape)
 
+    def split(self, number: int) -> ImageData:
+        """Return a split by its number, where several are published."""
+        return self
+
+    def hold_out(self, share: float | int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the indices of images to train on, and of those held out: see `split_indices`."""
+        return split_indices(self.train.labels, share, seed)
+
     @property
     def group_of(self) -> Tensor:
         """The index of each class's superclass, shape (classes,)."""

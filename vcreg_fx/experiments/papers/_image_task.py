@@ -18,7 +18,7 @@ from ..._shared.keeping import seeded
 from ...ablation import Trial
 from ...evaluation import extract_features, replace_classifier
 from ...site import calibrate
-from ..images import ImageData, ImageSet, balanced_indices, split_indices
+from ..images import ImageData, ImageSet, balanced_indices
 from ..training import accuracy, fit, predict, processes
 from ..training._resume import set_aside_if_damaged
 from ._experiment import Preset, ReproductionError
@@ -60,7 +60,7 @@ class ImageTask:
     folder: Path
     tensorboard: bool = False
     announce: Callable[[Trial], None] | None = None
-    first = 0  # images at the most, on which strengths are calibrated; 0 for as many as is usual
+    first = _FIRST
 
     def __post_init__(self) -> None:
         """Check what would fail late."""
@@ -84,12 +84,14 @@ class ImageTask:
         """Return the images to train on and to measure on, with the labels of the data set.
 
         For the search, the validation images are held out of the training images, always the same;
-        the test split is not touched. Else the test split is measured.
+        the test split is not touched. Else the test split is measured. Of data with several
+        published splits, the trial's seed decides which.
         """
-        pool, measure = self.data.train, self.data.test
+        data = self.data.split(trial.seed)
+        pool, measure = data.train, data.test
         searching = trial["split"] == VALIDATION
         if searching or self.preset.train_images is not None:
-            kept, held = split_indices(pool.labels, self.preset.validation)
+            kept, held = data.hold_out(self.preset.validation)
             measure = pool.subset(held) if searching else measure
             pool = pool.subset(kept)
         if self.preset.train_images is not None:
@@ -121,7 +123,7 @@ class ImageTask:
         """Train a model on the images of its roles; `name` is that of its checkpoint."""
         images = self.labelled(roles.train)
         if CALIBRATED in trial.params:
-            count = min(self.first or _FIRST, len(images))
+            count = min(self.first, len(images))
             spread = torch.arange(count) * len(images) // count
             few = images.subset(spread).pairs  # of all classes, also where they follow each other
             calibrate_as(trial, model, *next(iter(DataLoader(few, count))))

@@ -24,7 +24,7 @@ from ...evaluation import linear_probe
 from ...functional import covariance_loss, invariance_loss, variance_loss
 from ..images._glyphs import ALPHABETS, Glyphs
 from ..training import TrainSettings, accuracy, fit, predict
-from ..training._self_supervised import make_head
+from ..training._self_supervised import BARLOW_SLOPE, make_head
 from ._experiment import Arm, Experiment, Metric, Paper, Preset
 from ._networks import find_network, plain_resnet18
 from ._pictures import draw_scatter
@@ -33,7 +33,6 @@ from ._study import VALIDATION
 Criterion = Callable[[Tensor, Tensor], Tensor]
 _RANKS = (1, 5, 10)
 _MARGIN = 0.2  # of VSE++ (Faghri et al. 2018)
-_SLOPE = 5e-3  # Barlow Twins' λ, of its paper
 _TEST, _HELD_OUT = 1, 3  # seeds of what is measured; trainings have even ones
 
 
@@ -259,7 +258,7 @@ class ModalitiesTask:
         if loss == "barlow":
             from lightly.loss import BarlowTwinsLoss
 
-            criterion = BarlowTwinsLoss(_SLOPE)
+            criterion = BarlowTwinsLoss(BARLOW_SLOPE)
 
         def seen(z: Tensor, letter: Tensor) -> Tensor:
             other = model.pictures.second(self._names[letter])

@@ -27,7 +27,7 @@ from ._experiment import (
 from ._image_task import ImageTask, calibrate_as, with_new_head
 from ._pictures import draw_curves
 from ._study import VALIDATION
-from ._video import NOISE_RECIPES, NoisyVideoTask, noise_presets
+from ._video import NOISE_RECIPES, SIGMAS, NoisyVideoTask, noise_presets
 
 _HELD_OUT = 0.2  # of the task's training images, in the search
 
@@ -130,8 +130,7 @@ def presets(scale: str, data: str | None) -> Preset:
     if scale == "paper" or data in CLIPS:
         return noise_presets(scale, data)
     pretraining = {"epochs": 4, "batch_size": 128, "learning_rate": 4e-3}
-    options = {"pretraining": pretraining, "task": "digits", "images": None,
-               "sigmas": (1.0, 1.5, 2.0)}  # fmt: skip
+    options = {"pretraining": pretraining, "task": "digits", "images": None, "sigmas": SIGMAS}
     if scale == "quick":
         pretraining["epochs"] = 2
         return Preset(
@@ -164,7 +163,7 @@ NOISE = Experiment(
     task=_task,
     metrics=(
         Metric("mean", "mean over σ", percent=True),
-        *(Metric(f"accuracy_{sigma:g}", f"σ = {sigma:g}", percent=True) for sigma in (1, 1.5, 2)),
+        *(Metric(f"accuracy_{sigma:g}", f"σ = {sigma:g}", percent=True) for sigma in SIGMAS),
     ),
     criterion="mean",
     headline=("mean",),

@@ -19,7 +19,7 @@ from ...evaluation import (
     STRENGTHS,
     semi_supervised_probe,
 )
-from ...surgery import plan
+from ...evaluation._gradient_probe import linear_classifier
 from ..images import ImageSet
 from ..images._downstream import DOWNSTREAM, Downstream
 from ..images._views import Views
@@ -169,13 +169,10 @@ def without_head(network: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module,
 
     **Raises:** `ReproductionError` if it has not one linear classifier.
     """
-    paths = {
-        site.path for site in plan(network, "head", example_inputs=(torch.zeros(2, *shape),)).sites
-    }
-    path = paths.pop()
-    head = network.get_submodule(path)
-    if paths or not isinstance(head, nn.Linear):
-        raise ReproductionError("Self-supervision needs a network with one linear classifier.")
+    try:
+        path, head = linear_classifier(network, torch.zeros(2, *shape), "Self-supervision")
+    except ValueError as error:
+        raise ReproductionError(str(error)) from error
     if not path:
         return nn.Identity(), head.in_features
     parent, _, name = path.rpartition(".")

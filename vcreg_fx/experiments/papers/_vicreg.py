@@ -9,10 +9,10 @@ from typing import Any
 from ..._shared.pictures import head, panels
 from ..._shared.statistics import finite_values, summary_of
 from ..training import TrainSettings
-from ._experiment import Arm, Experiment, Metric, Paper, Preset, ReproductionError
+from ._experiment import Arm, Experiment, Paper, Preset, ReproductionError
 from ._pictures import COLORS
-from ._ssl import OWN, OWN_PROBE, SPREAD, lars, viewed
-from ._vicreg_terms import CollapsingTask
+from ._ssl import OWN, SPREAD, viewed
+from ._vicreg_terms import COLLAPSING, TRAINING, CollapsingTask
 
 BASE = "VICReg"
 COEFFICIENTS = (
@@ -64,7 +64,7 @@ def presets(scale: str, data: str | None) -> Preset:
         return Preset(
             data or "imagenet",
             "torchvision/resnet50",
-            lars(0.3, 2048, warmup_epochs=10, weight_decay=1e-6, final_rate=0.002),
+            TRAINING,
             grid={},
             seeds=3,
             options={
@@ -198,7 +198,7 @@ VICREG = Experiment(
     presets=viewed(presets),
     arms=arms,
     task=VICRegTask,
-    metrics=(OWN_PROBE, *SPREAD, Metric("collapsed", "collapsed", higher=False)),
+    metrics=COLLAPSING,
     criterion="own",
     headline=("own",),
     paper=Paper(

@@ -73,6 +73,13 @@ def method_of(row: str, terms: str, heads: Any) -> Method:
     )  # fmt: skip
 
 
+TRAINING = lars(0.3, 2048, warmup_epochs=10, weight_decay=1e-6, final_rate=0.002)
+"""VICReg's own, in its ablations (C.4)."""
+
+COLLAPSING = (OWN_PROBE, *SPREAD, Metric("collapsed", "collapsed", higher=False))
+"""What a `CollapsingTask` reports."""
+
+
 class CollapsingTask(SelfSupervisedTask):
     """Says whether the embeddings have collapsed, beside the accuracy of a probe."""
 
@@ -102,7 +109,7 @@ def presets(scale: str, data: str | None) -> Preset:
         return Preset(
             data or "imagenet",
             "torchvision/resnet50",
-            lars(0.3, 2048, warmup_epochs=10, weight_decay=1e-6, final_rate=0.002),
+            TRAINING,
             grid={},
             seeds=2,
             options={
@@ -194,7 +201,7 @@ VICREG_TERMS = Experiment(
     presets=viewed(presets),
     arms=arms,
     task=TermsTask,
-    metrics=(OWN_PROBE, *SPREAD, Metric("collapsed", "collapsed", higher=False)),
+    metrics=COLLAPSING,
     criterion="own",
     headline=("own", "std_z"),
     paper=Paper(

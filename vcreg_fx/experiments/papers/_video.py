@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...ablation import Trial
 from ...evaluation import logistic_probe
-from ..images import ImageSet, balanced_indices
+from ..images import ImageSet
 from ..training import TrainSettings, fit
 from ..training._resume import remove_checkpoint
 from ..video import (
@@ -109,19 +109,6 @@ class VideoTask(ImageTask):
                 "pretrained ones: name their folder with --weights DIR.",
                 stacklevel=2,
             )
-
-    def roles(self, trial: Trial) -> Roles:
-        """Return the videos to train on and to measure on; the search holds out whole sources."""
-        data, most = self.data.split(trial.seed), self.preset.train_images
-        train, measure = data.train, data.test
-        searching = trial["split"] == VALIDATION
-        if searching or most is not None:
-            kept, held = data.hold_out(self.preset.validation)
-            measure = train.subset(held) if searching else measure
-            train = train.subset(kept)
-        if most is not None:
-            train = train.subset(balanced_indices(train.labels, most, trial.seed))
-        return Roles(train, measure)
 
     def build(self) -> nn.Module:
         """Return a new model with random weights."""
@@ -296,7 +283,10 @@ def presets(scale: str, data: str | None) -> Preset:
     return preset
 
 
-_NOISE = {"sigmas": (1.0, 1.5, 2.0), "probes": ()}
+SIGMAS = (1.0, 1.5, 2.0)
+"""Of the noise in figures 3 and 4."""
+
+_NOISE = {"sigmas": SIGMAS, "probes": ()}
 NOISE_RECIPES = {
     name: {"options": {**recipe["options"], **_NOISE}} for name, recipe in RECIPES.items()
 }

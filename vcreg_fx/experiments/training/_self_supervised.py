@@ -20,7 +20,7 @@ from ...evaluation import squared_correlation
 from ...functional import covariance_loss, invariance_loss, variance_loss
 
 Distance = Literal["mean square", "normalized square", "cosine"]
-_SLOPE = 5e-3  # Barlow Twins' λ, of its paper
+BARLOW_SLOPE = 5e-3  # λ of Barlow Twins' paper
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Objective:
         elif method.loss == "barlow":
             from lightly.loss import BarlowTwinsLoss
 
-            self._contrast = BarlowTwinsLoss(_SLOPE, gather_distributed=self._together)
+            self._contrast = BarlowTwinsLoss(BARLOW_SLOPE, gather_distributed=self._together)
         self._last: Embedded | None = None
 
     def __call__(self, found: Embedded, labels: Tensor | None = None) -> Tensor:

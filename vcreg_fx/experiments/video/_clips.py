@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ..._shared.keeping import frozen
-from ..images import DataError, ImageData, ImageSet, split_indices
+from ..images import DataError, ImageData, ImageSet
 from ..images._datasets import IMAGENET_STATISTICS
 
 
@@ -289,7 +289,7 @@ class ClipData(ImageData):
         """
         labels = self.train.labels
         if len(set(self.sources)) == len(labels) and self.held is None:
-            return split_indices(labels, share, seed)
+            return super().hold_out(share, seed)
         part = share if isinstance(share, float) else share / len(labels)
         free = torch.ones(len(labels), dtype=torch.bool) if self.held is None else self.held
         generator = torch.Generator().manual_seed(seed)

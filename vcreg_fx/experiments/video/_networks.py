@@ -45,9 +45,7 @@ def _sizes(width: int, layers: int, heads: int) -> dict[str, int]:
 
 
 def _decoder(width: int, layers: int, heads: int) -> dict[str, int]:
-    return {f"decoder_{name.removeprefix('num_')}" if name.startswith("h") or name.startswith("i")
-            else name.replace("num_", "decoder_num_"): size
-            for name, size in _sizes(width, layers, heads).items()}  # fmt: skip
+    return {f"decoder_{name}": size for name, size in _sizes(width, layers, heads).items()}
 
 
 _SMALL = VideoNetwork("videomae", _sizes(384, 12, 6), _decoder(192, 4, 3))
