@@ -1,6 +1,7 @@
 """Checks that run in two processes, joined by gloo: each rank runs all of them, in order.
 
-`run_ranks` starts the processes and returns, for each check and rank, an error or None.
+`run_ranks` starts the processes and returns, for each check and rank, an error or None; `torchrun`
+runs a script.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import pickle
+import subprocess
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,6 +48,19 @@ def run_ranks(folder: Path) -> dict[str, list[str | None]]:
         mp.spawn(_rank, (str(folder),), nprocs=RANKS)  # what a rank noted tells more
     results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
     return {name: [result[name] for result in results] for name in CHECKS}
+
+
+def torchrun(script: Path) -> str:
+    """Run a script in two processes, as a user does, and return what they print."""
+    root = Path(__file__).resolve().parent.parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    result = subprocess.run(
+        [*command, str(RANKS), script],
+        cwd=root, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def _rank(rank: int, folder: str) -> None:

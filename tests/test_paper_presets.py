@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 import vcreg_fx
+from tests.ranks import torchrun
 from vcreg_fx.ablation import Trial
 from vcreg_fx.experiments.images import IMAGENET_SUBSETS, ImageSet, load_images, read_classes
 from vcreg_fx.experiments.images._datasets import RECIPES as IMAGENET_RECIPES
@@ -484,14 +481,7 @@ reproduce(
     options={{"probes": ("places205", "inat18")}},
 )
 """)
-    root = Path(__file__).resolve().parent.parent
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--master-port", "29523", script],
-        cwd=root, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    torchrun(script)
     report = json.loads((tmp_path / "out" / "transfer.json").read_text())
     assert report["preset"]["network"] == "torchvision/convnext_tiny"
     assert [row["sites"] for row in report["rows"]] == [0, 18]

@@ -23,6 +23,7 @@ from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 import vcreg_fx
+from tests.ranks import torchrun
 from vcreg_fx.ablation import AblationError, AblationOptions, Trial
 from vcreg_fx.cli._app import app
 from vcreg_fx.evaluation import ProbeResult
@@ -772,7 +773,7 @@ def test_strengths_that_are_found(tmp_path, monkeypatch):
 def test_strengths_are_found_on_images_of_all_classes(tmp_path, monkeypatch):
     """A folder of images lies class by class."""
     seen = []
-    monkeypatch.setattr("vcreg_fx.experiments.papers._image_task._FIRST", 8)
+    monkeypatch.setattr(HierarchyTask, "first", 8)
     monkeypatch.setattr(
         "vcreg_fx.experiments.papers._image_task.calibrate_as",
         lambda trial, model, images, labels: seen.append(labels.tolist()),
@@ -1358,14 +1359,8 @@ def test_under_torchrun(tmp_path):
         f"outcome = reproduce('hierarchy', {str(tmp_path / 'out')!r}, preset=preset, seeds=2)\n"
         "print('RANK SAYS', len(outcome.report['rows']))\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--master-port", "29519", script],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("RANK SAYS 8") == 2
+    printed = torchrun(script)
+    assert printed.count("RANK SAYS 8") == 2
     report = json.loads((tmp_path / "out" / "hierarchy.json").read_text())
     assert all(row["by_seed"]["0"]["superclass"] > 0.3 for row in report["rows"][:3])
 

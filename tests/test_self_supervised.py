@@ -6,8 +6,6 @@ import copy
 import itertools
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import vcreg_fx
+from tests.ranks import torchrun
 from vcreg_fx.ablation import Trial
 from vcreg_fx.experiments.images import DataError, ImageData, ImageSet, load_images
 from vcreg_fx.experiments.images._glyphs import glyphs
@@ -689,12 +688,6 @@ def test_two_processes_learn_together(tmp_path):
         f"reproduce('ssl', {str(tmp_path / 'out')!r}, preset=ssl_preset(), data=few(),\n"
         "          arms=['SimCLR', 'VICReg', 'VICReg (VCReg)'])\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--master-port", "29527", script],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    torchrun(script)
     report = json.loads((tmp_path / "out" / "ssl.json").read_text())
     assert all(len(row["by_seed"]) == 2 for row in report["rows"])
