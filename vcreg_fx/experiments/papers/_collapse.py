@@ -86,7 +86,7 @@ def presets(scale: str, data: str | None) -> Preset:
                    "steps": 500}  # fmt: skip
         return Preset(data or "glyphs-200k", **LARGE, options=options)
     if scale == "quick":
-        options = {"epochs": (1, 4), "images": 500, "information_images": 500, "steps": 100}
+        options = {"epochs": (1, 4), "images": 500, "information_images": 500, "steps": 30}
         training = TrainSettings(epochs=4, batch_size=64)
         return Preset(data or "digits", **QUICK, training=training, seeds=2, options=options)
     digits = data == "digits"
