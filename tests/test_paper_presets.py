@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from torch import nn
 import vcreg_fx
 from tests.ranks import torchrun
 from vcreg_fx.ablation import Trial
+from vcreg_fx.ablation._trials import INSERT
 from vcreg_fx.experiments.images import IMAGENET_SUBSETS, ImageSet, load_images, read_classes
 from vcreg_fx.experiments.images._datasets import RECIPES as IMAGENET_RECIPES
 from vcreg_fx.experiments.papers import EXPERIMENTS, NETWORKS
@@ -356,7 +357,13 @@ def test_a_papers_preset_learns(tmp_path, name, options, chances):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["SimCLR", "VICReg"])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "SimCLR", "SimCLR (VCReg)", "SimCLR (SIGReg)", "SimCLR (Radial-VCReg)",
+        "VICReg", "VICReg (VCReg)", "VICReg (SIGReg)", "VICReg (Radial-VCReg)",
+    ],
+)  # fmt: skip
 def test_vcregs_self_supervised_presets_learn(tmp_path, arm):
     """Few views of few images, 100 steps of LARS; probes beat chance, far.
 
@@ -409,8 +416,7 @@ def self_supervised(task, arm):
     torch.manual_seed(0)
     model, point = task.build(), dict(arm.points[0])
     if arm.rule is not None:
-        names = {item.name for item in fields(vcreg_fx.VCRegConfig)}
-        given = {name: point.pop(name) for name in names & {*point}}
+        given = {name: point.pop(name) for name in {*INSERT} & {*point}}
         vcreg_fx.insert(
             model, arm.rule, example_inputs=(torch.zeros(2, *task.data.shape),), **given
         )
@@ -468,7 +474,7 @@ def test_a_row_of_table_1_on_two_processes(tmp_path):
         (folder / "inat18" / f"{part}2018.json").write_text(json.dumps(found))
     script = tmp_path / "script.py"
     script.write_text(f"""
-from dataclasses import fields, replace
+from dataclasses import replace
 from vcreg_fx.experiments.papers import EXPERIMENTS, reproduce
 from vcreg_fx.experiments.papers._reproduce import _preset
 transfer = EXPERIMENTS["transfer"]
