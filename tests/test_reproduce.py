@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 import os
+import shlex
 import signal
 import struct
 import subprocess
@@ -49,6 +50,7 @@ from vcreg_fx.experiments.papers import (
     Preset,
     ReproductionError,
     _noise,
+    _reproduce,
     _transfer,
     render,
     reproduce,
@@ -907,7 +909,7 @@ def test_some_arms_alone_and_others_later(tmp_path):
     assert [row["name"] for row in outcome.report["rows"]] == names[::-1]
     more = transfer(tmp_path / "one", arms=[*names, "DeCov"])
     assert numbers(more.report)[1:] == numbers(outcome.report)
-    with pytest.raises(ReproductionError, match="no arm 'DeCove'; it has no VCReg, DeCov,"):
+    with pytest.raises(ReproductionError, match="no arm 'DeCove'; it has 'no VCReg', 'DeCov',"):
         transfer(tmp_path / "one", arms=["DeCove"])
 
 
@@ -1051,7 +1053,8 @@ def report_of(*values):
     return {
         "experiment": "toy", "data": "own", "scale": "default", "title": "Toy", "summary": "",
         "preset": preset, "criterion": "score",
-        "headline": ["score"], "rows": rows, "search": [], "versions": {"a": "1"},
+        "headline": ["score"], "rows": rows, "search": [], "command": "vcreg-fx reproduce",
+        "versions": {"a": "1"},
         "metrics": [{"name": "score", "title": "score", "percent": True, "higher": True}],
         "paper": {"where": "table 0", "columns": ["A"], "rows": {"x": [1.5]}, "unit": "%",
                   "protocol": "Long."},
@@ -1308,6 +1311,42 @@ def test_quick(tmp_path, name, monkeypatch):
         assert all(math.isfinite(metrics[main]) for metrics in row["by_seed"].values())
         assert row["name"] in result.stdout and row["name"] in (tmp_path / f"{name}.md").read_text()
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
+def test_the_command_of_a_report_repeats_it(tmp_path):
+    """It names all that was asked for: the same folder takes it, where nothing is left to do."""
+    asked = ["transfer", "--quick", "--data", "digits", "--network", "resnet8-half", "--seeds", 2,
+             "--set", 'probes=["unseen"]', "--set", "strengths=[1.0]", "--arm", "no VCReg",
+             "--arm", "mean removal alone"]  # fmt: skip
+    assert command(*asked, "-o", tmp_path / "one").exit_code == 0
+    report = json.loads((tmp_path / "one" / "transfer.json").read_text())
+    program, *words = shlex.split(report["command"])
+    assert program == "vcreg-fx" and report["command"] in (tmp_path / "one/transfer.md").read_text()
+    before = sorted((tmp_path / "one" / "store").rglob("trial.json"))
+    times = [path.stat().st_mtime_ns for path in before]
+    again = command(*words[1:], "-o", tmp_path / "one")
+    assert again.exit_code == 0, again.output
+    assert sorted((tmp_path / "one" / "store").rglob("trial.json")) == before
+    assert [path.stat().st_mtime_ns for path in before] == times
+    assert json.loads((tmp_path / "one" / "transfer.json").read_text()) == report
+
+
+def test_the_command_of_a_report_names_no_files():
+    preset = EXPERIMENTS["transfer"].presets("paper", None)
+    found = _reproduce._command(
+        "transfer", "paper", preset, "/data/here", "torchvision/vit_b_32", None,
+        {"weights": "/data/w.pt", "protocol": "finetune"}, "living_9",
+    )  # fmt: skip
+    assert found == (
+        "vcreg-fx reproduce transfer --preset paper --data imagenet --data-root DIR --classes "
+        "living_9 --network torchvision/vit_b_32 --weights FILE --set protocol=finetune --seeds 3"
+    )
+
+
+def test_a_report_of_settings_from_python_says_so(tmp_path):
+    outcome = run(tmp_path / "one", arms=["no VCReg", "mean removal alone"])
+    assert outcome.report["command"] is None
+    assert "It was started from Python" in outcome.to_markdown()
 
 
 @pytest.mark.slow

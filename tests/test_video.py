@@ -902,7 +902,7 @@ def test_noisy_videos_are_fine_tuned_for_each_strength(tmp_path, monkeypatch):
 def test_reports_say_how_a_network_began():
     report = {
         "experiment": "video", "data": "HMDB51", "scale": "paper", "metrics": [], "headline": [],
-        "criterion": "accuracy", "search": [], "versions": {},
+        "criterion": "accuracy", "search": [], "command": None, "versions": {},
         "paper": {"where": "", "rows": {}, "protocol": ""},
         "preset": EXPERIMENTS["video"].presets("paper", None).to_dict(),
     }  # fmt: skip

@@ -77,7 +77,11 @@ def _differences(theirs: dict[str, Any], mine: dict[str, Any], where: str = "") 
 
 
 def make_report(
-    experiment: Experiment, asked: dict[str, Any], found: list[Found], scale: str
+    experiment: Experiment,
+    asked: dict[str, Any],
+    found: list[Found],
+    scale: str,
+    command: str | None,
 ) -> dict[str, Any]:
     """Return the report.
 
@@ -86,6 +90,7 @@ def make_report(
     - `asked`: ``experiment``, ``data`` and ``preset``.
     - `found`: what the study found, the arm first that others are compared with.
     - `scale`: of the preset.
+    - `command`: that repeats it; None where it was started from Python with what none can say.
     """
     records = [record for part in found for record in part.records]
     report = {
@@ -116,6 +121,7 @@ def make_report(
             }
             for part in found
         ],
+        "command": command,
         "versions": records[0].versions,
     }
     plain: dict[str, Any] = json.loads(json.dumps(report))

@@ -276,13 +276,12 @@ def _attempt(attempt: dict[str, Any], varying: list[str], metric: dict[str, Any]
 
 def repeat(report: dict[str, Any]) -> str:
     """Return how to do it again."""
-    scale = report["scale"]
-    options = {"quick": " --quick", "default": ""}.get(scale, f" --scale {scale}")
-    if report["data"] not in {"two moons", "letters and sounds"}:  # their own
-        options += f" --data {report['preset']['data']}"
-    seeds = report["preset"]["seeds"]
     versions = ", ".join(f"{name} {found}" for name, found in report["versions"].items())
-    return (
-        f"```bash\nvcreg-fx reproduce {report['experiment']}{options} --seeds {seeds}\n```\n\n"
-        f"Versions: {versions}."
-    )
+    if (command := report["command"]) is None:
+        how = (
+            "It was started from Python, with settings, data or a network that no command names: "
+            "`vcreg_fx.experiments.reproduce` with the same repeats it."
+        )
+    else:
+        how = f"```bash\n{command}\n```"
+    return f"{how}\n\nVersions: {versions}."

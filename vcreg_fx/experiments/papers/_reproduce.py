@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from ..._shared.keeping import seeded
 from ...ablation import AblationOptions, Record
 from ...surgery import plan
-from ..images import ImageData, load_images
+from ..images import IMAGENET_SUBSETS, ImageData, load_images
 from ..training import processes
 from ..training._resume import remove_checkpoint
 from ._collapse import COLLAPSE
@@ -133,6 +135,7 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
         return Outcome(experiment.run(folder, scale), folder)
     if tensorboard:
         import_module("torch.utils.tensorboard")  # missing, it is found out before training
+    objects = [value for value in (preset, data, network) if not isinstance(value, str | None)]
     preset = _preset(experiment, scale, data, network, preset, seeds, options or {})
     chosen = _arms(experiment, preset, arms)
     images = _images(experiment, preset, data, data_root, classes)
@@ -177,13 +180,42 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
             on_record=finished,
         ),
     )
-    found = study.run(chosen)
-    report = make_report(experiment, asked, found, scale)
+    command = _command(name, scale, preset, data_root, network, arms, options or {}, classes)
+    report = make_report(experiment, asked, study.run(chosen), scale, None if objects else command)
     outcome = write_outcome(experiment, report, folder)
     if where.size > 1:
         announce(None)
         where.wait()
     return outcome
+
+
+def _command(
+    name: str,
+    scale: str,
+    preset: Preset,
+    data_root: str | Path | None,
+    network: Any,
+    arms: Sequence[str] | None,
+    options: Mapping[str, Any],
+    classes: str | Path | None,
+) -> str:
+    """Return the command that asks for the same; files have other places elsewhere."""
+    words = ["vcreg-fx", "reproduce", name]
+    words += {"quick": ["--quick"], "default": []}.get(scale, ["--preset", scale])
+    if not EXPERIMENTS[name].own_data:
+        words += ["--data", preset.data]
+    if data_root is not None:
+        words += ["--data-root", "DIR"]
+    if classes is not None:
+        words += ["--classes", str(classes) if classes in IMAGENET_SUBSETS else "FILE"]
+    if network is not None:
+        words += ["--network", str(network)]
+    for arm in arms or ():
+        words += ["--arm", arm]
+    for option, value in options.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        words += ["--weights", "FILE"] if option == "weights" else ["--set", f"{option}={text}"]
+    return shlex.join([*words, "--seeds", str(preset.seeds)])
 
 
 def _preset(
@@ -225,7 +257,7 @@ def _arms(experiment: Experiment, preset: Preset, names: Sequence[str] | None) -
         return list(known.values())
     if missing := [name for name in names if name not in known]:
         raise ReproductionError(
-            f"{experiment.name} has no arm {missing[0]!r}; it has {', '.join(known)}."
+            f"{experiment.name} has no arm {missing[0]!r}; it has {', '.join(map(repr, known))}."
         )
     if not names:
         raise ReproductionError("There is no arm to run.")
