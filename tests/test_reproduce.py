@@ -687,9 +687,12 @@ def run(folder, **changes):
 
 
 def test_own_model_and_data(tmp_path):
-    records = []
-    outcome = run(tmp_path / "one", on_record=records.append)
+    records, counts = [], []
+    outcome = run(
+        tmp_path / "one", on_record=records.append, on_trials=lambda *found: counts.append(found)
+    )
     assert len(records) == 6 * 2 + 8 * 2
+    assert counts == [(i, len(records)) for i in range(1, len(records) + 1)]
     report = json.loads((tmp_path / "one" / "hierarchy.json").read_text())
     assert report == outcome.report
     names = [row["name"] for row in report["rows"]]
@@ -707,7 +710,11 @@ def test_own_model_and_data(tmp_path):
     assert "beta 0.02" in text  # the search's
     again = run(tmp_path / "two", arms=names[:3])
     assert numbers(again.report) == numbers(report)[:3]
-    more = run(tmp_path / "one", seeds=3, arms=names[:2])
+    counts.clear()
+    more = run(
+        tmp_path / "one", seeds=3, arms=names[:2], on_trials=lambda *found: counts.append(found)
+    )
+    assert counts[-1] == (6, 6)  # those of before are counted
     assert set(more.report["rows"][0]["by_seed"]) == {"0", "1", "2"}
     assert more.report["rows"][0]["by_seed"]["1"] == report["rows"][0]["by_seed"]["1"]
 

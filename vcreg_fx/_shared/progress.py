@@ -86,6 +86,10 @@ class Progress:
         found: dict[str, Any] = {} if note is None else {"note": note}
         self._bars.update(self._bar, description=what, advance=steps, **found)
 
+    def reach(self, done: int, total: int) -> None:
+        """Say how many of how many are done."""
+        self._bars.update(self._bar, completed=done, total=total)
+
     def _write_lines(self) -> None:
         began = time.monotonic()
         pause = _FIRST

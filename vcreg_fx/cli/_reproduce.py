@@ -116,7 +116,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     with Progress(f"{name}, trials") as bar:
 
         def finished(record: Record) -> None:
-            bar.advance(note=record.name)
+            bar.advance(note=record.name, steps=0)
             say_trial(record, [metric for metric in record.metrics if "_" not in metric])
 
         outcome = papers.reproduce(
@@ -134,6 +134,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
             tensorboard=tensorboard,
             retry_failed=retry_failed,
             on_record=finished,
+            on_trials=bar.reach,
         )
     print_markdown(outcome.to_markdown())
     if evidence is not None:

@@ -88,6 +88,7 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     tensorboard: bool = False,
     retry_failed: bool = False,
     on_record: Callable[[Record], object] | None = None,
+    on_trials: Callable[[int, int], object] | None = None,
 ) -> Outcome:
     """Run one of the paper's experiments: search on validation images, test once, report.
 
@@ -116,6 +117,8 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     - `tensorboard`: write the numbers of each epoch to ``logs``.
     - `retry_failed`: run failed trials again.
     - `on_record`: called with the record of each trial as it is finished.
+    - `on_trials`: called with the numbers of trials that are finished, in earlier runs, too, and
+      of all.
 
     **Returns:** an `Outcome`.
 
@@ -179,6 +182,7 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
             progress=False,
             on_record=finished,
         ),
+        on_trials=on_trials,
     )
     command = _command(name, scale, preset, data_root, network, arms, options or {}, classes)
     report = make_report(experiment, asked, study.run(chosen), scale, None if objects else command)

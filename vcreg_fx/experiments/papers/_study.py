@@ -8,7 +8,7 @@ train along.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Found:
         return [record for record in self.records if record.status == "done"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Study:
     """How arms are compared.
 
@@ -60,6 +60,7 @@ class Study:
     - `criterion`: the metric that chooses among the points of a search; `largest` is best.
     - `seeds`, `search_seeds`: how many.
     - `options`: of the ablation engine.
+    - `on_trials`: called with the numbers of trials that are finished, and of all.
     """
 
     task: Any
@@ -69,6 +70,7 @@ class Study:
     search_seeds: int
     options: AblationOptions
     largest: bool = True
+    on_trials: Callable[[int, int], object] | None = None
 
     def run(self, arms: Sequence[Arm]) -> list[Found]:
         """Search for every arm, then test every arm, seed by seed.
@@ -77,6 +79,8 @@ class Study:
 
         **Raises:** `AblationError` if trials failed, or if all of an arm diverged.
         """
+        points = sum(len(arm.points) for arm in arms if len(arm.points) > 1)
+        self._finished, self._all = 0, points * self.search_seeds + len(arms) * self.seeds
         searches = [self._search(arm) for arm in arms]
         chosen = [self._choose(arm, found) for arm, found in zip(arms, searches, strict=True)]
         tested: list[list[Record]] = [[] for _ in arms]
@@ -136,6 +140,9 @@ class Study:
         for record in result.failed:
             if not keep_failed and not diverged(record):
                 self._refuse(record)
+        self._finished += len(seeds)
+        if self.on_trials is not None:
+            self.on_trials(self._finished, self._all)
         return result.records
 
     def _refuse(self, record: Record) -> None:
