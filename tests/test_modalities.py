@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from vcreg_fx.ablation import Trial
@@ -235,3 +236,47 @@ def test_a_study_of_both_tables(tmp_path):
     assert "| Contrastive (VSE++) | 30.3 | 59.4 | 72.4 | 41.3 | 71.1 | 81.2 | – |" in text
     report = json.loads((tmp_path / "out" / "modalities.json").read_text())
     assert [row["name"] for row in report["rows"]] == [arm.name for arm in EXPERIMENT.arms(tiny())]
+
+
+@pytest.mark.parametrize("loss", ["vicreg", "barlow", "vse", "supervised"])
+def test_all_tensors_meet_on_the_device(tmp_path, monkeypatch, loss):
+    """On a GPU, which fake tensors stand for."""
+    place = "vcreg_fx.experiments.papers._modalities"
+
+    def step(model, data, settings, *, loss, **_):
+        images, labels = (part[:8].to("cuda") for part in data.tensors)
+        found = (loss or F.cross_entropy)(model(images), labels)
+        assert found.device.type == "cuda"
+        return [{"loss": 0.0}]
+
+    def given(scores, labels):
+        assert scores.device == labels.device == torch.device("cpu")
+        return {"name_1": 0.0}
+
+    def probed(*parts):
+        assert {part.device.type for part in parts} == {"cpu"}
+        return type("Probed", (), {"accuracy": 0.0})
+
+    monkeypatch.setattr(f"{place}.fit", step)
+    monkeypatch.setattr(  # no GRU takes fake tensors
+        Names, "forward",
+        lambda self, names: self.embedding(names).sum(1) @ self.gru.weight_ih_l0[:64].T,
+    )  # fmt: skip
+    monkeypatch.setattr(f"{place}.recalls", given)
+    monkeypatch.setattr(f"{place}.linear_probe", probed)
+    monkeypatch.setattr(f"{place}.accuracy", lambda *_: 0.0)
+    preset, trial = tiny(), Trial("arm", None, 0, {}, {"loss": loss, "split": "test"})
+    with FakeTensorMode():
+        monkeypatch.setattr(
+            f"{place}.sounds",
+            lambda n, *_: (torch.zeros(n, 1, 512), torch.zeros(n, dtype=torch.long)),
+        )
+        monkeypatch.setattr(
+            f"{place}.letters",
+            lambda n, *_: (torch.zeros(n, 3, 24, 24), torch.zeros(n, dtype=torch.long)),
+        )
+        task = ModalitiesTask(preset, None, None, tmp_path)
+        with torch.device("cuda"):
+            model = task.build()
+        task.train(model, trial)
+        task.evaluate(model, trial)

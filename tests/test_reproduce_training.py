@@ -19,7 +19,8 @@ from torch.utils.data import Dataset, TensorDataset
 import vcreg_fx
 from vcreg_fx.experiments.papers import EXPERIMENTS
 from vcreg_fx.experiments.training import Stopped, TrainSettings, accuracy, fit, predict, processes
-from vcreg_fx.experiments.training._batches import epoch_order, fingerprint
+from vcreg_fx.experiments.training._batches import Batches, epoch_order, fingerprint
+from vcreg_fx.experiments.training._distributed import Processes
 from vcreg_fx.experiments.training._settings import (
     Average,
     averaging_weight,
@@ -341,6 +342,51 @@ def test_the_order_of_an_epoch():
     repeated = torch.cat(epoch_order(30, TrainSettings(batch_size=8, repeats=2), 0, 1))
     assert repeated.bincount().max() == 2
     assert len(repeated) == 24
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_no_image_is_mixed_with_its_own_copy(repeats, size):
+    """Mixup and cutmix mix an image with the one before it in the batch of its process."""
+    settings = TrainSettings(batch_size=64, repeats=repeats)
+    index = TensorDataset(torch.arange(300), torch.zeros(300))
+    cpu, shares = torch.device("cpu"), []
+    for rank in range(size):
+        batches = Batches(index, settings, Processes(rank, size, cpu))
+        shares.append([images for images, _ in batches.epoch(0, 1)])
+    for together in zip(*shares, strict=True):
+        assert not any((images == images.roll(1)).any() for images in together)
+    order = epoch_order(300, settings, 0, 1)
+    for step, *together in zip(order, *shares, strict=True):
+        assert torch.equal(torch.cat(together).sort().values, step.sort().values)
+        if repeats == 1:
+            assert torch.equal(torch.stack(together, dim=1).flatten(), step)
+        if repeats <= size:  # copies of an image are in several processes, as in torchvision's
+            assert all(len(images.unique()) == len(images) for images in together)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(300, 66), (30, 66)])
+def test_a_batch_that_processes_cannot_share_is_refused(count, batch):
+    index = TensorDataset(torch.arange(count), torch.zeros(count))
+    with pytest.raises(ValueError, match=f"{min(count, batch)} cannot be shared equally by 4"):
+        Batches(index, TrainSettings(batch_size=batch), Processes(0, 4, torch.device("cpu")))
+
+
+def test_processes_draw_apart():
+    """Of all seeds and processes, no two draw the same; the first draws what the seed says."""
+    found = {}
+    for seed in range(8):
+        for rank in range(8):
+            torch.manual_seed(seed)
+            expected = torch.rand(3)
+            torch.manual_seed(seed)
+            where = Processes(rank, 8, torch.device("cpu"))
+            where.draw_apart()
+            found[seed, rank] = torch.rand(3)
+            assert rank or torch.equal(found[seed, rank], expected)
+            where.draw_apart()  # by another training: it goes on
+            assert not torch.equal(torch.rand(3), found[seed, rank])
+    assert len(torch.stack([*found.values()]).unique(dim=0)) == 64
 
 
 class Slow(Dataset):

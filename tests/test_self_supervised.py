@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
@@ -23,9 +24,11 @@ from vcreg_fx.experiments.images import DataError, ImageData, ImageSet, load_ima
 from vcreg_fx.experiments.images._glyphs import glyphs
 from vcreg_fx.experiments.images._views import VIEWS, Views
 from vcreg_fx.experiments.papers import EXPERIMENTS, NETWORKS, ReproductionError, reproduce
-from vcreg_fx.experiments.papers._ssl import without_head
+from vcreg_fx.experiments.papers._ssl import SelfSupervisedTask, without_head
+from vcreg_fx.experiments.papers._transfer import TransferTask
 from vcreg_fx.experiments.papers._vicreg_terms import COLLAPSED, ROWS, TERMS, method_of
 from vcreg_fx.experiments.training import Stopped, TrainSettings, fit
+from vcreg_fx.experiments.training._distributed import Processes, synchronized
 from vcreg_fx.experiments.training._self_supervised import (
     Embedded,
     Method,
@@ -347,6 +350,41 @@ def test_the_rate_of_some_parameters_may_stay():
         TrainSettings(final_rate=1.0)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batch_norms_are_synchronized_between_gpus(device):
+    """All of them, as in VICReg's, BYOL's and SimCLR's code; the encoder has its own back after."""
+    own, images = encoder(), pairs().tensors[0]
+    vcreg_fx.insert(own, "modules('1')", example_inputs=(images[:2, 0],))
+    model = Siamese(own, 6, replace(BYOL, norm="all"))
+    names = {name: m for name, m in model.named_modules() if "BatchNorm" in type(m).__name__}
+    assert len(names) == 2 * 3 + 1  # of the live branch and the teacher, and of the predictor
+    keys, parameters = list(model.state_dict()), list(model.parameters())
+    with synchronized(model, Processes(0, 2, torch.device(device))):
+        kinds = {type(model.get_submodule(name)) for name in names}
+        assert kinds == ({nn.SyncBatchNorm} if device == "cuda" else {nn.BatchNorm1d})
+        assert list(model.state_dict()) == keys
+        assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+        model.get_submodule("encoder.2").running_mean.add_(1.0)
+    assert all(model.get_submodule(name) is m for name, m in names.items())
+    assert own[2].running_mean.eq(1.0).all() and len(vcreg_fx.sites(own)) == 1
+    Objective(BYOL)(model(images)).backward()
+    with synchronized(model, Processes(0, 1, torch.device("cuda"))):
+        assert type(own[2]) is nn.BatchNorm1d
+
+
+def test_batch_norms_that_do_more_are_not_replaced():
+    from timm.layers import BatchNormAct2d
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4))
+    where = Processes(0, 2, torch.device("cuda"))
+    with (
+        pytest.raises(ValueError, match="BatchNormAct2d is no plain batch norm"),
+        synchronized(model, where),
+    ):
+        pass
+    assert type(model[1]) is BatchNormAct2d
+
+
 # Views --------------------------------------------------------------------------------------
 
 
@@ -486,6 +524,16 @@ def test_options_that_cannot_be(tmp_path, options, message):
     with pytest.raises((ReproductionError, DataError), match=message):
         reproduce("ssl", tmp_path / "out", preset=ssl_preset(**options))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_features_are_taken_where_the_encoder_is(tmp_path, monkeypatch, device):
+    """On a GPU, which fake tensors stand for."""
+    monkeypatch.setattr(TransferTask, "features", lambda _, model, images: model(images))
+    task = SelfSupervisedTask(ssl_preset(), few(), NETWORKS["resnet8-half"], tmp_path)
+    task._width = 6
+    with FakeTensorMode(), torch.device(device):
+        assert task.features(encoder(), torch.zeros(4, 1, 4, 4)).device.type == device
 
 
 def test_pictures_in_files_are_left_for_views(tmp_path, monkeypatch):

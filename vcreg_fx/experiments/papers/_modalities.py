@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from ..._shared.keeping import frozen
 from ...ablation import Trial
 from ...evaluation import linear_probe
 from ...functional import covariance_loss, invariance_loss, variance_loss
@@ -181,7 +182,7 @@ def vse_loss(z: Tensor, other: Tensor, same: Tensor | None = None) -> Tensor:
     """
     scores = cosines(z, other)
     positive = scores.diagonal()
-    skipped = torch.eye(len(z), dtype=torch.bool) if same is None else same
+    skipped = torch.eye(len(z), dtype=torch.bool, device=z.device) if same is None else same
     negative = scores.masked_fill(skipped, -1.0)
     hardest = negative.amax(dim=1), negative.amax(dim=0)
     return torch.stack([torch.relu(_MARGIN - positive + h).mean() for h in hardest]).sum()
@@ -261,13 +262,13 @@ class ModalitiesTask:
             criterion = BarlowTwinsLoss(BARLOW_SLOPE)
 
         def seen(z: Tensor, letter: Tensor) -> Tensor:
-            other = model.pictures.second(self._names[letter])
+            other = model.pictures.second(self._names.to(letter.device)[letter])
             if loss == "vse":  # a letter is no negative of itself
                 return vse_loss(z, other, letter[:, None] == letter)
             return criterion(z, other)
 
         def listened(z: Tensor, clip: Tensor) -> Tensor:
-            other = model.sounds.second(spectra[clip])
+            other = model.sounds.second(spectra[clip.cpu()].to(clip.device))
             return vse_loss(z, other) if loss == "vse" else criterion(z, other)
 
         self._fit(model.pictures, pictures, preset.training, seen, trial)
@@ -290,17 +291,20 @@ class ModalitiesTask:
         spectra = mel_spectrograms(waves)
         drawn = preset["size"], tuple(preset["alphabets"])
         images, labels = letters(preset["test_images"], seed, *drawn)
-        model.eval()
-        with torch.no_grad():
-            seen = torch.cat([model.pictures(part) for part in images.split(256)])
+        with frozen(model) as device:
+
+            def outputs(network: nn.Module, inputs: Tensor) -> Tensor:
+                return torch.cat([network(part.to(device)).cpu() for part in inputs.split(256)])
+
+            seen = outputs(model.pictures, images)
             if trial["loss"] == "supervised":
-                scores = model.reader[1](seen)
+                scores = model.reader[1](seen.to(device)).cpu()
                 sound = accuracy(predict(model.listener, TensorDataset(spectra, classes)), classes)
             else:
-                scores = cosines(seen, model.pictures.second(self._names))
+                scores = cosines(seen, outputs(model.pictures.second, self._names))
                 waves, known = sounds(preset["clips"], 2 * trial.seed, preset["length"])
                 heard = [
-                    torch.cat([model.sounds.second[0](part) for part in found.split(256)])
+                    outputs(model.sounds.second[0], found)
                     for found in (mel_spectrograms(waves), spectra)
                 ]
                 sound = linear_probe(heard[0], known, heard[1], classes).accuracy

@@ -23,7 +23,8 @@ from ...evaluation._gradient_probe import linear_classifier
 from ..images import ImageSet
 from ..images._downstream import DOWNSTREAM, Downstream
 from ..images._views import Views
-from ..training import TrainSettings, fit
+from ..training import TrainSettings, fit, processes
+from ..training._distributed import synchronized
 from ..training._self_supervised import Method, Objective, Siamese
 from ._experiment import (
     ALPHAS,
@@ -107,18 +108,21 @@ class SelfSupervisedTask(TransferTask):
             self.announce(trial)
         method = self.method(trial)
         objective = Objective(method)
-        siamese = Siamese(model, self._width, method, self.second(trial))
-        self.history = fit(
-            siamese,
-            self.views(self.labelled(self.roles(trial).train), trial),
-            self.preset.training_with(trial.params),
-            loss=objective,
-            seed=trial.seed,
-            checkpoint=self.checkpoint(trial.id),
-            log=self.folder / "logs" / trial.id if self.tensorboard else None,
-            on_epoch=lambda *_: objective.measures(),
-            on_update=siamese.follow,
-        )
+        settings = self.preset.training_with(trial.params)
+        where = processes(settings.device)
+        siamese = Siamese(model, self._width, method, self.second(trial)).to(where.device)
+        with synchronized(siamese, where):
+            self.history = fit(
+                siamese,
+                self.views(self.labelled(self.roles(trial).train), trial),
+                settings,
+                loss=objective,
+                seed=trial.seed,
+                checkpoint=self.checkpoint(trial.id),
+                log=self.folder / "logs" / trial.id if self.tensorboard else None,
+                on_epoch=lambda *_: objective.measures(),
+                on_update=siamese.follow,
+            )
 
     def views(self, images: ImageSet, trial: Trial) -> Dataset[Any]:
         """Return two views of each image; those of one seed are drawn once for all arms."""
@@ -133,7 +137,9 @@ class SelfSupervisedTask(TransferTask):
 
     def features(self, model: nn.Module, pairs: Dataset[Any]) -> tuple[Tensor, Tensor]:
         """Return the representation of each image, on the CPU, and the images' labels."""
-        return super().features(nn.Sequential(model, nn.Linear(self._width, 1)), pairs)
+        where = next(model.parameters(), torch.empty(0)).device
+        head = nn.Linear(self._width, 1, device=where)
+        return super().features(nn.Sequential(model, head), pairs)
 
     def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return what each probe reports, their mean, the own classes', and what was measured."""

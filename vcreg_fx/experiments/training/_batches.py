@@ -23,9 +23,9 @@ _SAMPLES = 32  # of data that is not all in memory
 def epoch_order(count: int, settings: TrainSettings, seed: int, epoch: int) -> list[Tensor]:
     """Return the indices of each step of an epoch, for all processes together.
 
-    The order depends on seed and epoch alone. An incomplete last batch is left out, unless it is
-    the only one. A run of so many steps is one epoch, for which the images are shuffled again
-    whenever they have all been seen.
+    The order depends on seed and epoch alone; the copies of `repeats` follow each other. An
+    incomplete last batch is left out, unless it is the only one. A run of so many steps is one
+    epoch, for which the images are shuffled again whenever they have all been seen.
     """
     single = settings.steps is not None
     generator = torch.Generator().manual_seed(seed if single else (seed << 20) + epoch)
@@ -37,6 +37,16 @@ def epoch_order(count: int, settings: TrainSettings, seed: int, epoch: int) -> l
             order = order.repeat_interleave(settings.repeats)[:count]
         found += order[: count // size * size].split(size)
     return found[:steps]
+
+
+def share_of(step: Tensor, settings: TrainSettings, where: Processes) -> Tensor:
+    """Return what of a step belongs to this process: copies of an image in several, if there are.
+
+    Those that one process gets are far apart, because mixup and cutmix mix neighbours.
+    """
+    mine = step[where.rank :: where.size]
+    copies = -(-settings.repeats // where.size)  # of an image in this process, at the most
+    return torch.cat([mine[first::copies] for first in range(copies)])
 
 
 def steps_of(count: int, settings: TrainSettings) -> int:
@@ -52,12 +62,18 @@ class Batches:
         self._count = len(data)  # type: ignore[arg-type]
         if self._count < 2:
             raise ValueError(f"The training data has {self._count} images; 2 are needed at least.")
+        batch = min(settings.batch_size, self._count)
+        if batch % where.size:
+            raise ValueError(
+                f"A batch of {batch} cannot be shared equally by {where.size} processes; take a "
+                f"multiple of {where.size}."
+            )
         self.steps = steps_of(self._count, settings)
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Pair]:
         """Yield images and labels of this process, step by step."""
         order = epoch_order(self._count, self._settings, seed, epoch)
-        mine = [step[self._where.rank :: self._where.size] for step in order]
+        mine = [share_of(step, self._settings, self._where) for step in order]
         for images, labels in _load(self._data, mine, self._settings.workers):
             yield (
                 images.to(self._where.device, non_blocking=True),

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
+
+from placement_rules._torch import BASES_OF_BATCH_NORMS
+
+_SEED_BITS = 22
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,16 @@ class Processes:
         if self.size > 1:
             distributed.barrier()
 
+    def draw_apart(self) -> None:
+        """Let torch draw other random numbers in each process; those of the first stay.
+
+        Of the 32 bits of a seed that the CPU's generator takes, the upper ten tell processes apart:
+        no two share a stream, whatever their seeds below 2²² are. Called again, it changes nothing.
+        """
+        seed = torch.initial_seed()
+        if self.rank and seed >> _SEED_BITS != self.rank:
+            torch.manual_seed((self.rank << _SEED_BITS) + seed % (1 << _SEED_BITS))
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model, or with several processes the model in DDP."""
         if self.size == 1:
@@ -90,6 +107,40 @@ def processes(device: str | None = None) -> Processes:
     if distributed.is_available() and distributed.is_initialized():
         return Processes(distributed.get_rank(), distributed.get_world_size(), where)
     return Processes(0, 1, where)
+
+
+@contextmanager
+def synchronized(model: nn.Module, where: Processes) -> Iterator[None]:
+    """Let batch norms take the statistics of all processes, where these have GPUs.
+
+    PyTorch has no such batch norms for CPUs, where each process goes on to take its own. All of
+    the model's own batch norms are back at the end, with what they have learned.
+
+    **Arguments:**
+
+    - `model`: it lies where it is trained, and is no batch norm itself.
+
+    **Raises:** `ValueError` for batch norms that do more than PyTorch's, which would get lost.
+    """
+    if where.size == 1 or where.device.type != "cuda":
+        yield
+        return
+    before = [
+        (module, name, child)
+        for module in model.modules() for name, child in module.named_children()
+        if isinstance(child, BASES_OF_BATCH_NORMS) and not isinstance(child, nn.SyncBatchNorm)
+    ]  # fmt: skip
+    if more := [type(child).__name__ for *_, child in before if type(child) not in _PLAIN]:
+        raise ValueError(
+            f"{more[0]} is no plain batch norm, and cannot be synchronized between processes; "
+            "train in one process, or on CPUs."
+        )
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)  # they share parameters and buffers
+    try:
+        yield
+    finally:
+        for module, name, child in before:
+            setattr(module, name, child)
 
 
 def _leave() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..._shared.progress import Progress
+from ...site import named_sites
 from ...surgery import get_configs, penalty, set_loss_scale, sites
 from ._batches import Batches, fingerprint
 from ._distributed import Processes, processes
@@ -22,7 +23,7 @@ from ._settings import Average, TrainSettings, make_mixing, make_optimizer, make
 
 Loss = Callable[[Any, Tensor], Tensor]
 History = list[dict[str, float]]
-_FORMAT = 3  # of checkpoints
+_FORMAT = 4  # of checkpoints
 
 
 def fit(  # noqa: PLR0913 - what a user may want to change
@@ -70,8 +71,8 @@ def fit(  # noqa: PLR0913 - what a user may want to change
     **Returns:** the history: epoch, loss, learning rate, and the numbers of `on_epoch`.
 
     **Raises:** `Stopped` after a signal; `FloatingPointError` if the loss or a weight is no longer
-    finite; `ValueError` if a checkpoint belongs to another model, to other settings, coefficients
-    or sites of VCReg, or to other data.
+    finite; `ValueError` if the processes cannot share a batch equally, or a checkpoint belongs to
+    another model, to other settings, coefficients or sites of VCReg, or to other data.
     """
     settings = settings or TrainSettings()
     where = processes(settings.device)
@@ -80,8 +81,7 @@ def fit(  # noqa: PLR0913 - what a user may want to change
     run.on_update = on_update
     if checkpoint is not None:
         run.identity = _identity(model, data, settings, seed)
-    if where.rank:
-        torch.manual_seed(torch.initial_seed() + where.rank)  # dropout and augmentation of its own
+    where.draw_apart()  # dropout and augmentation
     path = None if checkpoint is None else Path(checkpoint)
     history: History = []
     if path is not None and (state := load(path, where)) is not None:
@@ -224,7 +224,7 @@ class _Run:
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": self.average.state_dict(),
-            "steps": {site.name: site.step for site in sites(self._model)},
+            "steps": {name: site.step for name, site in named_sites(self._model)},
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> History:
@@ -248,8 +248,8 @@ class _Run:
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
         self.average.load_state_dict(state["average"])
-        for site in sites(self._model):
-            site.step = state["steps"][site.name]
+        for name, site in named_sites(self._model):
+            site.step = state["steps"][name]
         history: History = state["history"]
         return history
 
