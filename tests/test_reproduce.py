@@ -527,7 +527,9 @@ class Toy:
 
     def train(self, model, trial):
         if trial["x"] == 9:
-            raise ValueError("nine")
+            raise FloatingPointError("nine")
+        if trial["x"] == 13:
+            raise RuntimeError("out of memory")
 
     def evaluate(self, model, trial):
         self.asked.append((trial["split"], trial["x"], trial.seed))
@@ -560,10 +562,9 @@ def test_a_search_may_look_for_the_smallest(tmp_path):
 
 
 def test_trials_that_fail_are_not_left_out_silently(tmp_path):
-    with pytest.raises(AblationError, match="ValueError: nine"):
-        study(tmp_path, Toy()).run([Arm("one", fixed={"x": 9})])
-    with pytest.raises(AblationError, match="Every attempt"):
-        study(tmp_path / "b", Toy()).run([Arm("one", grid={"x": (9,), "y": (1, 2)})])
+    for arm in (Arm("one", fixed={"x": 13}), Arm("one", grid={"x": (1, 13, 4)})):
+        with pytest.raises(AblationError, match="out of memory"):
+            study(tmp_path / str(len(arm.grid)), Toy()).run([arm])
 
 
 class Diverging(Toy):
@@ -580,6 +581,54 @@ def test_trainings_that_diverge_are_counted(tmp_path):
     assert [record.seed for record in found.finished] == [1]
     with pytest.raises(AblationError, match="FloatingPointError"):
         study(tmp_path / "b", Diverging()).run([Arm("one", fixed={"x": 2})])
+
+
+def test_an_arm_that_always_diverges_is_a_row(tmp_path):
+    good, bad, unfound = Arm("good", fixed={"x": 1}), Arm("bad", fixed={"x": 9}), Arm(
+        "unfound", grid={"x": (9,), "y": (1, 2)})  # fmt: skip
+    counts = []
+    found = study(tmp_path, Toy(), on_trials=lambda *numbers: counts.append(numbers)).run(
+        [good, bad, unfound]
+    )
+    assert [len(part.finished) for part in found] == [2, 0, 0]
+    assert [len(part.records) for part in found] == [2, 2, 0]
+    assert found[2].chosen is None and counts[-1] == (8, 8)
+    with pytest.raises(AblationError, match="Every point of the search of unfound diverged"):
+        study(tmp_path, Toy()).run([unfound, good])
+
+
+def test_a_report_survives_arms_that_diverge(tmp_path, monkeypatch):
+    """One diverges in every test, one at every point of its search, one is compared with those."""
+
+    def train(self, model, trial):
+        if trial["strength"] > 1:
+            raise FloatingPointError("nan")
+        return learn(self, model, trial)
+
+    learn = HierarchyTask.train
+    monkeypatch.setattr(HierarchyTask, "train", train)
+    arms = [Arm("none", fixed={"strength": 0}), Arm("tested", "blocks", {"strength": 2}),
+            Arm("searched", "blocks", {"demean": "activations"}, {"strength": (2, 3)}),
+            Arm("other", "blocks", {"strength": 1}, versus="tested")]  # fmt: skip
+    changed = replace(EXPERIMENTS["hierarchy"], arms=lambda _: arms)
+    monkeypatch.setitem(EXPERIMENTS, "hierarchy", changed)
+    outcome = run(tmp_path / "one")
+    text = str(outcome)
+    assert "| tested | – | – | – | 0, 2 diverged |" in text
+    assert "| searched | – | – | – | 0, every point of its search diverged |" in text
+    assert "- searched (demean = activations): every point of its search diverged." in text
+    assert "strength 2: diverged; strength 3: diverged" in text
+    assert [row["name"] for row in outcome.report["rows"] if row["by_seed"]] == ["none", "other"]
+    assert (tmp_path / "one" / "report.html").exists()
+    assert (tmp_path / "one" / "hierarchy.png").stat().st_size > 1000
+    assert "| hierarchy | other | tested |" in summary_in(tmp_path / "one")
+
+
+def summary_in(folder):
+    """The page's summary of one report."""
+    (folder / "evidence").mkdir()
+    (folder / "hierarchy.json").rename(folder / "evidence" / "hierarchy.json")
+    return summary(folder / "evidence")
 
 
 class Guarded(TensorDataset):
@@ -614,12 +663,13 @@ def test_no_search_looks_at_test_images(tmp_path, monkeypatch, name):
     monkeypatch.setattr(_noise, "load_downstream", lambda *_: other)
     tried, ablate = [], Study._ablate
 
-    def watched(self, arm, point, seeds, split, **changes):
+    def watched(self, arm, point, seeds, split):
         Guarded.opened = split == "test"
         tried.append(split)
-        return ablate(self, arm, point, seeds, split, **changes)
+        return ablate(self, arm, point, seeds, split)
 
     monkeypatch.setattr(Study, "_ablate", watched)
+    monkeypatch.setattr(Guarded, "opened", True)  # the folder says which data it is of
     experiment = EXPERIMENTS[name]
     arms = [Arm("none"), Arm("VCReg", "blocks", grid=TINY.grid)]
     monkeypatch.setitem(EXPERIMENTS, name, replace(experiment, arms=lambda _: arms))
@@ -798,10 +848,62 @@ def test_a_folder_belongs_to_one_experiment(tmp_path):
     other = TINY.but(training=replace(TINY.training, epochs=3))
     with pytest.raises(ReproductionError, match=r"preset\.training\.epochs is 2 there, 3 here"):
         run(tmp_path / "one", preset=other)
+    file = tmp_path / "one" / "experiment.json"
+    known = json.loads(file.read_text())
+    del known["identity"]  # as a version before wrote it
+    file.write_text(json.dumps(known))
+    run(tmp_path / "one", arms=["no VCReg"])
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "thesis.tex").touch()
     with pytest.raises(ReproductionError, match="holds no experiment"):
         run(tmp_path / "two")
+
+
+def part_of(data, **changes):
+    return replace(data, **{
+        name: ImageSet.of(getattr(data, name).pairs.tensors[0] + change, getattr(data, name).labels)
+        for name, change in changes.items()
+    })  # fmt: skip
+
+
+def test_a_folder_belongs_to_its_data(tmp_path):
+    """Data, a network or weights of the same name, which are others, are not taken for the same."""
+
+    def own(*more):
+        return lambda *given: nn.Sequential(*network(*given), *more)
+
+    run(tmp_path / "one", arms=["no VCReg"], network=own())
+
+    def refused(message, **changes):
+        given = {"network": own(), **changes}
+        with pytest.raises(ReproductionError, match=message):
+            run(tmp_path / "one", arms=["no VCReg"], **given)
+
+    refused("other training images", data=part_of(data(), train=1.0))
+    refused("other test images", data=part_of(data(), test=1.0))
+    refused("other classes", data=replace(data(), groups={"x": (0, 2), "y": (1, 3)}))
+    refused("other network", network=own(nn.Linear(2, 2)))
+    for name in ("one", "two"):
+        write_idx(tmp_path / name / "FashionMNIST" / "raw", False)
+    pixels = tmp_path / "two" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    pixels.write_bytes(pixels.read_bytes()[:-1] + b"!")
+    one, two = (load_images("fashion-mnist", tmp_path / name) for name in ("one", "two"))
+    tasks = [HierarchyTask(TINY, each, network, tmp_path) for each in (one, one, two)]
+    assert tasks[0].identity() == tasks[1].identity() != tasks[2].identity()
+
+
+def test_a_folder_belongs_to_its_weights(tmp_path):
+    file = tmp_path / "weights.pt"
+
+    def begun(seed):
+        torch.manual_seed(seed)
+        torch.save(network((1, 8, 8), 3).state_dict(), file)
+        return transfer(tmp_path / "one", options={"weights": str(file)})
+
+    begun(0)
+    begun(0)
+    with pytest.raises(ReproductionError, match="other weights"):
+        begun(1)
 
 
 @pytest.mark.parametrize(
@@ -1084,12 +1186,31 @@ def test_help_harm_and_chance_are_told_apart():
 
 
 def test_trainings_that_diverge_are_shown():
-    report = report_of([0.5, 0.51, 0.52], [0.6, 0.61], [0.4, 0.41, 0.4], [0.5, 0.53, 0.51])
+    report = report_of([0.5, 0.51, 0.52], [0.6, 0.62], [0.4, 0.41, 0.4], [0.5, 0.53, 0.51])
     assert "diverged" not in render(report)
     report["rows"][1]["diverged"] = 1
     text = render(report)
-    assert "| up | 60.50 ± 0.71 % | 2, 1 diverged |" in text
-    assert "better; **diverged** with 1 seed more." in text
+    assert "| up | 61.00 ± 1.41 % | 2, 1 diverged |" in text
+    assert "better (2 of 3); **diverged** with 1 seed more." in text
+
+
+def test_numbers_that_are_not_finite_are_counted():
+    """A mean, a difference and a verdict say of how many seeds they are."""
+    values = [0.6, math.inf, 0.61, 0.63, math.nan]
+    report = report_of([0.5, 0.51, 0.52, 0.51, 0.5], values, [0.4] * 5, [0.5] * 5)
+    text = render(report)
+    assert "| up | 61.33 ± 1.53 % (3 of 5) | 5 |" in text and "(k of n)" in text
+    assert "] (3 of 5), better (3 of 5)." not in text and "], better (3 of 5)." in text
+    assert "]** (3 of 5) |" in text
+    assert "| down | 40.00 ± 0.00 % | 5 |" in text
+
+
+def test_equal_differences_are_no_evidence():
+    report = report_of([0.7020, 0.7031], [0.7030, 0.7041], [0.70199, 0.70308], [0.7020, 0.7031])
+    lines = [line for line in render(report).splitlines() if line.startswith("- ")]
+    assert lines[0].endswith("+0.10 points [+0.10, +0.10], no spread, no verdict.")
+    assert ": score −0.00 points [" in lines[1]
+    assert lines[2].endswith("+0.00 points [+0.00, +0.00], no spread, no verdict.")
 
 
 def test_a_rival_is_compared_with_vcreg_alone():

@@ -85,7 +85,7 @@ def test_numbers_in_tables():
     def write(value, sign):
         return written(100 * value, 1, sign)
 
-    assert written(-0.0001, 2) == "0.00"
+    assert (written(-0.0001, 2), written(-0.0001, 2, "+")) == ("0.00", "−0.00")
     assert written(float("nan"), 2) == "–"
     assert mean_and_spread(summarize([]), write, " %") == "–"
     assert mean_and_spread(summarize([0.5]), write, " %") == "50.0 %"

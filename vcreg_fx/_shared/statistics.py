@@ -45,8 +45,13 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves 0 out, and is one."""
+        return self.has_spread and (self.low > 0 or self.high < 0)
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether the differences are not all equal, of which there is no interval."""
+        return self.high - self.low > 1e-9 * abs(self.mean)
 
 
 def finite_values(by_seed: BySeed, metric: str) -> dict[Any, float]:

@@ -37,10 +37,16 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def written(value: float, decimals: int, sign: str = "") -> str:
-    """Return a number with a minus that is one; a dash for what is no number."""
+    """Return a number with a minus that is one; a dash for what is no number.
+
+    A negative number that is rounded to 0 keeps its sign where signs are asked for.
+    """
     if not math.isfinite(value):
         return "–"
-    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}".replace("-", "−")  # no −0
+    rounded = round(value, decimals) + 0.0  # no −0
+    if sign and value < 0:
+        rounded = -abs(rounded)
+    return f"{rounded:{sign}.{decimals}f}".replace("-", "−")
 
 
 def mean_and_spread(found: Summary, write: Writer, unit: str = "") -> str:
@@ -56,6 +62,6 @@ def difference_and_interval(found: Difference, write: Writer) -> str:
     if found.count < 2:
         return write(found.mean, "+")
     text = f"{write(found.mean, '+')} [{write(found.low, '+')}, {write(found.high, '+')}]"
-    if found.high - found.low <= 1e-9 * abs(found.mean):
-        return f"{text} (no spread)"  # equal differences: nothing that an interval could be of
+    if not found.has_spread:
+        return f"{text} (no spread)"
     return f"**{text}**" if found.is_clear else text

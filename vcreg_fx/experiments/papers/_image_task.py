@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from ...evaluation import extract_features, replace_classifier
 from ...site import calibrate
 from ..images import ImageData, ImageSet, balanced_indices
 from ..training import accuracy, fit, predict, processes
+from ..training._batches import digest, fingerprint
 from ..training._resume import set_aside_if_damaged
 from ._experiment import Preset, ReproductionError
 from ._networks import Factory
@@ -145,6 +147,25 @@ class ImageTask:
 
     # What helps -----------------------------------------------------------------------------
 
+    def others(self) -> dict[str, Dataset[Any]]:
+        """Return other data that is trained or measured on, by what it is called."""
+        return {}
+
+    def identity(self) -> dict[str, str]:
+        """Return what tells the data from other data of its name: part → digest.
+
+        Of images in files a few are read; of weights and labels, all.
+        """
+        data = self.data
+        splits = getattr(data, "splits", ()) or [data]
+        parts = {"training images": data.train.pairs, "test images": data.test.pairs}
+        found = {name: fingerprint(pairs) for name, pairs in {**parts, **self.others()}.items()}
+        found["labels"] = digest([(each.train.labels, each.test.labels) for each in splits])
+        found["classes"] = digest([data.classes, *sorted(data.groups.items())])
+        if (weights := self.preset.options.get("weights")) is not None:
+            found["weights"] = _digest_of_files(Path(weights))
+        return found
+
     def checkpoint(self, trial: str) -> Path:
         """Return where the checkpoint of a trial lies while it is trained."""
         return self.folder / "checkpoints" / f"{trial}.pt"
@@ -182,6 +203,17 @@ class ImageTask:
     def predictions(self, model: nn.Module, images: ImageSet) -> Tensor:
         """Return the network's class of each image."""
         return predict(model, images.pairs, workers=self.preset.training.workers)
+
+
+def _digest_of_files(path: Path) -> str:
+    """Return a digest of a file, or of all files below a folder."""
+    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    found = hashlib.sha256()
+    for each in files:
+        with each.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                found.update(block)
+    return found.hexdigest()
 
 
 def calibrate_as(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._shared.keeping import keeping_randomness, seed_all
+from ..training._batches import digest
 from ..video import VIDEO_NETWORKS, build_video_network
 from ._experiment import ReproductionError
 
@@ -181,6 +184,21 @@ def find_network(name: str) -> Factory:
         f"There is no network {name!r}; there are {', '.join(NETWORKS)}, the classifiers of timm "
         f"and torchvision: timm/NAME, torchvision/NAME, and for videos {', '.join(VIDEO_NETWORKS)}."
     )
+
+
+def identity_of(build: Callable[[], nn.Module]) -> str:
+    """Return what tells networks of one name apart: their modules, and their first weights.
+
+    Where the same seed makes different ones, nothing can be told: ``"random"``.
+    """
+    found = set()
+    for _ in range(2):
+        with keeping_randomness():
+            seed_all(0)
+            model = build()
+        text = re.sub("0x[0-9a-f]+", "", repr(model))  # addresses of functions
+        found.add(digest([text, model.state_dict()]))
+    return found.pop() if len(found) == 1 else "random"
 
 
 def _from_timm(kind: str, shape: tuple[int, ...], classes: int) -> nn.Module:

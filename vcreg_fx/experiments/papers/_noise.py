@@ -51,6 +51,10 @@ class NoiseTask(ImageTask):
         """Look for the task's images before anything is trained."""
         self._parts  # noqa: B018 - to load them
 
+    def others(self) -> dict[str, Dataset[Any]]:
+        """Return the task's images."""
+        return dict(zip(("images of the task", "its test images"), self._parts, strict=True))
+
     def train(self, model: nn.Module, trial: Trial) -> None:
         """Fine-tune a copy for each strength."""
         if self.announce is not None:

@@ -14,7 +14,7 @@ from ..._shared.files import remove_unfinished, write_text
 from ..._shared.report import to_html
 from ..._shared.tables import markdown_table
 from ._experiment import Experiment, ReproductionError
-from ._render import compared, directed, render, said, span, verdict
+from ._render import UNTESTED, compared, directed, render, said, span, verdict
 from ._study import Found
 
 _NAME = "experiment.json"
@@ -29,10 +29,11 @@ def claim_folder(folder: Path, asked: dict[str, Any]) -> None:
 
     **Arguments:**
 
-    - `asked`: ``experiment``, ``data`` and ``preset``, as plain data.
+    - `asked`: ``experiment``, ``data``, ``preset`` and ``identity``, as plain data. What of the
+      last the folder does not say, as of a version that did not write it, cannot be compared.
 
-    **Raises:** `ReproductionError` if it holds another experiment, or other settings; `OSError` if
-    it cannot be made.
+    **Raises:** `ReproductionError` if it holds another experiment, other settings or other data;
+    `OSError` if it cannot be made.
     """
     path = folder / _NAME
     mine = json.loads(json.dumps(_comparable(asked)))
@@ -45,7 +46,10 @@ def claim_folder(folder: Path, asked: dict[str, Any]) -> None:
                 f"{path}, which says what the folder holds, is damaged: {error}. Choose another "
                 "folder with -o, or remove this one."
             ) from error
-        if other := _differences(theirs, mine):
+        known, here = theirs.pop("identity", {}), mine.pop("identity")
+        other = [f"other {name}" for name in here
+                 if known.get(name, here[name]) != here[name]]  # fmt: skip
+        if other := _differences(theirs, mine) + other:
             raise ReproductionError(
                 f"{folder} holds another experiment: {'; '.join(other)}. Choose another folder "
                 "with -o, or remove it."
@@ -87,7 +91,7 @@ def make_report(
 
     **Arguments:**
 
-    - `asked`: ``experiment``, ``data`` and ``preset``.
+    - `asked`: ``experiment``, ``data``, ``preset`` and ``identity``.
     - `found`: what the study found, the arm first that others are compared with.
     - `scale`: of the preset.
     - `command`: that repeats it; None where it was started from Python with what none can say.
@@ -112,12 +116,15 @@ def make_report(
                 "name": part.arm.name,
                 "rule": part.arm.rule,
                 **({"versus": part.arm.versus} if part.arm.versus else {}),
-                "settings": part.chosen,
-                "sites": len(part.records[0].sites),
-                "seconds": round(sum(r.seconds for r in part.records) / len(part.records), 1),
+                "settings": part.arm.fixed if part.chosen is None else part.chosen,
+                "sites": len(part.records[0].sites) if part.records else None,
+                "seconds": round(sum(r.seconds for r in part.records) / len(part.records), 1)
+                if part.records
+                else None,
                 "by_seed": {str(record.seed): record.metrics for record in part.finished},
                 "trials": [record.id for record in part.finished],
                 "diverged": len(part.records) - len(part.finished),
+                **({"untested": UNTESTED} if part.chosen is None else {}),
             }
             for part in found
         ],
@@ -202,9 +209,10 @@ def summary(folder: Path) -> str:
         for row, first in compared(report):
             if row["rule"] is not None:
                 said = verdict(row, first, metric), span(row, first, metric)
-                body.append([report["experiment"], row["name"], directed(metric), *said])
-    header = ["experiment", "arm", "measured", "so", "difference to none, 95 % interval"]
-    return f"\n{markdown_table(header, body, text=4)}\n\n"
+                names = report["experiment"], row["name"], first["name"]
+                body.append([*names, directed(metric), *said])
+    header = ["experiment", "arm", "compared with", "measured", "so", "difference, 95 % interval"]
+    return f"\n{markdown_table(header, body, text=5)}\n\n"
 
 
 def _replace(text: str, name: str, new: str) -> str:

@@ -10,6 +10,7 @@ from ..._shared.statistics import Difference, difference_of, summary_of
 from ..._shared.tables import difference_and_interval, markdown_table, mean_and_spread, written
 
 _MOST_CLASSES = 20  # in a table
+UNTESTED = "every point of its search diverged"
 _NOTE = (
     "Paired by seed, with the 95 % interval of the t-test; percentages in points. An interval "
     "without 0 is bold. No correction is made for the number of comparisons."
@@ -49,19 +50,27 @@ def _ours(report: dict[str, Any]) -> str:
     for row in report["rows"]:
         cells = [
             mean_and_spread(
-                summary_of(row["by_seed"], metric["name"]),
+                found := summary_of(row["by_seed"], metric["name"]),
                 partial(number, metric),
                 " %" * metric["percent"],
             )
+            + of_seeds(found.count, len(row["by_seed"]))
             for metric in metrics
         ]
         finished, lost = len(row["by_seed"]), row.get("diverged", 0)
         seeds = f"{finished}, {lost} diverged" if lost else str(finished)
-        body.append([row["name"], *cells, seeds])
+        body.append([row["name"], *cells, f"0, {row['untested']}" if "untested" in row else seeds])
     note = "Mean ± standard deviation over seeds, on the test data."
     if any(row.get("diverged") for row in report["rows"]):
         note += " Seeds of which the training diverged are left out of an arm's numbers."
+    if any(" of " in cell for cells in body for cell in cells[1:-1]):
+        note += " (k of n): the number was finite with k seeds alone."
     return f"{markdown_table(header, body)}\n\n{note}"
+
+
+def of_seeds(count: int, every: int) -> str:
+    """Return how many seeds something is of, if not of all; nothing of none."""
+    return f" ({count} of {every})" if 0 < count < every else ""
 
 
 _Pairs = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -97,11 +106,11 @@ def _rival(report: dict[str, Any]) -> str:
 def _beyond_the_layer(report: dict[str, Any]) -> _Pairs:
     """Return each arm behind a mean removal layer with the one that has this layer alone."""
     removed = [row for row in report["rows"] if row["settings"].get("demean") == "activations"]
-    alone = {_place(row): row for row in removed if row["settings"]["alpha"] == 0}
+    alone = {_place(row): row for row in removed if row["settings"].get("alpha") == 0}
     return [
         (row, alone[_place(row)])
         for row in removed
-        if row["settings"]["alpha"] and _place(row) in alone
+        if row["settings"].get("alpha") and _place(row) in alone
     ]
 
 
@@ -115,7 +124,11 @@ def _differences(report: dict[str, Any], first: str, pairs: _Pairs) -> str:
     body = [
         [
             row["name"],
-            *(difference_and_interval(_gain(row, other, m), partial(number, m)) for m in metrics),
+            *(
+                difference_and_interval(gain, partial(number, metric)) + _pairs(row, other, gain)
+                for metric in metrics
+                for gain in [_gain(row, other, metric)]
+            ),
         ]
         for row, other in pairs
     ]
@@ -131,7 +144,7 @@ def _per_class(report: dict[str, Any]) -> str:
         return ""
     header = ["accuracy of class, in %", *(name[6:] for name in names)]
     body = [
-        [row["name"], *(f"{100 * summary_of(row['by_seed'], name).mean:.1f}" for name in names)]
+        [row["name"], *(written(100 * summary_of(row["by_seed"], name).mean, 1) for name in names)]
         for row in report["rows"]
     ]
     return markdown_table(header, body)
@@ -164,6 +177,12 @@ def number(metric: dict[str, Any], value: float, sign: str = "") -> str:
 
 def _gain(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> Difference:
     return difference_of(row["by_seed"], first["by_seed"], metric["name"])
+
+
+def _pairs(row: dict[str, Any], first: dict[str, Any], found: Difference) -> str:
+    """Return of how many seeds a difference is, if not of all that were to be compared."""
+    every = max(len(each["by_seed"]) + each.get("diverged", 0) for each in (row, first))
+    return of_seeds(found.count, every)
 
 
 # Words ----------------------------------------------------------------------------------------
@@ -215,13 +234,18 @@ def said(report: dict[str, Any]) -> str:
     sentences = []
     for row, other in compared(report):
         settings = ", ".join(f"{k} = {v}" for k, v in row["settings"].items())
+        named = f"- {row['name']}{f' ({settings})' if settings else ''}: "
+        if not row["by_seed"]:
+            seeds = row.get("untested") or f"**diverged** with all {row['diverged']} seeds"
+            sentences.append(f"{named}{seeds}.")
+            continue
         each = "; ".join(
             f"{metric['title']} {span(row, other, metric)}, {verdict(row, other, metric)}"
             for metric in metrics
         )
         lost = row.get("diverged", 0)
         also = f"; **diverged** with {lost} seed{'s' * (lost > 1)} more" if lost else ""
-        sentences.append(f"- {row['name']}{f' ({settings})' if settings else ''}: {each}{also}.")
+        sentences.append(f"{named}{each}{also}.")
     return "\n".join(sentences)
 
 
@@ -237,11 +261,16 @@ def span(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> 
 def verdict(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) -> str:
     """Return what an interval says, in a word or two."""
     found = _gain(row, first, metric)
+    if missing := [each["name"] for each in (row, first) if not each["by_seed"]]:
+        return f"{missing[0]} diverged"
     if math.isnan(found.low):
         return "too few seeds to say more"
-    if found.is_clear:
-        return "better" if (found.low > 0) == (metric["higher"] is not False) else "**worse**"
-    return "no clear effect"
+    said = "no clear effect"
+    if not found.has_spread:
+        said = "no spread, no verdict"
+    elif found.is_clear:
+        said = "better" if (found.low > 0) == (metric["higher"] is not False) else "**worse**"
+    return said + _pairs(row, first, found)
 
 
 def searched(report: dict[str, Any]) -> str:
@@ -270,7 +299,7 @@ def searched(report: dict[str, Any]) -> str:
 def _attempt(attempt: dict[str, Any], varying: list[str], metric: dict[str, Any]) -> str:
     settings = ", ".join(f"{name} {attempt['settings'][name]:g}" for name in varying)
     if not math.isfinite(mean := attempt["mean"]):
-        return f"{settings}: failed"
+        return f"{settings}: diverged"
     return f"{settings}: {f'{100 * mean:.2f} %' if metric['percent'] else f'{mean:.3f}'}"
 
 

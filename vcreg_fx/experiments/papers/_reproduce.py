@@ -23,7 +23,7 @@ from ._experiment import Arm, Experiment, Preset, ReproductionError
 from ._hierarchy import HIERARCHY
 from ._long_tail import LONG_TAIL
 from ._modalities import MODALITIES
-from ._networks import Factory, find_network
+from ._networks import Factory, find_network, identity_of
 from ._noise import NOISE
 from ._outcome import Outcome, claim_folder, make_report, read_report, write_outcome
 from ._placement import PLACEMENT
@@ -143,11 +143,6 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     chosen = _arms(experiment, preset, arms)
     images = _images(experiment, preset, data, data_root, classes)
     factory = _factory(experiment, preset, network)
-    asked = {
-        "experiment": name,
-        "data": preset.data if images is None else images.name,
-        "preset": preset.to_dict(),
-    }
     task = experiment.task(preset, images, factory, folder, tensorboard)
     example = task.example if images is None else (torch.zeros(2, *images.shape),)
     where = processes(preset.training.device)
@@ -161,6 +156,15 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
             where.wait()
             return Outcome(read_report(folder / f"{name}.json"), folder)
     _check_rules(task, chosen, example)
+    asked = {
+        "experiment": name,
+        "data": preset.data if images is None else images.name,
+        "preset": preset.to_dict(),
+        "identity": {
+            **({} if images is None else task.identity()),
+            **({"network": identity_of(task.build)} if callable(network) else {}),
+        },
+    }
     claim_folder(folder, asked)
 
     def finished(record: Record) -> None:

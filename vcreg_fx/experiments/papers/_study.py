@@ -33,13 +33,13 @@ class Found:
     - `arm`: the arm.
     - `attempts`: the points of the search: settings, the values of the criterion, and their mean.
       Empty where there was nothing to choose.
-    - `chosen`: the settings that were tested.
+    - `chosen`: the settings that were tested; None where every point of the search diverged.
     - `records`: one a seed. Those of trainings that diverged have failed.
     """
 
     arm: Arm
     attempts: list[dict[str, Any]]
-    chosen: dict[str, Any]
+    chosen: dict[str, Any] | None
     records: list[Record]
 
     @property
@@ -75,22 +75,32 @@ class Study:
     def run(self, arms: Sequence[Arm]) -> list[Found]:
         """Search for every arm, then test every arm, seed by seed.
 
-        A training that diverges is an outcome, and is kept; whatever else fails ends the study.
+        A training that diverges is an outcome, and is kept, as is an arm of which all diverge;
+        whatever else fails ends the study.
 
-        **Raises:** `AblationError` if trials failed, or if all of an arm diverged.
+        **Raises:** `AblationError` if trials failed, or if all of the first arm diverged, with
+        which the others are compared.
         """
         points = sum(len(arm.points) for arm in arms if len(arm.points) > 1)
         self._finished, self._all = 0, points * self.search_seeds + len(arms) * self.seeds
-        searches = [self._search(arm) for arm in arms]
-        chosen = [self._choose(arm, found) for arm, found in zip(arms, searches, strict=True)]
-        tested: list[list[Record]] = [[] for _ in arms]
+        found = []
+        for arm in arms:
+            attempts = self._search(arm)
+            found.append(Found(arm, attempts, self._choose(arm, attempts), []))
+            if found[-1].chosen is None:
+                self._all -= self.seeds
+            if found[0].chosen is None:
+                raise AblationError(
+                    f"Every point of the search of {arm.name} diverged, with which the others are "
+                    f"compared, the first with: {attempts[0]['failed']}"
+                )
         for seed in range(self.seeds):
-            for i, arm in enumerate(arms):
-                tested[i] += self._ablate(arm, chosen[i], [seed], TEST)
-        for records in tested:
-            if all(record.status == "failed" for record in records):
-                self._refuse(records[0])
-        return [Found(*parts) for parts in zip(arms, searches, chosen, tested, strict=True)]
+            for part in found:
+                if part.chosen is not None:
+                    part.records.extend(self._ablate(part.arm, part.chosen, [seed], TEST))
+        if not found[0].finished:
+            self._refuse(found[0].records[0])
+        return found
 
     def _search(self, arm: Arm) -> list[dict[str, Any]]:
         if len(arm.points) < 2:
@@ -98,22 +108,25 @@ class Study:
         attempts = []
         seeds = [SEARCH_SEED + i for i in range(self.search_seeds)]
         for point in arm.points:
-            records = self._ablate(arm, point, seeds, VALIDATION, keep_failed=True)
+            records = self._ablate(arm, point, seeds, VALIDATION)
             values = [r.metrics.get(self.criterion, math.nan) for r in records]
-            attempt = {"settings": point, "values": values, "mean": sum(values) / len(values)}
-            reasons = [record.reason for record in records if record.status == "failed"]
-            attempts.append({**attempt, "failed": reasons[0]} if reasons else attempt)
+            attempt: dict[str, Any] = {
+                "settings": point,
+                "values": values,
+                "mean": sum(values) / len(values),
+            }
+            if not math.isfinite(attempt["mean"]):
+                reasons = [record.reason for record in records if record.status == "failed"]
+                attempt["failed"] = next(iter(reasons), f"Its {self.criterion} is not finite.")
+            attempts.append(attempt)
         return attempts
 
-    def _choose(self, arm: Arm, attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    def _choose(self, arm: Arm, attempts: list[dict[str, Any]]) -> dict[str, Any] | None:
         if not attempts:
             return arm.points[0]
         finished = [attempt for attempt in attempts if math.isfinite(attempt["mean"])]
         if not finished:
-            raise AblationError(
-                f"Every attempt of the search of {arm.name} failed, the first with: "
-                f"{attempts[0]['failed']} The trials in {self.store} have their tracebacks."
-            )
+            return None
         pick = max if self.largest else min
         best: dict[str, Any] = pick(finished, key=lambda attempt: attempt["mean"])["settings"]
         return best
@@ -124,7 +137,6 @@ class Study:
         point: dict[str, Any],
         seeds: list[int],
         split: str,
-        keep_failed: bool = False,
     ) -> list[Record]:
         result = ablate(
             self.task.build,
@@ -138,7 +150,7 @@ class Study:
             axes={"split": split, **point},
         )
         for record in result.failed:
-            if not keep_failed and not diverged(record):
+            if not diverged(record):
                 self._refuse(record)
         self._finished += len(seeds)
         if self.on_trials is not None:

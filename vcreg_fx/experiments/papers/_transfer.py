@@ -66,6 +66,15 @@ class TransferTask(ImageTask):
         for name in self.preset["probes"]:
             self._task(name, Roles(self.data.train, self.data.train))
 
+    def others(self) -> dict[str, Dataset[Any]]:
+        """Return the tasks that are of other data."""
+        found: dict[str, Dataset[Any]] = {}
+        for name in self.preset["probes"]:
+            task, own = self._task(name, Roles(self.data.train, self.data.train))
+            if not own:
+                found |= {f"images of {name}": task.train, f"test images of {name}": task.test}
+        return found
+
     @property
     def seen(self) -> list[int]:
         """The classes that the network is trained on."""

@@ -165,6 +165,11 @@ def draw_boundaries(report: dict[str, Any], path: Path) -> None:
     figure, grid = panels(len(rows), size, columns, sharex=True, sharey=True)
     ticks = np.linspace(-_END, _END, _SIDE)
     for axes, row in zip(grid, rows, strict=True):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        if not row["trials"]:
+            axes.set_title(f"{row['name']}\ndiverged", fontsize=7)
+            continue
         mean = np.mean([_field(path.parent / FIELD, trial) for trial in row["trials"]], axis=0)
         limit = float(np.abs(mean).max())
         axes.contourf(
@@ -178,8 +183,6 @@ def draw_boundaries(report: dict[str, Any], path: Path) -> None:
             axes.plot(chosen[:, 0], chosen[:, 1], ".", color=color, markersize=2)
         margin = summary_of(row["by_seed"], "margin").mean
         axes.set_title(f"{row['name']}\nmargin {100 * margin:.0f} %", fontsize=7)
-        axes.set_xticks([])
-        axes.set_yticks([])
     figure.savefig(path, dpi=80)
 
 

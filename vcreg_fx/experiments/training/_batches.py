@@ -101,18 +101,19 @@ def fingerprint(data: Dataset[Any]) -> str:
     differently all the same, as from a generator of their own, nothing can be told: ``"random"``.
     """
     if isinstance(data, TensorDataset):
-        return _digest(data.tensors)
+        return digest(data.tensors)
     count = len(data)  # type: ignore[arg-type]
     found = set()
     for _ in range(2):
         with keeping_randomness():
             seed_all(0)
             some = [data[i] for i in range(0, count, max(count // _SAMPLES, 1))]
-            found.add(_digest(default_collate(some)))
+            found.add(digest(default_collate(some)))
     return found.pop() if len(found) == 1 else "random"
 
 
-def _digest(tensors: Any) -> str:
+def digest(tensors: Any) -> str:
+    """Return a digest of tensors, and of other leaves by what they print."""
     digest = hashlib.sha256()
     for leaf in tree_leaves(tensors):
         if isinstance(leaf, Tensor):
