@@ -36,13 +36,16 @@ A letter that looks like one of an alphabet before it is left out: A is of the L
 UNSEEN: Mapping[str, str] = {
     "Hebrew": "אבגדהוזחטיכלמנסעפצקרשת",
     "Arabic": "باتثجخدذرزسشصضطعغفقكلمنهوي",
-    "Tifinagh": "ⴰⴱⴳⴷⴹⴻⴼⴽⵀⵃⵄⵅⵇⵉⵊⵍⵎⵏⵓⵔⵕⵖⵙⵚⵛⵜⵟⵡⵢⵣⵥ",
-    "Canadian syllabics": "ᐁᐃᐅᐊᐯᐳᐸᑌᑎᑐᑕᑫᑭᑯᑲᒉᒋᒍᒐᒣᒥᒧᒪᓀᓂᓄᓇᓭᓯᓱᓴᔦᔨᔪᔭ",
+    "Tifinagh": "ⴰⴱⴳⴻⴼⴽⵀⵃⵄⵅⵇⵊⵎⵓⵔⵕⵖⵙⵚⵛⵜⵟⵡⵢⵣⵥ",
+    "Canadian syllabics": "ᐁᐅᐊᐳᐸᑎᑐᑕᑫᑭᑯᑲᒉᒋᒍᒐᒣᒧᓀᓂᓄᓇᓭᓯᓱᓴᔦᔨᔪᔭ",
     "Ogham": "ᚁᚂᚃᚄᚅᚆᚇᚈᚉᚊᚋᚌᚍᚎᚏᚐᚑᚒᚓᚔ",
     "N'Ko": "ߊߋߌߍߎߏߐߑߒߓߔߕߖߗߘߙߚߛߜߝߞߟߠߡߢߣߤߥߦߧ",
     "Lao": "ກຂຄງຈຊຍດຕຖທນບປຜຝພຟມຢຣລວສຫອຮ",
 }
-"""Alphabets that two faces hold, sans serif, regular and bold."""
+"""Alphabets that two faces hold, sans serif, regular and bold.
+
+A letter that looks like one of `ALPHABETS` is left out: it would not be unseen.
+"""
 
 _FILES = {
     ("sans", "upright"): ("Sans", "Sans-Bold"),
