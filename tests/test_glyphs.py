@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import unicodedata
 
 import numpy as np
@@ -137,6 +138,21 @@ def test_glyphs_as_a_data_set(tmp_path):
     _glyphs._drawn.cache_clear()
     again = glyphs(train=30, test=10, root=tmp_path)
     assert torch.equal(kept.train.pairs.tensors[0], again.train.pairs.tensors[0])
+
+
+@pytest.mark.parametrize("kept", [b"", b"half", "black", "few"])
+def test_damaged_or_old_files_of_glyphs_are_drawn_again(tmp_path, kept):
+    path = tmp_path / "glyphs-30-32-0.npy"
+    if isinstance(kept, bytes):
+        whole = io.BytesIO()
+        np.save(whole, np.zeros((30, 32, 32, 3), np.uint8))
+        path.write_bytes(whole.getvalue()[: len(kept) * 1000])
+    else:
+        np.save(path, np.zeros((30 if kept == "black" else 20, 32, 32, 3), np.uint8))
+    _glyphs._drawn.cache_clear()
+    found = glyphs(train=30, test=10, root=tmp_path)
+    assert torch.equal(found.train.pairs[5][0], Glyphs(30, 0)[5][0])
+    assert np.array_equal(np.load(path)[5], Glyphs(30, 0).pixels(5))
 
 
 def test_glyphs_by_their_names(monkeypatch):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..._shared.files import replacing
 from ._image_set import DataError, ImageData, ImageSet
 
 ALPHABETS: Mapping[str, str] = {
@@ -269,16 +270,30 @@ def _drawn(count: int, seed: int, size: int, unseen: bool, root: str | Path | No
     """Return all images of a set, shape (n, 3, size, size)."""
     kind = "glyphs-unseen" if unseen else "glyphs"
     kept = None if root is None else Path(root) / f"{kind}-{count}-{size}-{seed}.npy"
-    if kept is not None and kept.exists():
-        pixels = np.load(kept)
-    else:
-        images = Glyphs(count, seed, size, UNSEEN if unseen else ALPHABETS)
+    images = Glyphs(count, seed, size, UNSEEN if unseen else ALPHABETS)
+    pixels = None if kept is None else _kept(kept, images)
+    if pixels is None:
         pixels = np.stack([images.pixels(index) for index in range(count)])
         if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            np.save(kept, pixels)
+            with replacing(kept) as new, new.open("wb") as file:
+                np.save(file, pixels)
     found = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     return found.div_(127.5).sub_(1).contiguous()
+
+
+def _kept(path: Path, images: Glyphs) -> np.ndarray | None:
+    """Return the pixels in a file; None where there are none, or those of other fonts or letters.
+
+    A few are drawn again and compared; a file that cannot be read is drawn again, too.
+    """
+    try:
+        pixels: np.ndarray = np.load(path)
+    except (OSError, EOFError, ValueError):
+        return None
+    some = {*range(0, len(images), max(1, len(images) // 20)), len(images) - 1}
+    if len(pixels) != len(images):
+        return None
+    return pixels if all(np.array_equal(pixels[i], images.pixels(i)) for i in some) else None
 
 
 def draw_glyphs(path: str | Path, columns: int = 20, rows: int = 8, size: int = 32) -> None:
