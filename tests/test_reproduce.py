@@ -843,6 +843,21 @@ def test_strengths_are_found_on_images_of_all_classes(tmp_path, monkeypatch):
     assert seen == [[0, 0, 0, 0, 1, 1, 1, 1]]
 
 
+def test_strengths_are_found_without_a_change_of_random_numbers(tmp_path, monkeypatch):
+    states = []
+    monkeypatch.setattr(
+        "vcreg_fx.experiments.papers._image_task.fit",
+        lambda *_, **__: states.append(torch.get_rng_state()) or [],
+    )
+    task = HierarchyTask(TINY.but(train_images=None), data(), network, tmp_path)  # has dropout
+    for params in ({}, {"calibrated": 0.1}):
+        torch.manual_seed(0)
+        model = task.build()
+        vcreg_fx.insert(model, "blocks", example_inputs=(torch.zeros(2, 1, 8, 8),))
+        task.train(model, trial("test", **params))
+    assert torch.equal(*states)
+
+
 def test_a_folder_belongs_to_one_experiment(tmp_path):
     run(tmp_path / "one", arms=["no VCReg"])
     other = TINY.but(training=replace(TINY.training, epochs=3))

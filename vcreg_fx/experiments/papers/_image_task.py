@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ..._shared.files import replacing
-from ..._shared.keeping import seeded
+from ..._shared.keeping import keeping_randomness, seeded
 from ...ablation import Trial
 from ...evaluation import extract_features, replace_classifier
 from ...site import calibrate
@@ -128,7 +128,8 @@ class ImageTask:
             count = min(self.first, len(images))
             spread = torch.arange(count) * len(images) // count
             few = images.subset(spread).pairs  # of all classes, also where they follow each other
-            calibrate_as(trial, model, *next(iter(DataLoader(few, count))))
+            loader = DataLoader(few, count, generator=torch.Generator())
+            calibrate_as(trial, model, *next(iter(loader)))
         self.history = fit(
             model,
             images.training,
@@ -225,7 +226,8 @@ def calibrate_as(
     """
     if (ratio := trial.params.get(CALIBRATED)) is not None:
         few = labels[:_FIRST]
-        calibrate(model, images[:_FIRST], lambda output: loss(output, few), ratio)
+        with keeping_randomness():  # what follows is random as in other arms
+            calibrate(model, images[:_FIRST], lambda output: loss(output, few), ratio)
 
 
 def with_new_head(
