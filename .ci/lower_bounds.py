@@ -28,6 +28,8 @@ TESTS = (
     "test_numbers.py",
     "test_ratio.py",
     "test_get_config.py",
+    "test_self_supervised.py",
+    "test_video.py",
 )
 # torch 2.9 cannot compile some of it for every batch size: see Versions in docs/start.md.
 LEFT_OUT = "not compiled"
