@@ -242,7 +242,8 @@ def presets(scale: str, data: str | None) -> Preset:
         "SimCLR": {"loss": "simclr", "expander": (128, 64), "norm": "all", "temperature": 0.2},
         "VICReg": {"expander": (256, 256), "norm": "all"},
     }
-    options = {**OWN, "views": "vcreg", "crop": 0.3, "probe": "adamw", "methods": methods}
+    options = {**OWN, "views": "vcreg", "crop": 0.3, "probe": "adamw", "methods": methods,
+               "labelled": tuple(SEMI_SUPERVISED)}  # fmt: skip
     if scale == "large":
         training = TrainSettings(epochs=20, batch_size=1024, learning_rate=2e-3, warmup_epochs=2,
                                  amp="bfloat16", workers=12)  # fmt: skip
