@@ -256,8 +256,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 _PREFIXES = re.compile(r"^((_orig_mod|module|model|backbone|encoder)\.)+")
 _RENAMED = (
     (r"^patch_embed\.proj\.", "videomae.embeddings.patch_embeddings.projection."),
-    (r"^blocks\.(\d+)\.attn\.q_bias$", r"videomae.encoder.layer.\1.attention.attention.query.bias"),
-    (r"^blocks\.(\d+)\.attn\.v_bias$", r"videomae.encoder.layer.\1.attention.attention.value.bias"),
+    (r"^blocks\.(\d+)\.attn\.([qv]_bias)$", r"videomae.encoder.layer.\1.attention.attention.\2"),
     (r"^blocks\.(\d+)\.attn\.proj\.", r"videomae.encoder.layer.\1.attention.output.dense."),
     (r"^blocks\.(\d+)\.norm1\.", r"videomae.encoder.layer.\1.layernorm_before."),
     (r"^blocks\.(\d+)\.norm2\.", r"videomae.encoder.layer.\1.layernorm_after."),
@@ -268,6 +267,16 @@ _RENAMED = (
 )
 _QKV = re.compile(r"^blocks\.(\d+)\.attn\.qkv\.weight$")
 _LEFT_OUT = re.compile(r"^(decoder\.|mask_token$|encoder_to_decoder\.|norm\.|pos_embed$)")
+
+
+def _biases() -> Mapping[str, str]:
+    """Return what the biases of query and value are called in this transformers."""
+    from transformers.models.videomae.modeling_videomae import VideoMAEConfig, VideoMAESelfAttention
+
+    attention = VideoMAESelfAttention(VideoMAEConfig(hidden_size=4, num_attention_heads=1))
+    older = hasattr(attention, "q_bias")  # up to 5.5 at the least
+    names = ("q_bias", "v_bias") if older else ("query.bias", "value.bias")
+    return dict(zip(("q_bias", "v_bias"), names, strict=True))
 
 
 def convert_checkpoint(weights: Mapping[str, Any], name: str = "It") -> dict[str, Tensor]:
@@ -285,6 +294,7 @@ def convert_checkpoint(weights: Mapping[str, Any], name: str = "It") -> dict[str
     **Raises:** `DataError` for a name that is none of these.
     """
     found: dict[str, Tensor] = {}
+    biases = _biases()
     for key, value in weights.items():
         plain = key if key.startswith("encoder_to") else _PREFIXES.sub("", key)
         if _LEFT_OUT.match(plain):
@@ -296,7 +306,8 @@ def convert_checkpoint(weights: Mapping[str, Any], name: str = "It") -> dict[str
             continue
         for pattern, new in _RENAMED:
             if re.match(pattern, plain):
-                found[re.sub(pattern, new, plain)] = value.float()
+                place = re.sub(pattern, new, plain)
+                found[re.sub("[qv]_bias$", lambda name: biases[name[0]], place)] = value.float()
                 break
         else:
             raise DataError(f"{name} is no checkpoint of VideoMAE: it holds {key!r}.")
