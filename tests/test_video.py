@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import json
 import math
+import shutil
 import sys
 import warnings
 import weakref
@@ -27,6 +30,7 @@ from vcreg_fx.experiments.video import (
     MOTIONS,
     MOVING_LABELS,
     VIDEO_NETWORKS,
+    ClipData,
     ClipSet,
     MaskedPretraining,
     Sampling,
@@ -127,6 +131,30 @@ def test_a_file_that_breaks_off_is_refused(tmp_path):
     assert grays(torch.stack(list(VideoFile(path, 21).frames([19, 20])))) == [19, 19]
     with pytest.raises(DataError, match="20 of its 40 frames"):
         list(VideoFile(path, 40).frames([1, 39]))
+
+
+@pytest.mark.parametrize("ending", CODECS)
+def test_a_file_that_breaks_in_the_middle_is_found_where_it_is_decoded_whole(tmp_path, ending):
+    path = write_video(tmp_path / f"one{ending}", 60)
+    assert VideoFile.look(path, whole=True).count == 60
+    found = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        places = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for place, size in places[20:]:
+        found[place + 4 : place + size] = bytes(size - 4)
+    path.write_bytes(found)
+    assert VideoFile.look(path).count == 60
+    with pytest.raises(DataError, match="is broken"):
+        VideoFile.look(path, whole=True)
+
+
+def test_a_file_that_is_cut_off_is_refused_by_its_header(tmp_path):
+    path = write_video(tmp_path / "one.avi", 40)
+    with av.open(str(path)) as container:
+        places = [p.pos for p in container.demux(video=0) if p.size]
+    path.write_bytes(path.read_bytes()[: places[19]])
+    with pytest.raises(DataError, match="19 of its 40 frames are there"):
+        VideoFile.look(path)
 
 
 # Which frames -----------------------------------------------------------------------------------
@@ -318,13 +346,41 @@ def test_the_search_holds_out_whole_sources_that_no_split_tests(published):
     for number in range(3):
         data = load_clips("hmdb51", published, TINY).split(number)
         kept, held = data.hold_out(0.1)
-        sources = [{data.sources[i] for i in part.tolist()} for part in (kept, held)]
-        assert not sources[0] & sources[1]
+        names = [data.train.videos[i].path.name for i in range(len(data.train))]
+        sources = [{names[i][:6] for i in part.tolist()} for part in (kept, held)]
+        assert not sources[0] & sources[1]  # films are in both classes
         assert len(held) == 4 and len(kept) == 12
         assert data.train.labels[held].bincount().tolist() == [2, 2]
-        assert all(int(source[-3]) in {3, 4} for source in sources[1])
+        assert sources[1] < {"Film_3", "Film_4"}
         assert torch.equal(held, data.hold_out(0.1)[1])
-    assert data.sources[0] == "brush_hair/Film_0_a"
+    assert data.sources[0] == "Film_0_a"
+
+
+def test_sources_are_held_out_of_all_classes_alike():
+    """Each class gives about its share, and keeps a video at least, whatever films it is from."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 6
+    films = torch.randint(60, (300,), generator=generator).tolist()
+    sources = tuple(str(film) for film in films)
+    labels, sources = torch.cat([labels, torch.tensor([6, 6])]), (*sources, "0", "1")
+    videos = [VideoInMemory(str(i), torch.zeros(1, 3, 2, 2).byte()) for i in range(302)]
+    found = ClipSet.of_videos(videos, labels, TINY, "none")
+    data = ClipData("films", found, found, tuple("abcdefg"), sources=sources)
+    for seed, share in itertools.product(range(10), (0.1, 0.3)):
+        kept, held = data.hold_out(share, seed)
+        assert not {sources[i] for i in kept.tolist()} & {sources[i] for i in held.tolist()}
+        assert len(kept) + len(held) == 302
+        counts = labels[held].bincount(minlength=7)
+        assert all(50 * share <= count <= 50 * share + 6 for count in counts[:6].tolist())
+        assert counts[6] == 1 and labels[kept].bincount().min() >= 1
+    assert len({tuple(data.hold_out(0.1, seed)[1].tolist()) for seed in range(10)}) == 10
+
+
+def test_a_second_copy_of_the_split_files_is_refused(tmp_path):
+    hmdb51(tmp_path, sources=4)
+    shutil.copytree(tmp_path / "testTrainMulti_7030_splits", tmp_path / "copy")
+    with pytest.raises(DataError, match=r"copy/brush_hair_test_split1.txt and .* are of one class"):
+        load_clips("hmdb51", tmp_path, TINY)
 
 
 def test_where_every_source_is_tested_nothing_can_be_held_out(tmp_path):
@@ -370,7 +426,7 @@ def test_any_folder_of_clips(tmp_path, test):
     assert (data.name, data.classes, data.shape) == ("mine", CLASSES, (4, 3, 16, 16))
     assert [len(part) for part in (data.train, data.test)] == [12, 4]
     walks = {s for s, label in zip(data.sources, data.train.labels, strict=True) if label == 1}
-    assert walks == {"walk/film0", "walk/film1", "walk/film2"}
+    assert walks == {"film0", "film1", "film2"}
     kept, held = data.hold_out(0.3)
     assert data.train.labels[held].bincount().tolist() == [2, 2]
     assert not {data.sources[i] for i in kept} & {data.sources[i] for i in held}
@@ -380,6 +436,11 @@ def test_any_folder_of_clips(tmp_path, test):
     with pytest.warns(UserWarning, match=r"brush_hair/3.avi"):
         data = load_clips("clips", tmp_path / "mine", TINY, broken="skip")
     assert len(data.train) == len(data.sources) == 11
+    below = tmp_path / "mine" / "train" / "brush_hair" / "film1"
+    write_video(below / "more" / "9.avi", 5)
+    with pytest.warns(UserWarning, match=r"brush_hair/3.avi"):
+        data = load_clips("clips", tmp_path / "mine", TINY, broken="skip")
+    assert data.sources.count("film1") == 3  # of two classes
 
 
 @pytest.mark.parametrize(
@@ -633,6 +694,9 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
         torch.save({**weights, **change}, path)
         with pytest.raises(DataError, match=message):
             pretrained_weights("videomae-tiny", path, shape, 3)
+    torch.save(Published(layers=9).state_dict(), path)
+    with pytest.raises(DataError, match="has no place for 75 of its weights"):
+        pretrained_weights("videomae-tiny", path, shape, 3)
     torch.save(Published(patch=2).state_dict(), path)
     with pytest.raises(
         DataError, match=r"projection.weight has the shape \(64, 3, 2, 2, 2\) there"
@@ -663,12 +727,60 @@ def test_folders_of_transformers(tmp_path, small_vivit, kind):
     rest = [key for key in model.state_dict() if key not in found]
     assert all(key.startswith(new) for key in rest) and len(rest) == 2 * len(new)
     other = "videomae-tiny" if kind == "vivit" else "vivit-base"
-    with pytest.raises(DataError, match=f"is a {'vivit' if kind == 'vivit' else 'videomae'}"):
+    kinds = ("vivit", "videomae") if kind == "vivit" else ("videomae", "vivit")
+    with pytest.raises(DataError, match="its model_type is {}, and .* is {}".format(*kinds)):
         pretrained_weights(other, tmp_path, shape, 3)
-    saved.config.num_attention_heads *= 2
-    saved.config.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match="heads of attention"):
-        pretrained_weights(name, tmp_path, shape, 3)
+    bias = "qkv_bias" if hasattr(saved.config, "qkv_bias") else "qv_bias"
+    for item, value in (  # which no shape tells
+        ("num_attention_heads", 8), ("hidden_act", "relu"), (bias, False), ("num_hidden_layers", 2),
+    ):  # fmt: skip
+        config = copy.deepcopy(saved.config)
+        setattr(config, item, value)
+        config.save_pretrained(tmp_path)
+        with pytest.raises(DataError, match=f"another network: its {item} is {value}, and that of"):
+            pretrained_weights(name, tmp_path, shape, 3)
+
+
+def test_a_deeper_folder_of_transformers_is_refused(tmp_path):
+    """Also where its configuration says nothing of it."""
+    import transformers
+
+    shape = (8, 3, 16, 16)
+    deeper = _config("videomae-tiny", shape, num_hidden_layers=6)
+    transformers.VideoMAEForVideoClassification(deeper).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="num_hidden_layers is 6, and that of videomae-tiny is 4"):
+        pretrained_weights("videomae-tiny", tmp_path, shape, 3)
+    _config("videomae-tiny", shape).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="holds videomae.encoder.layer.4"):
+        pretrained_weights("videomae-tiny", tmp_path, shape, 3)
+
+
+def test_a_folder_of_videomaev2_as_on_the_hub(tmp_path, monkeypatch):
+    """Its configuration names code, which is not run, and nobody is asked whether it may be."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights, shape = Published().state_dict(), (8, 3, 16, 16)
+    save_file({f"model.{key}": v for key, v in weights.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "modeling.py").write_text("raise SystemExit('this is run')")
+    config = {
+        "model_type": "VideoMAEv2_Base", "architectures": ["VideoMAEv2_Base"],
+        "auto_map": {"AutoConfig": "modeling.Config", "AutoModel": "modeling.Model"},
+        "model_config": {"num_heads": 4, "depth": 4},
+    }  # fmt: skip
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = pretrained_weights("videomae-tiny", tmp_path, shape, 3)
+    expected = {f"network.{key}": value for key, value in convert_checkpoint(weights).items()}
+    assert set(found) == {key for key in expected if ".classifier." not in key}
+    assert all(torch.equal(found[key], expected[key]) for key in found)
+    config["model_config"]["num_heads"] = 8
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="its num_heads is 8, and that of videomae-tiny is 4"):
+        pretrained_weights("videomae-tiny", tmp_path, shape, 3)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match="config.json is broken"):
+        pretrained_weights("videomae-tiny", tmp_path, shape, 3)
 
 
 @pytest.mark.parametrize("name", ["videomae-tiny", "vivit-base"])

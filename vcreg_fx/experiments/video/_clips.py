@@ -282,8 +282,8 @@ class ClipData(ImageData):
 
         **Arguments:**
 
-        - `share`: of the videos of each class, or how many of all. Whole sources are held out,
-          until there are as many.
+        - `share`: of the videos of each class, or how many of all. Whole sources are held out, with
+          their videos of all classes, until there are about as many of each; one at least is left.
 
         **Raises:** `DataError` if nothing is left on either side.
         """
@@ -293,19 +293,30 @@ class ClipData(ImageData):
         part = share if isinstance(share, float) else share / len(labels)
         free = torch.ones(len(labels), dtype=torch.bool) if self.held is None else self.held
         generator = torch.Generator().manual_seed(seed)
-        out: set[str] = set()
+        groups: dict[str, list[int]] = {}
+        for index, source in enumerate(self.sources):
+            groups.setdefault(source, []).append(index)
+        names = [name for name, inside in groups.items() if free[inside].all()]
+        order = [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+        total = labels.bincount()
+        counts = {name: labels[groups[name]].bincount(minlength=len(total)) for name in order}
+        held, out = torch.zeros_like(total), set[str]()
+
+        def excess(name: str) -> float:
+            over = (held + counts[name] - part * total).clamp_min(0) / total.clamp_min(1)
+            return float(over[counts[name] > 0].sum())
+
         for label in labels.unique().tolist():
-            members = (labels == label).nonzero().flatten().tolist()
-            groups: dict[str, list[int]] = {}
-            for index in members:
-                groups.setdefault(self.sources[index], []).append(index)
-            names = [n for n, inside in groups.items() if all(free[index] for index in inside)]
-            wanted, count = part * len(members), 0
-            for place in torch.randperm(len(names), generator=generator).tolist():
-                if count >= wanted or count + len(groups[names[place]]) == len(members):
+            members = [name for name in order if counts[name][label]]
+            while held[label] < part * total[label]:
+                fitting = [
+                    name for name in members
+                    if name not in out and not ((held + counts[name] >= total) & (total > 0)).any()
+                ]  # fmt: skip
+                if not fitting:
                     break
-                out.add(names[place])
-                count += len(groups[names[place]])
+                out.add(found := min(fitting, key=excess))
+                held += counts[found]
         chosen = torch.tensor([source in out for source in self.sources])
         if not chosen.any() or chosen.all():
             raise DataError(

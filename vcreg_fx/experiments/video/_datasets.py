@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..._shared.keeping import keeping_randomness
+from ..._shared.progress import Progress
 from ..images import DataError
 from ..images._datasets import IMAGENET_STATISTICS
 from ._clips import Change, ClipData, ClipSet, Sampling, standardized
@@ -44,16 +45,23 @@ class VideoFile:
         return f"{self.path.parent.name}/{self.path.name}"
 
     @classmethod
-    def look(cls, path: Path) -> VideoFile:
+    def look(cls, path: Path, whole: bool = False) -> VideoFile:
         """Return a file after its packets have been counted and its first frame decoded.
 
-        **Raises:** `DataError` if it is no video, or a broken one; `ModuleNotFoundError` without
-        PyAV.
+        **Arguments:**
+
+        - `whole`: decode all of its frames.
+
+        **Raises:** `DataError` if it is no video, or a broken one, or has fewer frames than its
+        header says; `ModuleNotFoundError` without PyAV.
         """
         with _opened(path) as container:
-            packets = sum(packet.size > 0 for packet in container.demux(video=0))
-        found = cls(path, packets)
-        next(found.frames([0]))
+            said = container.streams.video[0].frames  # 0 where a header does not say
+            sizes = [packet.size for packet in container.demux(video=0)]  # the last is empty
+        if len(sizes) - 1 < (1 - _LACKING) * said:
+            raise DataError(f"{path} is broken: {len(sizes) - 1} of its {said} frames are there.")
+        found = cls(path, sum(size > 0 for size in sizes))
+        list(found.frames([max(found.count - 1, 0) if whole else 0]))
         return found
 
     def frames(self, numbers: Sequence[int]) -> Iterator[Tensor]:
@@ -179,10 +187,11 @@ def hmdb51(
       ``brush_hair_test_split1.txt`` and so on; both at any depth. Videos may have been converted:
       they are found by their names without endings.
     - `augment`: ``"none"``, or ``"videomae"``, see `VideoMAEAugmentation`.
-    - `broken`: ``"refuse"`` files that cannot be decoded, or ``"skip"`` them with a warning. Both
-      name them.
+    - `broken`: ``"refuse"`` files that are cut off, or whose first frame cannot be decoded; or
+      ``"skip"`` all that cannot be decoded to the end, with a warning. Both name them.
 
-    A video's source is the beginning of its name, before that of its class.
+    A video's source is a film: the beginning of its name, before that of its class. Others of its
+    videos may be of other classes.
 
     **Raises:** `DataError` if something is not there, or broken.
     """
@@ -193,6 +202,10 @@ def hmdb51(
             f"{folder} holds no split files of HMDB51 (brush_hair_test_split1.txt, …), which are "
             "published beside its videos as test_train_splits.rar."
         )
+    first: dict[str, Path] = {}
+    for path in lists:
+        if (other := first.setdefault(path.name, path)) != path:
+            raise DataError(f"{other} and {path} are of one class and split; remove one of them.")
     classes = sorted({path.name[: -len("_test_split1.txt")] for path in lists})
     files: dict[tuple[str, str], Path] = {}
     for path in _videos_below(folder):
@@ -223,7 +236,7 @@ def hmdb51(
             labels = [classes.index(name) for name, _ in keys]
             sets.append(_clips([videos[key] for key in keys], labels, sampling, augment))
             if wanted == 1:
-                sources = tuple(f"{n}/{stem.partition(f'_{n}_')[0]}" for n, stem in keys)
+                sources = tuple(stem.partition(f"_{name}_")[0] for name, stem in keys)
                 held = torch.tensor([key not in tested for key in keys])
         train, test = sets
         split = ClipData("HMDB51", train, test, tuple(classes), root=folder)
@@ -236,8 +249,8 @@ def clips_in(
 ) -> ClipData:
     """Return videos in ``train/CLASS`` and ``test/CLASS`` (or ``val``) of a folder.
 
-    Those in ``train/CLASS/SOURCE`` were cut from one source; others are a source each. The
-    arguments and errors are those of `hmdb51`.
+    Those in ``train/CLASS/SOURCE`` were cut from one source, which may be there in other classes,
+    too; others are a source each. The arguments and errors are those of `hmdb51`.
     """
     folder = _folder(root, "A folder of clips", "train/CLASS and test/CLASS")
     second = next((folder / name for name in _TEST if (folder / name).is_dir()), folder / "test")
@@ -259,7 +272,8 @@ def clips_in(
         sets.append(_clips([file for file, _ in kept], labels, sampling, augment))
         if part.name == "train":
             sources = tuple(
-                str(path.parent if len(path.parts) > 2 else path.with_suffix("")) for path in inside
+                path.parts[1] if len(path.parts) > 2 else str(path.with_suffix(""))
+                for path in inside
             )
     return ClipData(folder.name, sets[0], sets[1], names, root=folder, sources=sources)
 
@@ -285,12 +299,14 @@ def _looked(files: Sequence[Path], broken: str) -> list[VideoFile | None]:
         raise DataError(f"broken={broken!r} must be one of {', '.join(BROKEN)}.")
     found: list[VideoFile | None] = []
     damages = []
-    for path in files:
-        try:
-            found.append(VideoFile.look(path))
-        except DataError as error:
-            found.append(None)
-            damages.append(str(error))
+    with Progress("looking at videos", len(files), passing=True) as bar:
+        for path in files:
+            try:
+                found.append(VideoFile.look(path, whole=broken == "skip"))
+            except DataError as error:
+                found.append(None)
+                damages.append(str(error))
+            bar.advance()
     if damages:
         said = " ".join(damages)
         if broken == "refuse":

@@ -5,6 +5,7 @@ They need ``pip install "vcreg-fx[video]"``. Nothing is downloaded.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -160,8 +161,9 @@ def pretrained_weights(
 
     **Arguments:**
 
-    - `path`: a folder of transformers, with ``config.json``; or a checkpoint of VideoMAE's or
-      VideoMAEv2's code, or a folder with one such file. Classifiers are left out.
+    - `path`: a folder of transformers' VideoMAE or ViViT, with ``config.json``; or a checkpoint of
+      VideoMAE's or VideoMAEv2's code, or a folder with one such file, as on the hub: of its code
+      nothing is run. Classifiers and what only pretraining has are left out.
     - `name`, `shape`, `classes`: of the network that they are for.
 
     **Returns:** a state dict, which lacks the classifier, and the norm before it where the weights
@@ -170,10 +172,15 @@ def pretrained_weights(
     **Raises:** `DataError` if there is none, or it does not fit.
     """
     path = Path(path)
-    if (path / "config.json").is_file():
+    given, known = _told(path), VIDEO_NETWORKS[name]
+    if (kind := given.get("model_type")) in _CLASSES:
+        _compare(name, path, "model_type", kind, known.kind)
         found = _of_transformers(name, path, shape, classes)
     else:
         found = convert_checkpoint(_read(_file(path)), str(path))
+        heads = known.sizes["num_attention_heads"]  # which no shape tells
+        said = given.get("model_config", {}).get("num_heads", heads)
+        _compare(name, path, "num_heads", said, heads)
     model = build_video_network(name, shape, classes).state_dict()
     found = {f"network.{key}": value for key, value in found.items()}
     needed = {key for key in model if not key.removeprefix("network.").startswith(_NEW)}
@@ -182,6 +189,11 @@ def pretrained_weights(
         raise DataError(
             f"{path} lacks {len(lacking)} of the {len(needed)} weights of {name}, the first is "
             f"{lacking[0].removeprefix('network.')}."
+        )
+    if other := sorted(k for k in found if k not in model and ".classifier." not in k):
+        raise DataError(
+            f"{path} is of another network than {name}, which has no place for {len(other)} of its "
+            f"weights, the first is {other[0].removeprefix('network.')}."
         )
     for key, value in kept.items():
         if value.shape != model[key].shape:
@@ -193,28 +205,48 @@ def pretrained_weights(
     return kept
 
 
+_CLASSES = {"videomae": "VideoMAEForVideoClassification", "vivit": "VivitForVideoClassification"}
+_UNUSED = re.compile(  # by a classifier of transformers: what pretraining has, and a pooler
+    r"^(decoder\.|mask_token$|encoder_to_decoder\.|(videomae\.)?layernorm\.|(vivit\.)?pooler\.)"
+)
+
+
+def _told(path: Path) -> Mapping[str, Any]:
+    """Return what a folder's ``config.json`` says, if there is one, without running any code."""
+    file = path / "config.json"
+    try:
+        found: Mapping[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{file} is broken: {error}.") from error
+    return found
+
+
+def _compare(name: str, path: Path, item: str, found: Any, wanted: Any) -> None:
+    if found != wanted:
+        raise DataError(
+            f"{path} is of another network: its {item} is {found}, and that of {name} is {wanted}."
+        )
+
+
 def _of_transformers(
     name: str, path: Path, shape: tuple[int, ...], classes: int
 ) -> dict[str, Tensor]:
     import transformers
 
-    kind = VIDEO_NETWORKS[name].kind
-    given = transformers.AutoConfig.from_pretrained(path)
-    if given.model_type != kind:
-        raise DataError(f"{path} is a {given.model_type}, and {name} is a {kind}.")
     wanted = _config(name, shape)
-    if given.num_attention_heads != wanted.num_attention_heads:  # no shape tells them
-        raise DataError(
-            f"{path} has {given.num_attention_heads} heads of attention, and {name} has "
-            f"{wanted.num_attention_heads}."
-        )
+    kind = wanted.model_type
+    given = type(wanted).from_pretrained(path)
+    biases = "qkv_bias", "qv_bias"  # in earlier versions and in later ones
+    for item in ("num_attention_heads", "num_hidden_layers", "hidden_act", *biases):
+        _compare(name, path, item, getattr(given, item, True), getattr(wanted, item, True))
     given.num_labels, given.num_frames, given.image_size = classes, shape[0], shape[-1]
     if kind == "videomae":
         given.use_mean_pooling = True
-    kinds = {"videomae": "VideoMAEForVideoClassification", "vivit": "VivitForVideoClassification"}
-    model, said = getattr(transformers, kinds[kind]).from_pretrained(
+    model, said = getattr(transformers, _CLASSES[kind]).from_pretrained(
         path, config=given, ignore_mismatched_sizes=True, output_loading_info=True
     )
+    if other := sorted(key for key in said["unexpected_keys"] if not _UNUSED.match(key)):
+        raise DataError(f"{path} holds {other[0]}, for which a {kind} of its sizes has no place.")
     missing = set(said["missing_keys"]) | {key for key, *_ in said["mismatched_keys"]}
     return {key: value for key, value in model.state_dict().items() if key not in missing}
 
