@@ -422,7 +422,8 @@ def self_supervised_losses_gather(rank: int) -> None:
     mine = slice(8 * rank, 8 * rank + 8)
     for method in (
         Method(), Method("cosine", 1.0, 1.0, 0.01), Method("mean square", 0.0, 25.0, 1.0),
-        Method("simclr"),
+        Method("simclr"), Method("barlow"), Method(embedding="std"),
+        Method("cosine", 1.0, 1.0, 0.01, embedding="std"), Method(embedding="l2"),
     ):  # fmt: skip
         loss, found = gradient(Objective(method), mine)
         dist.all_reduce(loss)

@@ -714,13 +714,14 @@ def test_the_settings_are_vicregs():
         )
 
 
-@pytest.mark.parametrize("kind", ["classifier", "encoder", "with VCReg", "data set"])
+@pytest.mark.parametrize("kind", ["classifier", "encoder", "with VCReg", "data set", "frozen"])
 def test_semi_supervised_probe_is_two_rates_of_sgd(kind):
     """Two rates of plain SGD over the whole of the labelled images at once, by hand."""
     torch.manual_seed(1)
     model = Wide(None if kind == "encoder" else 7)
     if kind == "with VCReg":
         vcreg_fx.insert(model, "head", alpha=9.0, example_inputs=(torch.zeros(2, 1, 4, 4),))
+    model.requires_grad_(kind != "frozen")
     before = copy.deepcopy(model.state_dict())
     train, test = labelled_images(30), labelled_images(60, seed=1)
     settings = evaluation.ProbeSettings("sgd", 0.5, 0.0, epochs=8, encoder_rate=0.2)
@@ -732,6 +733,7 @@ def test_semi_supervised_probe_is_two_rates_of_sgd(kind):
     found = evaluation.semi_supervised_probe(model, *pairs, 1.0, settings, **how)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert all(p.requires_grad == (kind != "frozen") for p in model.parameters())
     assert [s.alpha for s in vcreg_fx.sites(model)] == ([9.0] if kind == "with VCReg" else [])
     expected = Wide(3)
     expected.body.load_state_dict(model.body.state_dict())
@@ -756,6 +758,17 @@ def test_semi_supervised_probe_is_two_rates_of_sgd(kind):
     assert found.details == pytest.approx({"train_loss": loss.item(), "labelled": 30}, rel=1e-4)
     assert found.accuracy == float((predicted == test[1]).double().mean())
     assert torch.equal(found.predictions, predicted) and found.top5_accuracy == 1
+
+
+def test_what_is_frozen_in_part_stays_so(monkeypatch):
+    trained = []
+    descend = "vcreg_fx.evaluation._gradient_probe._descend"
+    monkeypatch.setattr(descend, lambda _, groups, *__: trained.append(groups[0]["params"]) or 0.0)
+    layers = nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)
+    model, data = nn.Sequential(nn.Flatten(), *layers), labelled_images(30)
+    layers[0].requires_grad_(False)
+    evaluation.semi_supervised_probe(model, data, data, 0.1)
+    assert [p.requires_grad for p in trained[0]] == [False, False, True, True]
 
 
 def test_few_labels_of_each_class():

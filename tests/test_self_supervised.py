@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import vcreg_fx
+from placement_rules import parse
 from tests.ranks import torchrun
 from vcreg_fx.ablation import Trial
 from vcreg_fx.experiments.images import DataError, ImageData, ImageSet, load_images
@@ -198,6 +199,20 @@ def test_the_momentum_encoder_follows():
     assert again == pytest.approx(moved, abs=1e-6)
 
 
+@pytest.mark.parametrize("demean", ["statistics", "activations"])
+def test_the_momentum_encoder_has_no_penalty(demean):
+    """Where means are removed from the live encoder, they are removed from its copy."""
+    live, example = encoder(), (torch.zeros(2, 1, 4, 4),)
+    vcreg_fx.insert(live, "modules('1')", example_inputs=example, demean=demean)
+    teacher = Siamese(live, 6, BYOL).teacher
+    sites = vcreg_fx.sites(teacher)
+    assert len(sites) == (demean == "activations")
+    assert all(site.alpha == site.beta == 0 for site in sites)
+    assert [site.alpha for site in vcreg_fx.sites(live)] == [vcreg_fx.VCRegConfig.alpha]
+    views = pairs().tensors[0][:, 0]
+    assert torch.equal(teacher[0](views), live(views))
+
+
 def test_branches_of_their_own():
     method = Method(expander=(8, 8), branches="own")
     model = Siamese(encoder(), 6, method, (encoder(9), 9))
@@ -271,12 +286,19 @@ def test_an_encoder_collapses_without_a_variance_term():
 # Training -----------------------------------------------------------------------------------
 
 
-def test_a_stopped_run_goes_on_with_the_same_momentum_encoder(tmp_path):
+@pytest.mark.parametrize(
+    "options", [None, {"interval": 3}, {"interval": 3, "demean": "activations"}]
+)
+def test_a_stopped_run_goes_on_with_the_same_momentum_encoder(tmp_path, options):
     settings = TrainSettings(epochs=4, batch_size=16, learning_rate=0.02)
 
     def trained(path, stop=False):
         torch.manual_seed(0)
-        model = Siamese(encoder(), 6, BYOL)
+        live = encoder()
+        if options is not None:
+            example = (torch.zeros(2, 1, 4, 4),)
+            vcreg_fx.insert(live, "modules('1')", example_inputs=example, beta=0.5, **options)
+        model = Siamese(live, 6, BYOL)
         steps = []
 
         def interrupt(model, epoch):
@@ -533,6 +555,20 @@ def test_features_are_taken_where_the_encoder_is(tmp_path, monkeypatch, device):
     task._width = 6
     with torch.device(device):
         assert task.features(encoder(), torch.zeros(4, 1, 4, 4)).device.type == device
+
+
+def test_vcreg_is_in_both_branches(tmp_path):
+    """Where each view has an encoder of its own."""
+    preset = ssl_preset(methods={"VICReg": {"expander": (16, 8), "branches": "own"}})
+    task = SelfSupervisedTask(preset, few(), NETWORKS["resnet8-half"], tmp_path)
+    config = {"alpha": 0.3, "calls": "mean"}
+    params = {"split": "test", "method": "VICReg"}
+    network, _ = task.second(Trial("VCReg", parse("blocks"), 0, config, params))
+    assert [(site.alpha, site.config.calls) for site in vcreg_fx.sites(network)] == [
+        (0.3, "mean")
+    ] * 3
+    network, _ = task.second(Trial("none", None, 0, {}, params))
+    assert vcreg_fx.sites(network) == []
 
 
 def test_pictures_in_files_are_left_for_views(tmp_path, monkeypatch):

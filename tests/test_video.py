@@ -865,6 +865,27 @@ def test_layers_have_learning_rates_of_their_own():
     assert {g["max_lr"] for g in optimizer.param_groups} == {0.5**i for i in range(6)}
 
 
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_each_layer_has_its_share_of_the_final_rate(warmup):
+    """VideoMAE's code multiplies the whole curve by a group's share, its end included."""
+    model = build_video_network("videomae-tiny", (8, 3, 16, 16), 3)
+    settings = TrainSettings(epochs=100, learning_rate=1.0, final_rate=0.1, layer_decay=0.5,
+                             warmup_epochs=warmup)  # fmt: skip
+    optimizer = make_optimizer(model, settings)
+    shares = [group["lr"] for group in optimizer.param_groups]
+    assert min(shares) < settings.final_rate
+    schedule, curve = make_schedule(optimizer, 100, settings), []
+    for _ in range(101):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([share * rates[0] for share in shares])
+        curve.append(rates[0])
+        optimizer.step()
+        schedule.step()
+    expected = [0.1 + 0.45 * (1 + math.cos(math.pi * i / (100 - warmup)))
+                for i in range(101 - warmup)]  # fmt: skip
+    assert curve[warmup:] == pytest.approx(expected)
+
+
 def test_layer_decay_needs_blocks_in_one_list():
     import timm
 

@@ -146,7 +146,8 @@ def semi_supervised_probe(
     """Train a network and a new classifier on few of the labels, and test them (VICReg, C.2).
 
     A copy is trained; the model is left as it is. VCReg adds no penalty to it, but a mean removal
-    layer stays.
+    layer stays. An encoder that is frozen as a whole is trained all the same; of one that is frozen
+    in part, that part stays as it is.
 
     **Arguments:**
 
@@ -221,11 +222,7 @@ def _with_classifier(
     tuned: nn.Module, image: Tensor, classes: int, has_one: bool
 ) -> tuple[nn.Module, list[nn.Parameter], list[nn.Parameter]]:
     """Give a network a new classifier; return it with its encoder's and classifier's parameters."""
-    found = live_sites(tuned)
-    if all(site.config.demean == "statistics" for site in found):
-        remove(tuned)
-    for site in found:
-        site.alpha = site.beta = 0.0
+    leave_out_penalties(tuned)
     example = image.expand(2, *image.shape)
     if has_one:
         head = replace_classifier(tuned, example, classes)
@@ -235,7 +232,20 @@ def _with_classifier(
         head = nn.Linear(features.shape[1], classes).to(features.device)
         tuned = nn.Sequential(tuned, head)
     own = {id(parameter) for parameter in head.parameters()}
-    return tuned, [p for p in tuned.parameters() if id(p) not in own], list(head.parameters())
+    encoder = [p for p in tuned.parameters() if id(p) not in own]
+    if not any(parameter.requires_grad for parameter in encoder):
+        for parameter in encoder:
+            parameter.requires_grad_(parameter.is_floating_point())
+    return tuned, encoder, list(head.parameters())
+
+
+def leave_out_penalties(model: nn.Module) -> None:
+    """Take VCReg out of a model; where it removes means, its sites do so alone from now on."""
+    found = live_sites(model)
+    if all(site.config.demean == "statistics" for site in found):
+        remove(model)
+    for site in found:
+        site.alpha = site.beta = 0.0
 
 
 def replace_classifier(model: nn.Module, example: Tensor, classes: int) -> nn.Linear:

@@ -20,6 +20,7 @@ from ...evaluation import (
     semi_supervised_probe,
 )
 from ...evaluation._gradient_probe import linear_classifier
+from ...surgery import insert
 from ..images import ImageSet
 from ..images._downstream import DOWNSTREAM, Downstream
 from ..images._views import Views
@@ -93,14 +94,21 @@ class SelfSupervisedTask(TransferTask):
         return method.changed_by(params)
 
     def second(self, trial: Trial) -> tuple[nn.Module, int] | None:
-        """Return the encoder of the second view, where it has one of its own, and its width."""
+        """Return the encoder of the second view, where it has one of its own, and its width.
+
+        It has VCReg where the first one has.
+        """
         if self.method(trial).branches == "shared":
             return None
         factory = self.factory
         if (name := trial.params.get("network")) is not None:
             factory = find_network(name)
         with seeded(trial.seed + (1 << 20)):  # weights of its own
-            return without_head(factory(self.data.shape, self.outputs), self.data.shape)
+            network, width = without_head(factory(self.data.shape, self.outputs), self.data.shape)
+        if trial.rule is not None:
+            example = (torch.zeros(2, *self.data.shape),)
+            insert(network, trial.rule, example_inputs=example, **trial.config)
+        return network, width
 
     def train(self, model: nn.Module, trial: Trial) -> None:
         """Train it; a run that was stopped goes on after its last whole epoch."""

@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from ...evaluation import squared_correlation
+from ...evaluation._gradient_probe import leave_out_penalties
 from ...functional import covariance_loss, invariance_loss, variance_loss
 
 Distance = Literal["mean square", "normalized square", "cosine"]
@@ -151,6 +152,7 @@ class Siamese(nn.Module):
         if method.momentum:
             parts = nn.ModuleList([self.encoder, self.expander])
             self.teacher = copy.deepcopy(parts).requires_grad_(False)
+            leave_out_penalties(self.teacher)
         self._stop, self._momentum = method.stop_gradient, method.momentum
 
     def forward(self, views: Tensor) -> Embedded:
@@ -194,7 +196,7 @@ class Objective:
     - `method`: whose loss it is.
     - `together`: gather the embeddings of all processes where a loss compares samples or takes
       their moments, so that DDP's mean of the gradients is the gradient for all of them; by default
-      where there are several. Barlow Twins standardizes them in each process, as lightly does.
+      where there are several.
 
     **Raises:** `ModuleNotFoundError` without lightly.
     """
@@ -212,7 +214,7 @@ class Objective:
         elif method.loss == "barlow":
             from lightly.loss import BarlowTwinsLoss
 
-            self._contrast = BarlowTwinsLoss(BARLOW_SLOPE, gather_distributed=self._together)
+            self._contrast = BarlowTwinsLoss(BARLOW_SLOPE)
         self._last: Embedded | None = None
 
     def __call__(self, found: Embedded, labels: Tensor | None = None) -> Tensor:
@@ -224,9 +226,12 @@ class Objective:
         self._last = found
         method = self.method
         if self._contrast is not None:
-            loss: Tensor = self._contrast(*found.embeddings)
+            pair: Sequence[Tensor] = found.embeddings
+            if method.loss == "barlow":  # which lightly would standardize in each process
+                pair = [self._gathered(part) for part in pair]
+            loss: Tensor = self._contrast(*pair)
             return loss
-        z = [_normalized(part, method.embedding) for part in found.embeddings]
+        z = self._normalized(found.embeddings)
         terms = []
         if method.invariance:
             terms.append(method.invariance * self._invariance(found))
@@ -245,12 +250,20 @@ class Objective:
 
     def _invariance(self, found: Embedded) -> Tensor:
         """Return VICReg's Eq. 8; without a predictor and stops it is D of the two embeddings."""
-        p, targets = (
-            [_normalized(part, self.method.embedding) for part in pair]
-            for pair in (found.predictions, found.targets)
-        )
+        p, targets = self._normalized(found.predictions), self._normalized(found.targets)
         distance = _DISTANCES[self.method.loss]
         return (distance(targets[0], p[1]) + distance(targets[1], p[0])) / 2
+
+    def _normalized(self, pair: Sequence[Tensor]) -> list[Tensor]:
+        """Return a pair with the method's normalization, over the batches of all processes."""
+        kind = self.method.embedding
+        if kind != "std" or not self._together:
+            return [_normalized(part, kind) for part in pair]
+        rank = distributed.get_rank()
+        return [
+            _normalized(self._gathered(part), kind)[rank * len(part) :][: len(part)]
+            for part in pair
+        ]  # fmt: skip
 
     def _gathered(self, z: Tensor) -> Tensor:
         if not self._together:
@@ -260,7 +273,7 @@ class Objective:
         return torch.cat(gather(z))
 
     def measures(self) -> dict[str, float]:
-        """Return what the last step tells of collapse, averaged over its two views.
+        """Return what the last step of this process tells of collapse, averaged over its two views.
 
         ``std_z`` and ``std_y`` are the standard deviation of l2-normalized embeddings and
         representations, as a share of 1/√d: 1 where they are spread evenly, 0 where they are one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args, get_type_hints
@@ -38,7 +39,8 @@ class TrainSettings:
     - `schedule`: ``"cosine"``, or ``"constant"`` for one rate, without a warm-up.
     - `learning_rate`: at the end of the warm-up; then it follows a cosine down to `final_rate`.
     - `layer_decay`: the learning rate of each block of a transformer is so many times that of the
-      block after it, and that of what stands before all blocks once more (BEiT; Bao et al. 2022).
+      block after it, and that of what stands before all blocks once more (BEiT; Bao et al. 2022);
+      also at the end of the cosine, as in VideoMAE's code.
     - `constant_rate`: what the names of parameters begin with that are trained with `learning_rate`
       throughout, such as SimSiam's ``"predictor."``.
     - `weight_decay`; `norm_weight_decay`, `bias_weight_decay`: that of norm layers, and of biases
@@ -122,20 +124,14 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
 
     The first group of parameters has the learning rate of the head.
 
-    **Raises:** `ValueError` if `constant_rate` is of no parameter, if `layer_decay` is asked for
-    and the model has no blocks in one list, or makes a rate smaller than `final_rate`;
-    `ModuleNotFoundError` for LARS without lightly.
+    **Raises:** `ValueError` if `constant_rate` is of no parameter, or if `layer_decay` is asked for
+    and the model has no blocks in one list; `ModuleNotFoundError` for LARS without lightly.
     """
     rate, decay = settings.learning_rate, settings.weight_decay
     groups = _groups(model, settings)
     if settings.constant_rate is not None:
         groups = [part for group in groups for part in _by_rate(model, group, settings)]
     groups = [group for group in groups if group["params"]]
-    if (least := min(group["lr"] for group in groups)) < settings.final_rate:
-        raise ValueError(
-            f"layer_decay={settings.layer_decay} makes a learning rate of {least:g}, below "
-            f"final_rate={settings.final_rate:g}."
-        )
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "lars":
         from lightly.utils.lars import LARS
@@ -244,7 +240,8 @@ def make_schedule(
     """Return the schedule of the learning rate over all steps.
 
     Linear from `warmup_start` over the warm-up, then a cosine down to `final_rate` (Appendix A has
-    0); step by step, where torchvision's reference changes the rate once an epoch.
+    0), or where a group has a share of the learning rate, to that share of it; step by step, where
+    torchvision's reference changes the rate once an epoch.
     """
     if settings.schedule == "constant":
         return LambdaLR(optimizer, lambda _: 1.0)
@@ -253,7 +250,13 @@ def make_schedule(
         tops = [group["lr"] for group in optimizer.param_groups]
         return OneCycleLR(optimizer, tops, total_steps=steps, pct_start=share)
     rise = warmup_steps(settings, steps)
-    fall = CosineAnnealingLR(optimizer, max(steps - rise, 1), settings.final_rate)
+    length, end = max(steps - rise, 1), settings.final_rate / settings.learning_rate
+    fall: LRScheduler = CosineAnnealingLR(optimizer, length)
+    if end:  # in each group, of its own rate
+        fall = LambdaLR(
+            optimizer,
+            lambda step: end + (1 - end) * (1 + math.cos(math.pi * min(step / length, 1))) / 2,
+        )
     if not rise:
         return fall
     return SequentialLR(
