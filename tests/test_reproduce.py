@@ -903,7 +903,8 @@ def test_a_folder_belongs_to_its_data(tmp_path):
     pixels = tmp_path / "two" / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
     pixels.write_bytes(pixels.read_bytes()[:-1] + b"!")
     one, two = (load_images("fashion-mnist", tmp_path / name) for name in ("one", "two"))
-    tasks = [HierarchyTask(TINY, each, network, tmp_path) for each in (one, one, two)]
+    whole = TINY.but(train_images=None, grid={})
+    tasks = [HierarchyTask(whole, each, network, tmp_path) for each in (one, one, two)]
     assert tasks[0].identity() == tasks[1].identity() != tasks[2].identity()
 
 
@@ -928,6 +929,12 @@ def test_a_folder_belongs_to_its_weights(tmp_path):
         ({"network": "resnet9"}, "no network 'resnet9'"),
         ({"scale": "huge"}, "no scale 'huge'. It has quick, default, large, paper"),
         ({"data": replace(data(), groups={})}, "own has no superclasses"),
+        ({"classes": "living_9"}, "its root and its classes in itself"),
+        ({"data_root": "here"}, "its root and its classes in itself"),
+        ({"network": "videomae-tiny"}, "videomae-tiny takes videos, and own are images"),
+        ({"preset": TINY.but(validation=95)}, "of its 96 training images of 4 classes, 95 are"),
+        ({"preset": TINY.but(train_images=90)}, "72 are left to train on"),
+        ({"preset": TINY.but(train_images=3)}, "3 images are too few for 4 classes"),
     ],
 )
 def test_what_cannot_be_run_is_refused(tmp_path, changes, message):
@@ -1027,6 +1034,50 @@ def transfer(folder, **changes):
     return reproduce("transfer", folder, **given)
 
 
+def test_settings_of_a_training_keep_what_is_not_named():
+    transfer = EXPERIMENTS["transfer"]
+
+    def found(scale, **given):
+        return _reproduce._preset(
+            transfer, scale, None, None, None, None, {"finetune": given}
+        )["finetune"]  # fmt: skip
+
+    assert found("default", epochs=9) == {"epochs": 9, "batch_size": 64, "learning_rate": 1e-3}
+    assert found("paper", epochs=9) == {
+        "epochs": 9, "batch_size": 256, "optimizer": "sgd", "learning_rate": 0.01,
+    }  # fmt: skip
+    assert found("paper", momentum=0.8)["steps"] == 20_000
+
+
+def test_every_task_has_a_column():
+    for name in ("transfer", "placement", "ssl"):
+        preset = EXPERIMENTS[name].presets("quick", None)
+        preset = preset.but(options={**preset.options, "probes": ("glyphs", "dtd", "digits")})
+        titles = [metric.title for metric in EXPERIMENTS[name].measured(preset)]
+        assert titles[:4] == ["mean of tasks", "DTD", "digits", "glyphs"]
+
+
+def test_a_preset_of_ones_own_is_not_changed_by_a_networks_recipe():
+    experiment, network = EXPERIMENTS["transfer"], "torchvision/resnet50"
+    mine = experiment.presets("paper", None).but(training=TrainSettings(epochs=7))
+    found = _reproduce._preset(experiment, "paper", None, network, mine, None, {})
+    assert found.training.epochs == 7
+    found = _reproduce._preset(experiment, "paper", None, network, None, None, {})
+    assert found.training.epochs == 600
+
+
+def test_reports_say_what_is_augmented():
+    experiment = EXPERIMENTS["hierarchy"]
+    preset = experiment.presets("paper", "digits")
+    assert preset.augment == "torchvision"
+    assert _reproduce._images(experiment, preset, "digits", None, None)[0].augment == "none"
+    own = replace(data(), train=replace(data().train, augmented=data().train.pairs))
+    assert _reproduce._images(experiment, preset, own, None, None)[0].augment == "own"
+    for name, augment in (("imagenet", "crop"), ("cifar10", "autoaugment")):
+        with pytest.raises(DataError, match=f"{name} has no augmentation '{augment}'"):
+            load_images(name, "nowhere", augment=augment)
+
+
 def test_some_arms_alone_and_others_later(tmp_path):
     names = ["VCReg, mean removed", "mean removal alone"]
     outcome = transfer(tmp_path / "one", arms=names)
@@ -1043,14 +1094,34 @@ def test_sites_that_a_network_lacks_are_found_out_before_training(tmp_path):
     assert not (tmp_path / "one").exists()
 
 
+def test_probes_of_few_images_are_refused_before_training(tmp_path):
+    """λ is chosen on a fifth of the images of a probe, in which each class must be."""
+    few = SMALL_TRANSFER.but(train_images=12)
+    with pytest.raises(ReproductionError, match="'unseen' has 6 .* of 3 classes, too few to hold"):
+        transfer(tmp_path / "one", preset=few)
+    assert not (tmp_path / "one").exists()
+
+
 def test_options_of_a_preset(tmp_path):
     outcome = transfer(tmp_path / "one", options={"probes": ["unseen"]})
     assert "all" not in outcome.report["rows"][0]["by_seed"]["0"]
+    alone = transfer(tmp_path / "alone", options={"probes": []})
+    assert "| ours | own classes | seeds |" in str(alone)
+    with pytest.raises(ReproductionError, match="transfer needs a probe at least, to choose"):
+        transfer(tmp_path / "two", options={"probes": []}, arms=["no VCReg", "VCReg"])
     for options, message in (
         ({"probe": []}, "no option probe; it has seen,"),
         ({"protocol": "prob"}, "protocol='prob' must be"),
         ({"weights": "nowhere.pt"}, "nowhere.pt is no file"),
         ({"probes": ["birds"]}, "no downstream task 'birds'"),
+        ({"probes": "all"}, "probes='all' must be a list"),
+        ({"seen": 5}, "seen=5 leave 1 for the probe of unseen ones"),
+        ({"seen": None}, "leave 0 for the probe"),
+        ({"seen": 0, "probes": ["all"]}, "seen=0 must be from 2 to 6"),
+        ({"seen": 7, "probes": ["all"]}, "seen=7 must be from 2 to 6"),
+        ({"finetune": {"epoch": 3}}, "finetune: .*'epoch'.* There are the settings epochs"),
+        ({"finetune": None}, "finetune=None must be settings"),
+        ({"weights": __file__}, "test_reproduce.py holds no weights of network for 3 classes"),
     ):
         with pytest.raises((ReproductionError, DataError), match=message):
             transfer(tmp_path / "two", options=options)
@@ -1068,6 +1139,15 @@ def test_baselines_may_take_weights(tmp_path):
     baseline, trained = numbers(found)
     assert baseline["0"]["own"] == baseline["1"]["own"] and "loss" not in baseline["0"]
     assert "loss" in trained["0"]
+    text = f"**no VCReg was not trained**: it has the weights in `{tmp_path / 'weights.pt'}`"
+    assert text in render(found)
+    searched = SMALL_TRANSFER.but(grid={**TINY.grid, "learning_rate": (1e-3, 1e-2)})
+    for name in ("transfer", "placement"):
+        points = [
+            len(EXPERIMENTS[name].arms(searched.but(options={"weights": weights}))[0].points)
+            for weights in (None, "weights.pt")
+        ]
+        assert points == [2, 1]
     task = TransferTask(SMALL_TRANSFER.but(options={**SMALL_TRANSFER.options, "seen": 3}),
                         data(6), network, tmp_path)  # fmt: skip
     assert baseline["0"]["own"] == task.accuracy(model, data(6).test)
@@ -1081,7 +1161,10 @@ def test_fine_tuning_keeps_the_layer_and_drops_the_penalty(tmp_path, monkeypatch
         return fit(model, data, settings, seed=seed, progress=progress)
 
     monkeypatch.setattr(_transfer, "fit", fitted)
-    options = {"protocol": "finetune", "finetune": {"epochs": 20, "batch_size": 16}}
+    options = {
+        "protocol": "finetune",
+        "finetune": {"epochs": 20, "batch_size": 16, "learning_rate": 4e-3},
+    }
     arms = ["no VCReg", "VCReg, mean removed"]
     outcome = transfer(tmp_path / "one", arms=arms, options=options)
     model, settings = tuned[-1]
@@ -1158,6 +1241,20 @@ def test_all_trials_begin_with_one_trained_network(tmp_path, monkeypatch):
         body = [name for name in weights if not name.startswith("5.")]  # all but the head
         assert all(torch.equal(begun[name], weights[name]) for name in body)
     assert any("running_mean" in name for name in tuned[-1][0].keys() - weights.keys())
+
+
+def test_every_noise_has_a_column(tmp_path):
+    preset = EXPERIMENTS["noise"].presets("quick", None)
+    training = replace(preset.training, epochs=1)
+    options = {**preset.options, "images": 60, "pretraining": {"epochs": 1}}
+    outcome = reproduce(
+        "noise", tmp_path / "one", preset=preset.but(training=training, options=options),
+        network=network, options={"sigmas": [0.5, 3]}, arms=["no VCReg", "VCReg"],
+        tensorboard=True,
+    )  # fmt: skip
+    assert "| ours | mean over σ | σ = 0.5 | σ = 3 | seeds |" in str(outcome)
+    logs = sorted(path.name for path in (tmp_path / "one" / "logs").iterdir())
+    assert len(logs) == 1 + 4 * 2 and "pretraining" in logs and logs[0].endswith("-0.5")
 
 
 # What is said -------------------------------------------------------------------------------
@@ -1293,6 +1390,13 @@ def test_evidence_needs_a_place_on_the_page(tmp_path):
     assert "what stood here" not in text
     write_evidence(outcome, tmp_path)
     assert page.read_text() == text
+    quick = replace(outcome, report={**outcome.report, "scale": "quick"})
+    with pytest.raises(ReproductionError, match="the default scale, and this one is quick"):
+        write_evidence(quick, tmp_path)
+    for name, message in (("hierarchy", "this one is quick"), ("noise", "no place for noise")):
+        result = command(name, "--quick", "--evidence", tmp_path, "-o", tmp_path / "two")
+        assert result.exit_code == 1 and message in " ".join(result.stderr.split())
+    assert not (tmp_path / "two").exists()
 
 
 # Two moons ----------------------------------------------------------------------------------
@@ -1395,6 +1499,7 @@ def test_timing_is_the_benchmark(tmp_path, monkeypatch):
     outcome = reproduce("timing", tmp_path / "out", scale="quick")
     ((names, options),) = called
     assert names == ["torchvision/resnet18"] and options["rounds"] == 3
+    assert outcome.report["measured"]["machine"]["threads"] == 1
     assert "| ours |" in str(outcome)
     written = json.loads((tmp_path / "out" / "timing.json").read_text())["measured"]
     assert [row["variant"] for row in written["models"][0]["rows"]] == ["identity", "ours"]
@@ -1431,6 +1536,17 @@ def command(*arguments):
         (["hierarchy", "--preset", "paper", "--quick"], "choose one"),
         (["hierarchy", "--quick", "--classes", "x.json"], "--data imagenet"),
         (["two-moons", "--data", "digits"], "makes its own data"),
+        (["modalities", "--classes", "living_9"], "makes its own data"),
+        (["collapse", "--quick", "--set", "epochs=[1,9]"], "and 4, the last that is trained"),
+        (["collapse", "--quick", "--set", "epochs=[1]"], "and 4, the last that is trained"),
+        (["noise", "--quick", "--set", "sigmas=[]"], "a list of different numbers"),
+        (["noise", "--quick", "--set", 'sigmas=["a"]'], "a list of different numbers"),
+        (["noise", "--quick", "--network", "videomae-small"], "videomae-small takes videos"),
+        (["long-tail", "--quick", "--set", "largest=200"], "Give --set largest=116, or fewer"),
+        (["long-tail", "--preset", "paper", "--data", "imagenet"], "no augmentation 'crop'"),
+        (["ssl", "--data", "digits"], "4000 are to be held out"),
+        (["timing", "--quick", "--tensorboard"], "--retry-failed"),
+        (["timing", "--quick", "--retry-failed"], "--retry-failed"),
         (["collapse", "--data", "fashion-mnist", "--data-root", "nowhere"], "apt install"),
     ],
 )

@@ -577,7 +577,7 @@ def test_pictures_in_files_are_left_for_views(tmp_path, monkeypatch):
     for name in ("ssl", "vicreg", "vicreg-terms"):
         experiment = EXPERIMENTS[name]
         for scale in experiment.scales:
-            preset = experiment.presets(scale, "cifar10").but(train_images=None)
+            preset = experiment.presets(scale, "cifar10").but(train_images=None, grid={})
             data = load_images("cifar10", "somewhere", augment=preset.augment)
             preset = preset.but(options={**preset.options, "probes": ()})
             task = experiment.task(preset, data, NETWORKS["resnet8-half"], tmp_path)

@@ -105,6 +105,8 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     if evidence is not None and not (evidence / "evidence.md").is_file():
         raise OptionError("--evidence", f"{evidence} holds no evidence.md.")
     scale = _scale(quick, preset)
+    if evidence is not None:
+        papers.check_place(name, scale, evidence)
     options = dict(option or ())
     if weights is not None:
         if not weights.exists():

@@ -98,7 +98,8 @@ def load_images(
       ImageNet's crops to measure on (224; those to train on have 176, as torchvision's recipe has
       it); the others have 32.
 
-    **Raises:** `DataError` for an unknown name, or if the data is not there.
+    **Raises:** `DataError` for an unknown name, for an augmentation that pictures in files do not
+    have, or if the data is not there.
     """
     if classes is not None and name != "imagenet":
         raise DataError("--classes chooses among ImageNet's classes: --data imagenet.")
@@ -124,6 +125,7 @@ def cifar(name: str, root: str | Path | None, augment: str) -> ImageData:
     from torchvision import datasets
     from torchvision.transforms import v2
 
+    _check_augment(name, augment, ("none", "crop", "torchvision", "pictures"))
     kind = getattr(datasets, name.upper())
     plain = prepare([], *_CIFAR)
     crop: list[Any] = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
@@ -154,6 +156,7 @@ def imagenet(
     from torchvision import datasets
     from torchvision.transforms import v2
 
+    _check_augment("imagenet", augment, ("none", *RECIPES, "pictures"))
     crop, resize, policy, erasing = RECIPES.get(augment, RECIPES["torchvision"])
     plain = prepare(
         [v2.Resize(round(size * resize / 224)), v2.CenterCrop(size)], *IMAGENET_STATISTICS
@@ -198,6 +201,14 @@ def imagenet(
         folder,
         IMAGENET_STATISTICS,
     )
+
+
+def _check_augment(name: str, augment: str, known: Sequence[str]) -> None:
+    if augment not in known:
+        raise DataError(
+            f"{name} has no augmentation {augment!r}, only {', '.join(known)}. Take other data, or "
+            "from Python a preset with one of these: presets(…).but(augment=…)."
+        )
 
 
 def by_label(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[int, ...]]:

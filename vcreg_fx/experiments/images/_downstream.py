@@ -107,6 +107,7 @@ class _Fitted(Dataset[Any]):
         self._chosen = torch.arange(len(part))
         if most is not None and most < len(part):
             self._chosen = balanced_indices(part.labels, most, 0)
+        self.labels = part.labels[self._chosen]
 
     def __len__(self) -> int:
         return len(self._chosen)

@@ -20,6 +20,7 @@ from ._experiment import (
     Metric,
     Paper,
     Preset,
+    ReproductionError,
 )
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_curves
@@ -30,6 +31,18 @@ _NAMES = ("cdnv", "ncc", "mi")
 
 class CollapseTask(ImageTask):
     """Trains a classifier, and measures its features after some epochs."""
+
+    def check(self) -> None:
+        """Refuse epochs that are not trained; the last is what the table shows."""
+        asked, last = self.preset["epochs"], self.preset.training.epochs
+        known = isinstance(asked, list | tuple) and all(
+            epoch in range(1, last + 1) for epoch in asked
+        )
+        if not known or last not in asked:
+            raise ReproductionError(
+                f"epochs={asked!r} must be a list of epochs from 1 to {last}, and {last}, the last "
+                f"that is trained, among them, such as [1, {last}]."
+            )
 
     def on_epoch(
         self, model: nn.Module, epoch: int, roles: Roles, trial: Trial

@@ -107,6 +107,11 @@ class Preset:
         """Return the preset with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    @property
+    def searched(self) -> bool:
+        """Whether there is anything to choose, on images that are held out."""
+        return any(len(values) > 1 for values in self.grid.values())
+
     def training_with(self, params: Mapping[str, Any]) -> TrainSettings:
         """Return the settings of training, with those among a trial's parameters."""
         names = {item.name for item in dataclasses.fields(TrainSettings)}
@@ -260,15 +265,15 @@ class Experiment:
     - `recipes`: network → what of the preset ``"paper"`` is different for it.
     - `arms`: what is compared under a preset; the first is what the others are compared with.
     - `task`: makes the task of the ablation engine of preset, data, network and folder.
-    - `metrics`: what is reported.
+    - `metrics`: what is reported, or returns it for a preset.
     - `criterion`: the metric by which the search chooses.
     - `headline`: the metrics on which conclusions are drawn.
     - `paper`: what the paper reports.
     - `draw`: draws the picture of a report.
     - `rival`: the arm that VCReg is compared with, too.
     - `own_data`: whether data is made, not loaded.
-    - `run`: where the experiment is no study: does everything by itself for a folder and a scale,
-      and returns the report. Then nothing else is needed but the names.
+    - `run`: where the experiment is no study: does everything by itself for a folder, a scale and
+      so many threads, and returns the report. Then nothing else is needed but the names.
     """
 
     name: str
@@ -279,11 +284,15 @@ class Experiment:
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     arms: Callable[[Preset], list[Arm]] = baseline_and_vcreg
     task: Callable[..., Any] = _no_study
-    metrics: tuple[Metric, ...] = ()
+    metrics: tuple[Metric, ...] | Callable[[Preset], tuple[Metric, ...]] = ()
     criterion: str = ""
     headline: tuple[str, ...] = ()
     paper: Paper = Paper("")
     draw: Callable[[dict[str, Any], Path], None] = _no_study
     rival: str | None = None
     own_data: bool = False
-    run: Callable[[Path, str], dict[str, Any]] | None = None
+    run: Callable[[Path, str, int | None], dict[str, Any]] | None = None
+
+    def measured(self, preset: Preset) -> tuple[Metric, ...]:
+        """Return what is reported under a preset."""
+        return self.metrics(preset) if callable(self.metrics) else self.metrics

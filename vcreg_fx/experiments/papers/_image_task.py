@@ -19,7 +19,7 @@ from ..._shared.keeping import keeping_randomness, seeded
 from ...ablation import Trial
 from ...evaluation import extract_features, replace_classifier
 from ...site import calibrate
-from ..images import ImageData, ImageSet, balanced_indices
+from ..images import DataError, ImageData, ImageSet, balanced_indices
 from ..training import accuracy, fit, predict, processes
 from ..training._batches import digest, fingerprint
 from ..training._resume import set_aside_if_damaged
@@ -66,7 +66,30 @@ class ImageTask:
 
     def __post_init__(self) -> None:
         """Check what would fail late."""
+        self.trained = self._trained()
         self.check()
+
+    def _trained(self) -> Tensor:
+        """Return the labels of what the first run trains on; refuse data that is too small."""
+        labels, preset = self.data.train.labels, self.preset
+        few = preset.train_images
+        if few is None and not preset.searched:
+            return labels
+        try:
+            kept, _ = self.data.hold_out(preset.validation)
+            chosen = torch.arange(len(labels))
+            if few is not None:
+                chosen = kept[balanced_indices(labels[kept], few, 0)]
+                if len(kept) < 0.9 * few:
+                    raise DataError(f"{len(kept)} are left to train on.")
+        except DataError as error:
+            raise ReproductionError(
+                f"{self.data.name} does not fit this preset: of its {len(labels)} training images "
+                f"of {len(labels.unique())} classes, {preset.validation} are to be held out and "
+                f"{few or 'the others'} trained on. {error} Take other data, or from Python a "
+                "preset with other numbers: presets(…).but(train_images=…, validation=…)."
+            ) from error
+        return labels[chosen]
 
     # What an experiment changes -------------------------------------------------------------
 
@@ -137,7 +160,7 @@ class ImageTask:
             classes=self.outputs,
             seed=trial.seed,
             checkpoint=self.checkpoint(name),
-            log=self.folder / "logs" / name if self.tensorboard else None,
+            log=self.log(name),
             on_epoch=lambda model, epoch: self.on_epoch(model, epoch, roles, trial),
         )
 
@@ -170,6 +193,10 @@ class ImageTask:
     def checkpoint(self, trial: str) -> Path:
         """Return where the checkpoint of a trial lies while it is trained."""
         return self.folder / "checkpoints" / f"{trial}.pt"
+
+    def log(self, name: str) -> Path | None:
+        """Return where the numbers of a training go, if they are asked for."""
+        return self.folder / "logs" / name if self.tensorboard else None
 
     def kept(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Return weights that all trials begin with; the first trial makes and keeps them."""

@@ -15,6 +15,7 @@ from ._experiment import (
     Metric,
     Paper,
     Preset,
+    ReproductionError,
 )
 from ._image_task import ImageTask, Roles
 from ._pictures import draw_scatter
@@ -23,6 +24,19 @@ from ._study import VALIDATION
 
 class LongTailTask(ImageTask):
     """Trains on a long-tailed subset and tests on balanced images."""
+
+    def check(self) -> None:
+        """Refuse a profile that begins with more images than a class has."""
+        largest, least = self.preset["largest"], int(torch.bincount(self.data.train.labels).min())
+        if largest > least:
+            raise ReproductionError(
+                f"largest={largest} images of a class are more than the {least} that "
+                f"{self.data.name} has of one. Give --set largest={least}, or fewer."
+            )
+        labels = self.data.train.labels
+        self.counts(labels)
+        if self.preset.searched:
+            self.counts(labels[split_indices(labels, self.preset.validation)[0]])
 
     def roles(self, trial: Trial) -> Roles:
         """Return the long-tailed images to train on, and balanced ones to measure on.
@@ -90,7 +104,7 @@ def presets(scale: str, data: str | None) -> Preset:
         TrainSettings(epochs=40 if digits else 6, batch_size=32 if digits else 64),
         validation=290 if digits else 5_000,
         options={
-            "largest": 90 if digits else 1_000,
+            "largest": {"digits": 90, "glyphs": 100}.get(data or "", 1_000),
             "imbalance": 20 if digits else 100,
             "thresholds": None,
         },

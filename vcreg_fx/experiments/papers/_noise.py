@@ -21,6 +21,7 @@ from ._experiment import (
     Metric,
     Paper,
     Preset,
+    ReproductionError,
     baseline_and_vcreg,
     small_glyphs,
 )
@@ -67,7 +68,10 @@ class NoiseTask(ImageTask):
             tuned = with_new_head(model, self._classes, self.data.shape, trial.seed, begun)
             images = self._images(sigma, searching)[0]
             calibrate_as(trial, tuned, images.tensors[0], images.tensors[1])
-            self.history = fit(tuned, images, settings, seed=trial.seed, classes=self._classes)
+            log = self.log(f"{trial.id}-{sigma:g}")
+            self.history = fit(
+                tuned, images, settings, seed=trial.seed, classes=self._classes, log=log
+            )
             self._tuned[sigma] = tuned
 
     def evaluate(self, model: nn.Module, trial: Trial) -> dict[str, float]:
@@ -113,6 +117,7 @@ class NoiseTask(ImageTask):
                 TrainSettings(**self.preset["pretraining"]),
                 classes=self.outputs,
                 checkpoint=self.checkpoint("pretraining"),
+                log=self.log("pretraining"),
             )
             return model.state_dict()
 
@@ -145,14 +150,29 @@ def presets(scale: str, data: str | None) -> Preset:
         data or "glyphs",
         "resnet14-half",
         TrainSettings(epochs=4, batch_size=32, learning_rate=1e-3),
-        train_images=10_000,
+        train_images=1_000 if data == "digits" else 10_000,
         grid=SMALL_GRID,
         size=small_glyphs(data),
         options={**options, "images": 600},
     )
 
 
+def metrics(preset: Preset) -> tuple[Metric, ...]:
+    """Return what is reported: the accuracy with each noise."""
+    return (
+        Metric("mean", "mean over σ", percent=True),
+        *(Metric(f"accuracy_{s:g}", f"σ = {s:g}", percent=True) for s in preset["sigmas"]),
+    )
+
+
 def _task(preset: Preset, *arguments: Any) -> ImageTask:
+    sigmas = preset["sigmas"]
+    known = isinstance(sigmas, list | tuple) and len(sigmas) > 0
+    known = known and all(isinstance(sigma, int | float) and sigma >= 0 for sigma in sigmas)
+    if not known or len({f"{sigma:g}" for sigma in sigmas}) < len(sigmas):
+        raise ReproductionError(
+            f"sigmas={sigmas!r} must be a list of different numbers from 0, such as [0.5, 1]."
+        )
     kind = NoisyVideoTask if preset.data in CLIPS else NoiseTask
     return kind(preset, *arguments)
 
@@ -165,10 +185,7 @@ NOISE = Experiment(
     recipes=NOISE_RECIPES,
     arms=lambda preset: baseline_and_vcreg(preset, "head"),
     task=_task,
-    metrics=(
-        Metric("mean", "mean over σ", percent=True),
-        *(Metric(f"accuracy_{sigma:g}", f"σ = {sigma:g}", percent=True) for sigma in SIGMAS),
-    ),
+    metrics=metrics,
     criterion="mean",
     headline=("mean",),
     paper=Paper(

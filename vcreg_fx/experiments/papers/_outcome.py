@@ -13,7 +13,7 @@ from typing import Any
 from ..._shared.files import remove_unfinished, write_text
 from ..._shared.report import to_html
 from ..._shared.tables import markdown_table
-from ._experiment import Experiment, ReproductionError
+from ._experiment import Experiment, Preset, ReproductionError
 from ._render import UNTESTED, compared, directed, render, said, span, verdict
 from ._study import Found
 
@@ -82,6 +82,7 @@ def _differences(theirs: dict[str, Any], mine: dict[str, Any], where: str = "") 
 
 def make_report(
     experiment: Experiment,
+    preset: Preset,
     asked: dict[str, Any],
     found: list[Found],
     scale: str,
@@ -91,6 +92,7 @@ def make_report(
 
     **Arguments:**
 
+    - `preset`: what was done.
     - `asked`: ``experiment``, ``data``, ``preset`` and ``identity``.
     - `found`: what the study found, the arm first that others are compared with.
     - `scale`: of the preset.
@@ -102,7 +104,7 @@ def make_report(
         "scale": scale,
         "title": experiment.title,
         "summary": experiment.summary,
-        "metrics": [dataclasses.asdict(metric) for metric in experiment.metrics],
+        "metrics": [dataclasses.asdict(metric) for metric in experiment.measured(preset)],
         "criterion": experiment.criterion,
         "headline": experiment.headline,
         "rival": experiment.rival,
@@ -179,17 +181,15 @@ def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:
 
     **Returns:** the files that were written.
 
-    **Raises:** `ReproductionError` if the page has no such place.
+    **Raises:** `ReproductionError` if the page has no such place, or the run is of another scale
+    than the page's, ``"default"``.
     """
     page, folder = Path(docs) / "evidence.md", Path(docs) / "evidence"
     name = outcome.report["experiment"]
     if "markdown" in outcome.report:
         raise ReproductionError(f"{name} is no part of {page}; its numbers are the benchmark's.")
+    check_place(name, outcome.report["scale"], docs)
     text = page.read_text("utf-8")
-    if name not in generated(text):
-        raise ReproductionError(
-            f"{page} has no place for {name}: <!-- generated: {name} --> and <!-- end: {name} -->."
-        )
     folder.mkdir(exist_ok=True)
     written = [folder / f"{name}.json", folder / f"{name}.png", page]
     for path in written[:2]:
@@ -200,12 +200,30 @@ def write_evidence(outcome: Outcome, docs: str | Path) -> list[Path]:
     return written
 
 
+def check_place(name: str, scale: str, docs: str | Path) -> None:
+    """Refuse a run that the page has no place for.
+
+    **Raises:** `ReproductionError`; `OSError` if there is no page.
+    """
+    page = Path(docs) / "evidence.md"
+    if name not in generated(page.read_text("utf-8")):
+        raise ReproductionError(
+            f"{page} has no place for {name}: <!-- generated: {name} --> and <!-- end: {name} -->."
+        )
+    if scale != "default":
+        raise ReproductionError(
+            f"{page} is of runs of the default scale, and this one is {scale}: leave --evidence "
+            "out, or the scale."
+        )
+
+
 def summary(folder: Path) -> str:
     """Return a table of what all reports in a folder say."""
     reports = [read_report(path) for path in sorted(folder.glob("*.json"))]
     body = []
     for report in reports:
-        metric = next(m for m in report["metrics"] if m["name"] == report["headline"][0])
+        metrics = {metric["name"]: metric for metric in report["metrics"]}
+        metric = next(metrics[name] for name in report["headline"] if name in metrics)
         for row, first in compared(report):
             if row["rule"] is not None:
                 said = verdict(row, first, metric), span(row, first, metric)

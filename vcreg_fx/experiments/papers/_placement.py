@@ -12,11 +12,10 @@ from ._experiment import (
     Experiment,
     Paper,
     Preset,
-    baseline_and_vcreg,
     strength_arms,
     vcreg_arms,
 )
-from ._transfer import METRICS, OPTIONS, TransferTask, draw_tasks, quick
+from ._transfer import OPTIONS, TransferTask, baseline, draw_tasks, metrics, quick
 
 RULES = ("VCReg1", "VCReg2", "VCReg3", "VCReg4")
 
@@ -51,7 +50,7 @@ def arms(preset: Preset) -> list[Arm]:
 
     Strengths that are found stand at the second placement alone, which the paper chose.
     """
-    none, *_ = baseline_and_vcreg(preset)
+    none, *_ = baseline(preset)
     at_each = [arm for rule in RULES for arm in vcreg_arms(preset.grid, rule, rule)]
     return [none, *at_each, *strength_arms(preset.grid, RULES[1], RULES[1])]
 
@@ -63,7 +62,7 @@ PLACEMENT = Experiment(
     presets=presets,
     arms=arms,
     task=TransferTask,
-    metrics=METRICS,
+    metrics=metrics,
     criterion="mean",
     headline=("mean", "own"),
     paper=Paper(

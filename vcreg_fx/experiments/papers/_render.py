@@ -8,6 +8,7 @@ from typing import Any
 
 from ..._shared.statistics import Difference, difference_of, summary_of
 from ..._shared.tables import difference_and_interval, markdown_table, mean_and_spread, written
+from ..images import long_tail_counts
 
 _MOST_CLASSES = 20  # in a table
 UNTESTED = "every point of its search diverged"
@@ -199,10 +200,9 @@ def how(report: dict[str, Any]) -> str:
     if "clips" in options and "frames" not in options:  # of sounds, not of videos
         drawn += f", and {options['clips']:,} sounds"
     if "largest" in options:
-        drawn = (
-            f"long-tailed: {options['largest']:,} images of the first class, "
-            f"{options['imbalance']:g} times as many as of the last, drawn by the seed"
-        )
+        first, last = long_tail_counts(2, options["largest"], options["imbalance"])
+        drawn = f"long-tailed: {first:,} images of the first class, {last:,} of the last"
+        drawn += ", drawn by the seed"
     if "frames" in options:
         drawn = drawn.replace("images", "videos") + f", clips of {options['frames']} frames"
     steps = training.get("steps")
@@ -211,8 +211,17 @@ def how(report: dict[str, Any]) -> str:
         f"{report['data']}, {drawn}; network `{preset['network']}`; {length} of "
         f"{training['optimizer']}, batches of {training['batch_size']}, learning rate "
         f"{training['learning_rate']:g}, weight decay {training['weight_decay']:g}."
-        f"{_begun(options) if 'frames' in options else ''}"
+        f"{_begun(options) if 'frames' in options else _taken(report)}"
     )
+
+
+def _taken(report: dict[str, Any]) -> str:
+    """Return whose weights a model without VCReg has, if it was not trained."""
+    weights = report["preset"]["options"].get("weights")
+    untrained = [row["name"] for row in report["rows"] if row["rule"] is None]
+    if weights is None or not untrained:
+        return ""
+    return f" **{untrained[0]} was not trained**: it has the weights in `{weights}` in every run."
 
 
 def _begun(options: dict[str, Any]) -> str:
@@ -275,7 +284,9 @@ def verdict(row: dict[str, Any], first: dict[str, Any], metric: dict[str, Any]) 
 
 def searched(report: dict[str, Any]) -> str:
     """Return every attempt of the search."""
-    metric = next(m for m in report["metrics"] if m["name"] == report["criterion"])
+    metric: dict[str, Any] = next(
+        (m for m in report["metrics"] if m["name"] == report["criterion"]), {}
+    )
     lines = []
     for part in report["search"]:
         if not part["attempts"]:

@@ -6,6 +6,7 @@ import difflib
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from ..._shared.keeping import seeded
 from ...ablation import AblationOptions, Record
 from ...surgery import plan
 from ..images import IMAGENET_SUBSETS, ImageData, load_images
-from ..training import processes
+from ..training import TrainSettings, processes
 from ..training._resume import remove_checkpoint
+from ..video import CLIPS, VIDEO_NETWORKS
 from ._collapse import COLLAPSE
 from ._experiment import Arm, Experiment, Preset, ReproductionError
 from ._hierarchy import HIERARCHY
@@ -130,18 +132,19 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
     experiment = _find(name, scale)
     if experiment.run is not None:
         given = (data, data_root, network, preset, seeds, arms, options, classes)
-        if any(value is not None for value in given):
+        if any(value is not None for value in given) or tensorboard or retry_failed:
             raise ReproductionError(
-                f"{name} has models and noise of its own; it takes no data, network, preset, "
-                "seeds. vcreg-fx bench takes your own."
+                f"{name} has models and noise of its own, and no trials; it takes no data, "
+                "network, preset, seeds, --tensorboard, --retry-failed. vcreg-fx bench takes your "
+                "own."
             )
-        return Outcome(experiment.run(folder, scale), folder)
+        return Outcome(experiment.run(folder, scale, threads), folder)
     if tensorboard:
         import_module("torch.utils.tensorboard")  # missing, it is found out before training
     objects = [value for value in (preset, data, network) if not isinstance(value, str | None)]
     preset = _preset(experiment, scale, data, network, preset, seeds, options or {})
     chosen = _arms(experiment, preset, arms)
-    images = _images(experiment, preset, data, data_root, classes)
+    preset, images = _images(experiment, preset, data, data_root, classes)
     factory = _factory(experiment, preset, network)
     task = experiment.task(preset, images, factory, folder, tensorboard)
     example = task.example if images is None else (torch.zeros(2, *images.shape),)
@@ -155,7 +158,7 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
             follow(task, example, folder, threads)
             where.wait()
             return Outcome(read_report(folder / f"{name}.json"), folder)
-    _check_rules(task, chosen, example)
+    _check(experiment, preset, task, chosen, example)
     asked = {
         "experiment": name,
         "data": preset.data if images is None else images.name,
@@ -189,7 +192,9 @@ def reproduce(  # noqa: PLR0913 - what a user may want to change
         on_trials=on_trials,
     )
     command = _command(name, scale, preset, data_root, network, arms, options or {}, classes)
-    report = make_report(experiment, asked, study.run(chosen), scale, None if objects else command)
+    report = make_report(
+        experiment, preset, asked, study.run(chosen), scale, None if objects else command
+    )
     outcome = write_outcome(experiment, report, folder)
     if where.size > 1:
         announce(None)
@@ -235,12 +240,12 @@ def _preset(
     seeds: int | None,
     options: Mapping[str, Any],
 ) -> Preset:
+    recipes = experiment.recipes if preset is None and scale == "paper" else {}
     if preset is None:
         preset = experiment.presets(scale, data if isinstance(data, str) else None)
     if network is not None:
         name = network if isinstance(network, str) else getattr(network, "__qualname__", "own")
-        changes = experiment.recipes.get(name, {}) if scale == "paper" else {}
-        preset = preset.but(network=name, **changes)
+        preset = preset.but(network=name, **recipes.get(name, {}))
     if isinstance(data, ImageData):
         preset = preset.but(data=data.name)
     if unknown := sorted(set(options) - set(preset.options)):
@@ -248,7 +253,11 @@ def _preset(
             f"{experiment.name} has no option {unknown[0]}; it has "
             f"{', '.join(preset.options) or 'none'}."
         )
-    preset = preset.but(options={**preset.options, **options})
+    changes = {
+        name: _settings(name, value, preset) if name in _TRAININGS else value
+        for name, value in options.items()
+    }
+    preset = preset.but(options={**preset.options, **changes})
     if seeds is not None:
         preset = preset.but(seeds=seeds)
     if preset.seeds < 2:
@@ -257,6 +266,27 @@ def _preset(
             "an interval needs 2 at least, and 5 to be of use."
         )
     return preset
+
+
+_TRAININGS = ("finetune", "pretraining", "hearing")  # options that are settings of trainings
+
+
+def _settings(name: str, given: Any, preset: Preset) -> Any:
+    """Return the preset's settings of a training with some changed; None is none of it."""
+    before = dict(preset[name] or {})
+    if given is None and name == "pretraining":
+        return None
+    if not isinstance(given, Mapping):
+        raise ReproductionError(f'{name}={given!r} must be settings, such as {{"epochs": 4}}.')
+    if "epochs" in given:
+        before.pop("steps", None)  # which would stand instead
+    found = {**before, **given}
+    try:
+        replace(preset.training if name == "hearing" else TrainSettings(), **found)
+    except (TypeError, ValueError) as error:
+        known = ", ".join(item.name for item in fields(TrainSettings))
+        raise ReproductionError(f"{name}: {error} There are the settings {known}.") from error
+    return found
 
 
 def _arms(experiment: Experiment, preset: Preset, names: Sequence[str] | None) -> list[Arm]:
@@ -272,11 +302,20 @@ def _arms(experiment: Experiment, preset: Preset, names: Sequence[str] | None) -
     return [arm for name, arm in known.items() if name in names]
 
 
-def _check_rules(task: Any, arms: Sequence[Arm], example: tuple[Any, ...]) -> None:
-    """Refuse a network that lacks the sites of an arm.
+def _check(
+    experiment: Experiment,
+    preset: Preset,
+    task: Any,
+    arms: Sequence[Arm],
+    example: tuple[Any, ...],
+) -> None:
+    """Refuse a search without what it chooses by, and a network that lacks the sites of an arm.
 
-    **Raises:** `PlacementError` that says which.
+    **Raises:** `ReproductionError`; `PlacementError` that says which.
     """
+    names = {metric.name for metric in experiment.measured(preset)}
+    if experiment.criterion not in names and any(len(arm.points) > 1 for arm in arms):
+        raise ReproductionError(f"{experiment.name} needs a probe at least, to choose settings by.")
     with seeded(0):
         model = task.build()
     for rule in dict.fromkeys(arm.rule for arm in arms):
@@ -303,16 +342,37 @@ def _images(
     data: str | ImageData | None,
     root: str | Path | None,
     classes: str | Path | None,
-) -> ImageData | None:
-    """Return the data; None where the experiment makes its own."""
+) -> tuple[Preset, ImageData | None]:
+    """Return the data, None where the experiment makes its own, and the preset as it is done.
+
+    Images in memory are not augmented, and own ones as they say.
+    """
     if experiment.own_data:
-        if data is not None or root is not None:
+        if data is not None or root is not None or classes is not None:
             raise ReproductionError(f"{experiment.name} makes its own data; it takes none.")
-        return None
+        return preset, None
+    own = isinstance(data, ImageData)
+    if own and (root is not None or classes is not None):
+        raise ReproductionError("Your own data has its root and its classes in itself.")
+    videos = "frames" in preset.options
+    if videos and classes is not None:
+        raise ReproductionError("--classes chooses among ImageNet's classes, not among videos.")
+    if not videos and preset.network in VIDEO_NETWORKS:
+        raise ReproductionError(
+            f"{preset.network} takes videos, and {preset.data} are images. Take other --data, "
+            f"{' or '.join(CLIPS)}, or a --network of images."
+        )
     if isinstance(data, ImageData):
-        return data
-    if "frames" in preset.options:
-        if classes is not None:
-            raise ReproductionError("--classes chooses among ImageNet's classes, not among videos.")
-        return load_videos(preset, root)
-    return load_images(preset.data, root, augment=preset.augment, classes=classes, size=preset.size)
+        found = data
+    elif videos:
+        found = load_videos(preset, root)
+    else:
+        found = load_images(
+            preset.data, root, augment=preset.augment, classes=classes, size=preset.size
+        )
+    if preset.augment != "pictures":
+        if found.train.augmented is None:
+            preset = preset.but(augment="none")
+        elif own:
+            preset = preset.but(augment="own")
+    return preset, found

@@ -42,8 +42,7 @@ from ._experiment import (
 )
 from ._image_task import Roles
 from ._networks import find_network
-from ._transfer import METRICS as TASKS
-from ._transfer import TransferTask, draw_tasks
+from ._transfer import TransferTask, draw_tasks, tasks
 
 _MEASURES = {"std_z", "std_y", "corr_z", "corr_y"}
 _PROBES = {"sgd": SGD_PROBE, "adamw": ADAMW_PROBE, "logistic": None}
@@ -76,8 +75,7 @@ class SelfSupervisedTask(TransferTask):
             )
         self._drawn: dict[tuple[Any, ...], Dataset[Any]] = {}
         Views(self.data.train, self.data, self.preset["views"])
-        for name in self.preset["probes"]:
-            self._task(name, Roles(self.data.train, self.data.train))
+        self.check_tasks()
 
     def build(self) -> nn.Module:
         """Return a new encoder."""
@@ -327,7 +325,7 @@ SSL = Experiment(
     scales=SCALES,
     arms=arms,
     task=SelfSupervisedTask,
-    metrics=(*TASKS[:-1], OWN_PROBE, *FEW, SPREAD[0]),
+    metrics=lambda preset: (*tasks(preset), OWN_PROBE, *FEW, SPREAD[0]),
     criterion="mean",
     headline=("mean", "own"),
     paper=Paper(

@@ -8,19 +8,21 @@ from typing import Any
 
 import torch
 
+from ..._shared.keeping import using_threads
 from ...benchmark import bench, write_results
 from ._experiment import Experiment
 
 _NAME = "timing"
 
 
-def run_timing(folder: Path, scale: str) -> dict[str, Any]:
+def run_timing(folder: Path, scale: str, threads: int | None) -> dict[str, Any]:
     """Time training steps of ViT-B/32 and ConvNeXt-T, or of a small model for ``"quick"``.
 
     **Arguments:**
 
     - `folder`: where tables, numbers and pictures go.
     - `scale`: ``"paper"`` takes batches of 128 and the GPU, if there is one.
+    - `threads`: of torch, on a CPU; None as many as it has now.
 
     **Returns:** everything that was measured, as plain data.
     """
@@ -35,7 +37,8 @@ def run_timing(folder: Path, scale: str) -> dict[str, Any]:
     torch.manual_seed(0)
     models = {f"torchvision/{name}": get_model(name, weights=None) for name in names}
     inputs = {name: torch.randn(batch, 3, size, size) for name in models}
-    result = bench(models, inputs, device=device, rounds=rounds, scaling=scale != "quick")
+    with using_threads(threads):
+        result = bench(models, inputs, device=device, rounds=rounds, scaling=scale != "quick")
     write_results(result, folder)
     report = {
         "experiment": _NAME,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, random_split
 
+from ..._shared.keeping import seeded
 from ...ablation import Trial
 from ...evaluation import STRENGTHS, ProbeResult, gradient_probe, logistic_probe
 from ...surgery import sites
-from ..images import ImageSet, split_indices
+from ..images import DataError, ImageSet, split_indices
 from ..images._downstream import DOWNSTREAM, Downstream, load_downstream
 from ..training import TrainSettings, fit, predict, processes
 from ._experiment import (
@@ -30,6 +32,7 @@ from ._experiment import (
     Preset,
     ReproductionError,
     baseline_and_vcreg,
+    shared_grid,
     small_glyphs,
 )
 from ._image_task import ImageTask, Roles, with_new_head
@@ -61,10 +64,51 @@ class TransferTask(ImageTask):
             raise ReproductionError(f'protocol={protocol!r} must be "probe" or "finetune".')
         if protocol == "finetune" and processes(self.preset.training.device).size > 1:
             raise ReproductionError('protocol="finetune" takes one process.')
-        if weights is not None and not Path(weights).is_file():
-            raise ReproductionError(f"{weights} is no file; weights are a state dict in one.")
-        for name in self.preset["probes"]:
-            self._task(name, Roles(self.data.train, self.data.train))
+        self.check_tasks()
+        if weights is not None:
+            if not Path(weights).is_file():
+                raise ReproductionError(f"{weights} is no file; weights are a state dict in one.")
+            with seeded(0):
+                model = self.build()
+            try:
+                self._take(model)
+            except (RuntimeError, AttributeError, TypeError, UnpicklingError) as error:
+                raise ReproductionError(
+                    f"{weights} holds no weights of {self.preset.network} for {self.outputs} "
+                    f"classes: {error}"
+                ) from error
+
+    def check_tasks(self) -> None:
+        """Refuse classes and tasks that there are not, or that are too small for a probe."""
+        seen, probes, classes = self.preset["seen"], self.preset["probes"], len(self.data.classes)
+        if seen is not None and seen not in range(2, classes + 1):
+            raise ReproductionError(
+                f"seen={seen!r} must be from 2 to {classes}, the classes of {self.data.name}, or "
+                "null for all."
+            )
+        if not isinstance(probes, list | tuple):
+            raise ReproductionError(f'probes={probes!r} must be a list, such as ["digits"].')
+        if "unseen" in probes and classes - len(self.seen) < 2:
+            raise ReproductionError(
+                f"Of the {classes} classes of {self.data.name}, seen={seen} leave "
+                f"{classes - len(self.seen)} for the probe of unseen ones, which needs 2."
+            )
+        for name in probes:
+            task, own = self._task(name, Roles(self.data.train, self.data.train))
+            labels = self.trained if own else getattr(task.train, "labels", None)
+            if labels is None or task.probe is not None or self.preset["protocol"] == "finetune":
+                continue
+            if name == "unseen":
+                labels = labels[labels >= len(self.seen)]
+            try:
+                if not own:  # as the search does
+                    labels = labels[split_indices(labels, _HELD_OUT)[0]]
+                split_indices(labels, _HELD_OUT)
+            except DataError as error:
+                raise ReproductionError(
+                    f"The probe {name!r} has {len(labels)} training images of "
+                    f"{len(labels.unique())} classes, too few to hold out a fifth. {error}"
+                ) from error
 
     def others(self) -> dict[str, Dataset[Any]]:
         """Return the tasks that are of other data."""
@@ -96,8 +140,12 @@ class TransferTask(ImageTask):
         if weights is None or trial.rule is not None:
             return super().train(model, trial)
         self.history = []
-        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        self._take(model.to(processes(self.preset.training.device).device))
         return None
+
+    def _take(self, model: nn.Module) -> None:
+        found = torch.load(self.preset["weights"], map_location="cpu", weights_only=True)
+        model.load_state_dict(found)
 
     def score(self, model: nn.Module, roles: Roles, trial: Trial) -> dict[str, float]:
         """Return what each task's protocol reports, the mean of it, and the network's own."""
@@ -225,8 +273,8 @@ def presets(scale: str, data: str | None) -> Preset:
         data or "glyphs",
         "resnet14-half",
         TrainSettings(epochs=6, batch_size=64),
-        train_images=4_000,
-        validation=4_000,
+        train_images=900 if data == "digits" else 4_000,
+        validation=290 if data == "digits" else 4_000,
         grid=DEFAULTS,
         size=small_glyphs(data) or 32,
         options={**embedded, "probes": (*_TASKS, "digits", "fashion-mnist")},
@@ -244,22 +292,29 @@ def quick(data: str | None) -> Preset:
     )
 
 
+def baseline(preset: Preset) -> list[Arm]:
+    """Return no VCReg, which has nothing to search where it has weights, and VCReg's arms."""
+    none, *others = baseline_and_vcreg(preset)
+    return [none if preset["weights"] is None else Arm(none.name), *others]
+
+
 def arms(preset: Preset) -> list[Arm]:
     """Return what is compared: other regularizers, VCReg's parts at the blocks, and elsewhere.
 
     SIGReg and Radial-VCReg came after the paper. The first grows with the number of samples, and
     the weights of the second's terms are large, so that their α are small.
     """
-    none, *at_blocks = baseline_and_vcreg(preset)
+    none, *at_blocks = baseline(preset)
     others = {"alpha": (0.1, 0.01, 0.001)} if preset.grid["alpha"][1:] else {"alpha": (0.01,)}
     later = {"alpha": (0.01, 0.001, 0.0001)} if preset.grid["alpha"][1:] else {"alpha": (0.001,)}
+    shared = shared_grid(preset.grid)
     elsewhere = ("VCReg1", "VCReg3", "VCReg4")
     return [
         none,
-        Arm("DeCov", "head", {"regularizer": "decov"}, {**none.grid, **others}),
-        Arm("WLD-Reg", "head", {"regularizer": "wld"}, {**none.grid, **others}),
-        Arm("SIGReg", "head", {"regularizer": "sigreg"}, {**none.grid, **later}),
-        Arm("Radial-VCReg", "head", {"regularizer": "radial"}, {**none.grid, **later}),
+        Arm("DeCov", "head", {"regularizer": "decov"}, {**shared, **others}),
+        Arm("WLD-Reg", "head", {"regularizer": "wld"}, {**shared, **others}),
+        Arm("SIGReg", "head", {"regularizer": "sigreg"}, {**shared, **later}),
+        Arm("Radial-VCReg", "head", {"regularizer": "radial"}, {**shared, **later}),
         *at_blocks,
         *(Arm(rule, rule, {"convention": "exact"}, preset.grid) for rule in elsewhere),
     ]
@@ -272,16 +327,24 @@ _TITLES = {
     "glyphs-face": "face", "glyphs-slant": "slant", "glyphs-weight": "weight",
     "glyphs-color": "color", "digits": "digits", "fashion-mnist": "Fashion-MNIST",
 }  # fmt: skip
-METRICS = (
-    Metric("mean", "mean of tasks", percent=True),
-    *(Metric(name, title, percent=True) for name, title in _TITLES.items()),
-    Metric("own", "own classes", percent=True),
-)
+
+
+def tasks(preset: Preset) -> tuple[Metric, ...]:
+    """Return what is reported of the tasks of a preset."""
+    found = sorted(dict.fromkeys(preset["probes"]), key=[*_TITLES, *preset["probes"]].index)
+    mean = [Metric("mean", "mean of tasks", percent=True)] if found else []
+    return (*mean, *(Metric(name, _TITLES.get(name, name), percent=True) for name in found))
+
+
+def metrics(preset: Preset) -> tuple[Metric, ...]:
+    """Return what is reported."""
+    return (*tasks(preset), Metric("own", "own classes", percent=True))
 
 
 def draw_tasks(report: dict[str, Any], path: Path) -> None:
     """Draw the differences in the mean of all tasks, and in each."""
-    draw_scatter(report, path, ["mean", *report["preset"]["options"]["probes"]])
+    probes = report["preset"]["options"]["probes"]
+    draw_scatter(report, path, ["mean", *probes] if probes else ["own"])
 
 
 TRANSFER = Experiment(
@@ -293,7 +356,7 @@ TRANSFER = Experiment(
     recipes=RECIPES,
     arms=arms,
     task=TransferTask,
-    metrics=METRICS,
+    metrics=metrics,
     criterion="mean",
     headline=("mean", "own"),
     paper=Paper(
