@@ -66,6 +66,7 @@ from vcreg_fx.experiments.papers._study import Study
 from vcreg_fx.experiments.papers._transfer import TransferTask
 from vcreg_fx.experiments.papers._two_moons import (
     Layers,
+    TwoMoonsTask,
     field_of,
     largest_margin,
     margin_of,
@@ -1424,6 +1425,17 @@ def test_margins_of_lines():
     assert margin_of(line, field_of(line), points, labels) == pytest.approx(-0.3, abs=0.02)
     assert margin_of(Line(9.0), field_of(Line(9.0)), points, labels) == -4.0
     assert 0.55 < largest_margin(0.5) < 1.1  # a curved boundary leaves more room than a line
+
+
+def test_two_moons_are_measured_where_their_points_are(tmp_path, monkeypatch):
+    """On the CPU, also after a training on a GPU."""
+    preset = EXPERIMENTS["two-moons"].presets("quick", None)
+    task, here = TwoMoonsTask(preset, None, None, tmp_path), []
+    task.history, model = [{"loss": 0.0}], task.build()
+    monkeypatch.setattr(nn.Module, "cpu", lambda self: here.append(self) or self)
+    model.register_forward_pre_hook(lambda *_: None if here else pytest.fail("on a GPU"))
+    assert 0 <= task.evaluate(model, trial("test"))["accuracy"] <= 1
+    assert here == [model]
 
 
 def test_moons_leave_a_gap():

@@ -259,7 +259,7 @@ class TwoMoonsTask:
         The margin is measured on the moons without noise, which are the same for the search: they
         are what points are drawn around, and not points that a search could prefer.
         """
-        field = field_of(model.eval())
+        field = field_of(model.eval().cpu())
         path = self.folder / FIELD / f"{trial.id}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, field.numpy().astype(np.float32))
