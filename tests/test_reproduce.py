@@ -1056,6 +1056,10 @@ def test_every_task_has_a_column():
         preset = preset.but(options={**preset.options, "probes": ("glyphs", "dtd", "digits")})
         titles = [metric.title for metric in EXPERIMENTS[name].measured(preset)]
         assert titles[:4] == ["mean of tasks", "DTD", "digits", "glyphs"]
+    for name, probe, title in (("vicreg", "dtd", "DTD"), ("video", "motion", "probe: motion")):
+        preset = EXPERIMENTS[name].presets("quick", None)
+        preset = preset.but(options={**preset.options, "probes": (probe,)})
+        assert title in [metric.title for metric in EXPERIMENTS[name].measured(preset)]
 
 
 def test_a_preset_of_ones_own_is_not_changed_by_a_networks_recipe():

@@ -539,7 +539,8 @@ def test_each_method_is_compared_with_itself(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"protocol": "finetune"}, 'protocol="probe"'), ({"probe": "svm"}, "must be sgd or adamw"),
-     ({"views": "moco"}, "no views 'moco'"), ({"probes": ("birds",)}, "no downstream task")],
+     ({"views": "moco"}, "no views 'moco'"), ({"probes": ("birds",)}, "no downstream task"),
+     ({"labelled": (0.05,)}, "must be a list of shares")],
 )  # fmt: skip
 def test_options_that_cannot_be(tmp_path, options, message):
     with pytest.raises((ReproductionError, DataError), match=message):

@@ -101,12 +101,13 @@ def reproduce(  # noqa: PLR0913, PLR0917 - an argument an option
     A run that was stopped goes on where it was when it is started again.
     """
     from ..experiments import papers
+    from ..experiments.papers._outcome import check_place
 
     if evidence is not None and not (evidence / "evidence.md").is_file():
         raise OptionError("--evidence", f"{evidence} holds no evidence.md.")
     scale = _scale(quick, preset)
     if evidence is not None:
-        papers.check_place(name, scale, evidence)
+        check_place(name, scale, evidence)
     options = dict(option or ())
     if weights is not None:
         if not weights.exists():

@@ -14,7 +14,6 @@ from ._image_task import Roles as Roles
 from ._networks import NETWORKS as NETWORKS
 from ._networks import CifarResNet as CifarResNet
 from ._outcome import Outcome as Outcome
-from ._outcome import check_place as check_place
 from ._outcome import write_evidence as write_evidence
 from ._render import render as render
 from ._reproduce import EXPERIMENTS as EXPERIMENTS

@@ -34,7 +34,8 @@ class CollapseTask(ImageTask):
 
     def check(self) -> None:
         """Refuse epochs that are not trained; the last is what the table shows."""
-        asked, last = self.preset["epochs"], self.preset.training.epochs
+        training, asked = self.preset.training, self.preset["epochs"]
+        last = 1 if training.steps else training.epochs  # so many steps are one epoch
         known = isinstance(asked, list | tuple) and all(
             epoch in range(1, last + 1) for epoch in asked
         )

@@ -76,6 +76,12 @@ class SelfSupervisedTask(TransferTask):
         self._drawn: dict[tuple[Any, ...], Dataset[Any]] = {}
         Views(self.data.train, self.data, self.preset["views"])
         self.check_tasks()
+        labelled = self.preset.options.get("labelled", ())
+        if not isinstance(labelled, list | tuple) or not {*labelled} <= {*SEMI_SUPERVISED}:
+            raise ReproductionError(
+                f"labelled={labelled!r} must be a list of shares for which C.2 has learning rates: "
+                f"{', '.join(map(str, SEMI_SUPERVISED))}."
+            )
 
     def build(self) -> nn.Module:
         """Return a new encoder."""

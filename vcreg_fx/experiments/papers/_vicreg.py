@@ -12,7 +12,7 @@ from ..training import TrainSettings
 from ._experiment import Arm, Experiment, Paper, Preset, ReproductionError
 from ._pictures import COLORS
 from ._ssl import OWN, SPREAD, viewed
-from ._vicreg_terms import COLLAPSING, TRAINING, CollapsingTask
+from ._vicreg_terms import TRAINING, CollapsingTask, collapsing
 
 BASE = "VICReg"
 COEFFICIENTS = (
@@ -198,7 +198,7 @@ VICREG = Experiment(
     presets=viewed(presets),
     arms=arms,
     task=VICRegTask,
-    metrics=COLLAPSING,
+    metrics=collapsing,
     criterion="own",
     headline=("own",),
     paper=Paper(

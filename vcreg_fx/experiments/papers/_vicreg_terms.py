@@ -13,6 +13,7 @@ from ._experiment import Arm, Experiment, Metric, Paper, Preset
 from ._image_task import Roles
 from ._pictures import COLORS
 from ._ssl import OWN, OWN_PROBE, SPREAD, SelfSupervisedTask, lars, viewed
+from ._transfer import tasks
 
 COLLAPSED = 0.5
 """A std of l2-normalized embeddings below this share of 1/√d is a collapse."""
@@ -76,8 +77,10 @@ def method_of(row: str, terms: str, heads: Any) -> Method:
 TRAINING = lars(0.3, 2048, warmup_epochs=10, weight_decay=1e-6, final_rate=0.002)
 """VICReg's own, in its ablations (C.4)."""
 
-COLLAPSING = (OWN_PROBE, *SPREAD, Metric("collapsed", "collapsed", higher=False))
-"""What a `CollapsingTask` reports."""
+
+def collapsing(preset: Preset) -> tuple[Metric, ...]:
+    """Return what a `CollapsingTask` reports."""
+    return (*tasks(preset), OWN_PROBE, *SPREAD, Metric("collapsed", "collapsed", higher=False))
 
 
 class CollapsingTask(SelfSupervisedTask):
@@ -201,7 +204,7 @@ VICREG_TERMS = Experiment(
     presets=viewed(presets),
     arms=arms,
     task=TermsTask,
-    metrics=COLLAPSING,
+    metrics=collapsing,
     criterion="own",
     headline=("own", "std_z"),
     paper=Paper(

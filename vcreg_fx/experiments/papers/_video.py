@@ -306,10 +306,10 @@ VIDEO = Experiment(
     recipes=RECIPES,
     arms=lambda preset: baseline_and_vcreg(preset, "head"),
     task=VideoTask,
-    metrics=(
+    metrics=lambda preset: (
         Metric("accuracy", "accuracy", percent=True),
         Metric("transfer", "mean of probes", percent=True),
-        *(Metric(name, f"probe: {name}", percent=True) for name in ("letter", "face", "color")),
+        *(Metric(name, f"probe: {name}", percent=True) for name in preset["probes"]),
     ),
     criterion="accuracy",
     headline=("accuracy", "transfer"),
