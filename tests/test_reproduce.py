@@ -1588,6 +1588,20 @@ def test_quick(tmp_path, name, monkeypatch):
     assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize(
+    "name", sorted({*QUICK, *SELF_SUPERVISED} - {"video", "two-moons", "modalities"})
+)
+def test_digits_fit_every_experiment_of_images(tmp_path, name):
+    """They need no package, and so a study can be begun with them at once."""
+    experiment = EXPERIMENTS[name]
+    for scale in ("quick", "default"):
+        preset = experiment.presets(scale, "digits")
+        task = experiment.task(preset, load_images("digits"), None, tmp_path)
+        for split in ("validation", "test"):
+            roles = task.roles(trial(split))
+            assert min(len(roles.train), len(roles.measure)) > 50
+
+
 def test_the_command_of_a_report_repeats_it(tmp_path):
     """It names all that was asked for: the same folder takes it, where nothing is left to do."""
     asked = ["transfer", "--quick", "--data", "digits", "--network", "resnet8-half", "--seeds", 2,
