@@ -310,7 +310,7 @@ def arms(preset: Preset) -> list[Arm]:
 
 OWN_PROBE = Metric("own", "own classes", percent=True)
 FEW = tuple(
-    Metric(f"labels_{share:g}{top}", f"{share:.0%} of the labels{title}", percent=True)
+    Metric(f"labels_{share:g}{top}", f"{100 * share:g} % of the labels{title}", percent=True)
     for share in SEMI_SUPERVISED
     for top, title in (("", ""), ("_top5", ", top-5"))
 )
