@@ -1560,7 +1560,6 @@ def command(*arguments):
         (["noise", "--quick", "--network", "videomae-small"], "videomae-small takes videos"),
         (["long-tail", "--quick", "--set", "largest=200"], "Give --set largest=116, or fewer"),
         (["long-tail", "--preset", "paper", "--data", "imagenet"], "no augmentation 'crop'"),
-        (["ssl", "--data", "digits"], "4000 are to be held out"),
         (["timing", "--quick", "--tensorboard"], "--retry-failed"),
         (["timing", "--quick", "--retry-failed"], "--retry-failed"),
         (["collapse", "--data", "fashion-mnist", "--data-root", "nowhere"], "apt install"),
