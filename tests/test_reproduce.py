@@ -1535,6 +1535,12 @@ def command(*arguments):
     return CliRunner().invoke(app, ["reproduce", *map(str, arguments)])
 
 
+def test_data_that_is_too_small_for_a_preset_is_refused(tmp_path):
+    for changes in ({"validation": 5_000}, {"validation": 80, "train_images": 48}):
+        with pytest.raises(ReproductionError, match=r"own does not fit this preset: .* to be held"):
+            HierarchyTask(TINY.but(**changes), data(), network, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
