@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._shared.keeping import keeping_randomness, seed_all
-from ..training._batches import digest
+from ..training._batches import digest_of_made
 from ..video import VIDEO_NETWORKS, build_video_network
 from ._experiment import ReproductionError
 
@@ -191,14 +190,12 @@ def identity_of(build: Callable[[], nn.Module]) -> str:
 
     Where the same seed makes different ones, nothing can be told: ``"random"``.
     """
-    found = set()
-    for _ in range(2):
-        with keeping_randomness():
-            seed_all(0)
-            model = build()
-        text = re.sub("0x[0-9a-f]+", "", repr(model))  # addresses of functions
-        found.add(digest([text, model.state_dict()]))
-    return found.pop() if len(found) == 1 else "random"
+
+    def made() -> Any:
+        model = build()
+        return re.sub("0x[0-9a-f]+", "", repr(model)), model.state_dict()  # without addresses
+
+    return digest_of_made(made)
 
 
 def _from_timm(kind: str, shape: tuple[int, ...], classes: int) -> nn.Module:

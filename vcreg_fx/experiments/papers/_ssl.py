@@ -131,7 +131,7 @@ class SelfSupervisedTask(TransferTask):
                 loss=objective,
                 seed=trial.seed,
                 checkpoint=self.checkpoint(trial.id),
-                log=self.folder / "logs" / trial.id if self.tensorboard else None,
+                log=self.log(trial.id),
                 on_epoch=lambda *_: objective.measures(),
                 on_update=siamese.follow,
             )

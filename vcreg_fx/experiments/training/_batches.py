@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -103,12 +103,17 @@ def fingerprint(data: Dataset[Any]) -> str:
     if isinstance(data, TensorDataset):
         return digest(data.tensors)
     count = len(data)  # type: ignore[arg-type]
+    some = range(0, count, max(count // _SAMPLES, 1))
+    return digest_of_made(lambda: default_collate([data[i] for i in some]))
+
+
+def digest_of_made(make: Callable[[], Any]) -> str:
+    """Return a digest of what a function makes with the seed 0; ``"random"`` if that varies."""
     found = set()
     for _ in range(2):
         with keeping_randomness():
             seed_all(0)
-            some = [data[i] for i in range(0, count, max(count // _SAMPLES, 1))]
-            found.add(digest(default_collate(some)))
+            found.add(digest(make()))
     return found.pop() if len(found) == 1 else "random"
 
 
